@@ -1,0 +1,200 @@
+package ipc
+
+import "vacate/internal/extent"
+
+// Methods that control calls on the engine. Each has a request and a response
+// type below; a method without one takes or returns [Empty].
+const (
+	MethodHello      = "hello"       // Empty → Hello
+	MethodInspect    = "inspect"     // InspectRequest → Inspection
+	MethodEnroll     = "enroll"      // EnrollRequest → DriveInfo
+	MethodDriveOpen  = "drive.open"  // DriveOpenRequest → DriveInfo
+	MethodDriveClose = "drive.close" // DriveCloseRequest → Empty
+	MethodLeaseOpen  = "lease.open"  // LeaseOpenRequest + listener → LeaseOpened
+	MethodLeaseClose = "lease.close" // LeaseRef → Erasure; never waits for a device
+	MethodLeaseDrain = "lease.drain" // LeaseRef → Empty; waits until no I/O of the lease is in flight
+	MethodLeaseList  = "lease.list"  // Empty → LeaseList
+	MethodStats      = "stats"       // Empty → Stats
+)
+
+// Empty is the request or response that says nothing.
+type Empty struct{}
+
+// Hello describes the engine that answers.
+type Hello struct {
+	Version  string `json:"version"`
+	PID      int    `json:"pid"`
+	KeeperID string `json:"keeperId"` // random, new with each keeper: its volatile memory's identity
+	EngineID string `json:"engineId"` // random, new with each engine process
+	BootID   string `json:"bootId"`   // /proc/sys/kernel/random/boot_id
+	KeyStore string `json:"keyStore"` // "memfd_secret" or "memfd, locked"
+	Buffers  string `json:"buffers"`  // "locked", or why they are not
+	Cipher   string `json:"cipher"`   // implementation in use: "vaes", "aesni", "generic"
+	Slots    int    `json:"slots"`    // leases that fit the volatile memory
+	MaxConns int    `json:"maxConns"` // connections that the host admits
+}
+
+// InspectRequest asks what lies at a path, before anything is done to it.
+type InspectRequest struct {
+	Path string `json:"path"`
+}
+
+// Inspection is what was found. Reading it changes nothing on the medium.
+type Inspection struct {
+	Drive    DriveInfo `json:"drive"`
+	Findings []Finding `json:"findings"` // everything worth saying, refusals included
+}
+
+// A Finding is one fact about a drive. Refuse means that enrolment must not go
+// on; Force tells whether --force with the serial typed again may override it
+// (a mounted or held device never).
+type Finding struct {
+	Code   string `json:"code"` // stable: "mounted", "held", "partition-table", "signature", "enrolled", "too-small", "logical-block", "not-supported", "in-use", "note"
+	Text   string `json:"text"` // for people: what, where, and what to do next
+	Refuse bool   `json:"refuse"`
+	Force  bool   `json:"force"`
+}
+
+// EnrollRequest writes superblocks. The engine inspects again under the
+// exclusive lock, and refuses by the same rules.
+type EnrollRequest struct {
+	Path    string `json:"path"`
+	Node    string `json:"node"` // node id, 32 hex digits
+	UUID    string `json:"uuid"` // of the drive, chosen by control, 32 hex digits
+	Epoch   uint64 `json:"epoch"`
+	Force   bool   `json:"force"`
+	Confirm string `json:"confirm"` // with Force: the serial, or the path, typed again
+}
+
+// DriveOpenRequest opens an enrolled drive and takes its fence. The superblock
+// must carry this node, this UUID and Epoch or (a crash between the two
+// writes) Epoch-1; then NewEpoch is written to both copies.
+type DriveOpenRequest struct {
+	Path         string `json:"path"`
+	Node         string `json:"node"`
+	UUID         string `json:"uuid"`
+	Epoch        uint64 `json:"epoch"`
+	NewEpoch     uint64 `json:"newEpoch"`     // Epoch or Epoch+1
+	ForceForward bool   `json:"forceForward"` // danger_zone: flush class forward whatever was probed
+}
+
+// DriveCloseRequest gives up a drive without leases.
+type DriveCloseRequest struct {
+	UUID string `json:"uuid"`
+}
+
+// DriveInfo describes a drive as the engine sees it.
+type DriveInfo struct {
+	UUID          string   `json:"uuid,omitempty"`
+	Path          string   `json:"path"`
+	Kind          string   `json:"kind"` // "file", "block device", "partition", …
+	Model         string   `json:"model,omitempty"`
+	Serial        string   `json:"serial,omitempty"`
+	Engine        string   `json:"engine"` // "pread"
+	Direct        bool     `json:"direct"` // O_DIRECT
+	Flush         string   `json:"flush"`  // "none", "watched", "forward"
+	FlushWhy      string   `json:"flushWhy"`
+	SizeBytes     int64    `json:"sizeBytes"`
+	LogicalBlock  int      `json:"logicalBlock"`
+	PhysicalBlock int      `json:"physicalBlock"`
+	DataOffset    int64    `json:"dataOffset"`  // bytes: where extent 0 starts
+	ExtentBytes   int64    `json:"extentBytes"` // bytes
+	Extents       uint32   `json:"extents"`
+	Epoch         uint64   `json:"epoch"`
+	Repaired      []string `json:"repaired,omitempty"` // superblock copies that were mended
+}
+
+// LeaseOpenRequest makes a volume and its exports. The listening socket of the
+// NBD export comes along as the message's file descriptor.
+type LeaseOpenRequest struct {
+	Lease        string         `json:"lease"` // 16 characters, a-z and 2-7
+	Slot         int            `json:"slot"`  // slot of the volatile memory, 0 ≤ Slot < Hello.Slots
+	SizeBytes    int64          `json:"sizeBytes"`
+	LogicalBlock int            `json:"logicalBlock"` // 512 or 4096
+	Pieces       []extent.Piece `json:"pieces"`
+	UID          uint32         `json:"uid"` // who may connect, besides root and the daemon
+}
+
+// LeaseOpened says when the key came to be.
+type LeaseOpened struct {
+	KeyGeneratedNs int64 `json:"keyGeneratedNs"` // CLOCK_BOOTTIME
+}
+
+// LeaseRef names a lease.
+type LeaseRef struct {
+	Lease string `json:"lease"`
+}
+
+// Erasure is what was observed when a lease's key was destroyed. Times are
+// CLOCK_BOOTTIME in nanoseconds.
+type Erasure struct {
+	GateClosedNs   int64 `json:"gateClosedNs"`
+	CiphersDoneNs  int64 `json:"ciphersDoneNs"` // no cipher call was in progress any more
+	KeyDestroyedNs int64 `json:"keyDestroyedNs"`
+	ReadBack       bool  `json:"readBack"` // the keeper overwrote the key and read zeros back
+	Drained        bool  `json:"drained"`  // nothing was in flight when this was written
+}
+
+// LeaseList is the leases that the engine holds, for control's recovery.
+type LeaseList struct {
+	Leases []LeaseStatus `json:"leases"`
+}
+
+// LeaseStatus is one lease that the engine holds.
+type LeaseStatus struct {
+	Lease  string `json:"lease"`
+	Slot   int    `json:"slot"`
+	Erased bool   `json:"erased"` // closed, but not drained yet
+}
+
+// Stats are counters since the engine started, a lease and a drive.
+type Stats struct {
+	Connections int          `json:"connections"`
+	Refused     uint64       `json:"refused"` // connections over the maximum
+	Leases      []LeaseStats `json:"leases"`
+	Drives      []DriveStats `json:"drives"`
+}
+
+// LeaseStats counts one lease's requests.
+type LeaseStats struct {
+	Lease       string `json:"lease"`
+	Connections int    `json:"connections"`
+	Reads       uint64 `json:"reads"`
+	Writes      uint64 `json:"writes"`
+	Discards    uint64 `json:"discards"` // write-zeroes included
+	Flushes     uint64 `json:"flushes"`
+	ReadBytes   uint64 `json:"readBytes"`
+	WriteBytes  uint64 `json:"writeBytes"`
+	Errors      uint64 `json:"errors"`
+	Written     int64  `json:"writtenBytes"` // bytes whose block map bit is set
+}
+
+// DriveStats counts one drive's requests and says whether it still answers.
+type DriveStats struct {
+	UUID       string `json:"uuid"`
+	Reads      uint64 `json:"reads"`
+	Writes     uint64 `json:"writes"`
+	ReadBytes  uint64 `json:"readBytes"`
+	WriteBytes uint64 `json:"writeBytes"`
+	Flushes    uint64 `json:"flushes"`
+	Errors     uint64 `json:"errors"`
+	LastError  string `json:"lastError,omitempty"`
+}
+
+// Error codes of a response, for callers that branch.
+const (
+	CodeInternal = "internal"
+	CodeInvalid  = "invalid"   // the request makes no sense
+	CodeNotFound = "not-found" // no such lease or drive
+	CodeRefused  = "refused"   // unsafe or not allowed; the text says what to do
+	CodeBusy     = "busy"      // held by someone else, or a limit was reached
+	CodeMismatch = "mismatch"  // superblock and journal disagree
+)
+
+// A RemoteError is what the other side answered.
+type RemoteError struct {
+	Code string `json:"code"`
+	Text string `json:"text"`
+}
+
+func (e *RemoteError) Error() string { return e.Text }

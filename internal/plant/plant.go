@@ -1,0 +1,22 @@
+// Package plant names the bugs that the tests plant, so that each law's test
+// can be seen to fail: a hunt that finds nothing proves nothing until it has
+// found what was put there.
+//
+// In every build without the tag "planted", [Is] is a constant false, and the
+// compiler removes the code behind it. With the tag, the environment variable
+// VACATE_PLANTED names the one bug that is alive. Such a build says so when it
+// starts, and is never released.
+package plant
+
+// The bugs, by the law that they break.
+const (
+	GateSkipped       = "gate-skipped"        // L1: a shut gate admits requests
+	LateDecrypt       = "late-decrypt"        // L5: a read that ends after the gate shut is decrypted
+	CipherNull        = "cipher-null"         // L3: plaintext reaches the drive
+	BufferNotCleared  = "buffer-not-cleared"  // L3: a buffer keeps a tenant's plaintext after its request
+	BitEarly          = "bit-early"           // L4: a block counts as written before the drive said so
+	MapIgnored        = "map-ignored"         // L4: every block counts as written
+	ExclusionOff      = "exclusion-off"       // L4: sub-block writes do not exclude what overlaps them
+	KeyNotWiped       = "key-not-wiped"       // L5: the keeper leaves the key pages as they are
+	WipeBeforeCiphers = "wipe-before-ciphers" // L5: the key is wiped while cipher calls use it
+)
