@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the tests drive Vacate with: real NBD
+# clients, a file system's tools, a second implementation of AES-XTS, and the C
+# compiler that the race detector needs. Without root it prints the command and
+# goes on: the tests that miss a program then fail, and say which.
+set -euo pipefail
+export PATH="$PATH:/usr/sbin:/sbin"
+
+# program → package
+need=(
+	qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils
+	nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdfuse:libnbd-bin
+	nbdkit:nbdkit fio:fio openssl:openssl fusermount3:fuse3
+	mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs
+	gcc:gcc
+)
+
+missing=()
+for pair in "${need[@]}"; do
+	command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+if [ -n "$(command -v gcc)" ] && ! echo '#include <stdlib.h>' | gcc -fsyntax-only -x c - 2>/dev/null; then
+	missing+=(libc6-dev)
+fi
+[ ${#missing[@]} -gt 0 ] || exit 0
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+
+command="apt-get install -y --no-install-recommends ${missing[*]}"
+if ! command -v apt-get >/dev/null; then
+	echo "make test: not a Debian system; please install what provides: ${missing[*]}" >&2
+elif [ "$(id -u)" -ne 0 ]; then
+	echo "make test: missing packages; tests that need them will fail. To install them:" >&2
+	echo "    sudo $command" >&2
+else
+	echo "make test: installing ${missing[*]}"
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -qq
+	$command -qq >/dev/null
+fi
