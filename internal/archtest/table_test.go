@@ -1,0 +1,90 @@
+package archtest
+
+// table says what each package of the module may import, tests apart.
+//
+// A line is
+//
+//	plane package: imports
+//
+// where imports are packages of this module, named from its root without
+// "internal/", and modules from outside, named by their import path, of which
+// everything below is allowed. The standard library is not listed. A package
+// that is not in the table fails the test: it is given its place here first.
+//
+// Planes, and what each may reach, however indirectly:
+//
+//	leaf     leaf
+//	data     leaf, data, shared                (the engine process)
+//	shared   leaf, shared                      (spoken or mapped by both sides)
+//	control  leaf, shared, control, public     (the control and keeper processes)
+//	public   public                            (what customers import)
+//	wiring   all of these                      (where the one binary is put together)
+//	test     all of these, and is imported by tests only
+//
+// Tests may import whatever the plane of their package may reach, and packages
+// of the plane test.
+const table = `
+	# leaves
+	leaf     blk:
+	leaf     extent:
+	leaf     plant:
+	leaf     sys:              golang.org/x/sys/unix
+	leaf     mem:              plant sys
+	leaf     xts:              golang.org/x/sys/cpu
+	leaf     nbdclient:
+
+	# data plane: a request moves down, a completion up
+	data     export/nbd:       blk mem plant sys
+	data     volume:           blk mem plant
+	data     blockmap:         blk mem plant
+	data     crypt:            blk mem plant xts
+	data     drive:            blk extent mem sys
+	data     engine:           blk blockmap crypt drive export/nbd extent ipc mem plant sys volatile volume xts
+
+	# between processes
+	shared   ipc:              extent sys
+	shared   volatile:         mem sys
+
+	# control plane
+	control  keeper:           sys volatile
+	control  lease:            extent
+	control  journal:          extent lease go.etcd.io/bbolt
+	control  node:             extent ipc journal lease
+	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
+	control  metrics:          ipc github.com/prometheus/client_golang
+	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect node lease connectrpc.com/connect google.golang.org/protobuf
+
+	# public
+	public   api/vacate/v1:                  google.golang.org/protobuf
+	public   api/vacate/v1/vacatev1connect:  api/vacate/v1 connectrpc.com/connect
+	public   client:                         api/vacate/v1 api/vacate/v1/vacatev1connect connectrpc.com/connect
+
+	# wiring
+	wiring   cli:              api/vacate/v1 client config demo engine keeper node server
+	wiring   demo:             api/vacate/v1 client nbdclient
+	wiring   cmd/vacate:       cli
+
+	# tests only
+	test     archtest:
+	test     blk/blktest:      blk
+	test     sim:              blk
+	test     test/bench:       client nbdclient
+`
+
+// reach says which planes a plane may depend on, however indirectly.
+var reach = map[string]string{
+	"leaf":    "leaf",
+	"data":    "leaf data shared",
+	"shared":  "leaf shared",
+	"control": "leaf shared control public",
+	"public":  "public",
+	"wiring":  "leaf data shared control public wiring",
+	"test":    "leaf data shared control public wiring test",
+}
+
+// only names what must stay in one place, whatever the table comes to say.
+var only = map[string][]string{
+	"golang.org/x/sys/unix": {"sys"},
+	"golang.org/x/sys/cpu":  {"xts"},
+	"go.etcd.io/bbolt":      {"journal"},
+}
