@@ -51,6 +51,7 @@ test-plain: ## all tests as the product is built
 lint: ## golangci-lint on the code, gofmt, buf lint, and govulncheck
 	$(TOOL) golangci-lint run ./...
 	$(TOOL) golangci-lint run --build-tags invariants,purego,planted ./...
+	$(TOOL) buf lint
 	@$(MAKE) --no-print-directory vuln
 
 vuln: ## known vulnerabilities in what is reachable (says so when it could not look)
