@@ -1,0 +1,131 @@
+package ipc
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+)
+
+// ErrGone is wrapped by calls whose engine has ended, before or while it
+// carried them out: the caller does not know whether it was done.
+var ErrGone = errors.New("the engine is gone")
+
+// A Client calls the other side. It is safe for use by several goroutines.
+type Client struct {
+	c    *conn
+	done chan struct{} // closed when the reader has ended
+
+	mu      sync.Mutex
+	next    uint64
+	waiting map[uint64]chan *envelope // one answer each, capacity 1
+	err     error                     // set before done is closed
+}
+
+// NewClient speaks over the socket f, which it duplicates; the caller may
+// close f. Close ends it.
+func NewClient(f *os.File) (*Client, error) {
+	c, err := newConn(f)
+	if err != nil {
+		return nil, err
+	}
+	cl := &Client{c: c, done: make(chan struct{}), waiting: map[uint64]chan *envelope{}}
+	go cl.read()
+	return cl, nil
+}
+
+// Close ends the connection and waits for the reader.
+func (cl *Client) Close() error {
+	err := cl.c.uc.Close()
+	<-cl.done
+	return err
+}
+
+// Done is closed when the other side is gone.
+func (cl *Client) Done() <-chan struct{} { return cl.done }
+
+// Call sends one request, with file if it is not nil, and waits for the
+// answer, which it decodes into resp. It returns a [*RemoteError] when the
+// other side refused, and an error that wraps [ErrGone] when it went away.
+// A call that is given up through ctx may still be carried out.
+func (cl *Client) Call(ctx context.Context, method string, req, resp any, file *os.File) error {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return fmt.Errorf("ipc: encoding %q: %w", method, err)
+	}
+	id, answer, err := cl.register()
+	if err != nil {
+		return err
+	}
+	defer cl.forget(id)
+	if err := cl.c.write(&envelope{ID: id, Method: method, Body: body}, file); err != nil {
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	select {
+	case e := <-answer:
+		return e.result(resp)
+	case <-cl.done:
+	case <-ctx.Done():
+		return fmt.Errorf("ipc: waiting for %q: %w", method, ctx.Err())
+	}
+	select { // the answer may have come right before the end
+	case e := <-answer:
+		return e.result(resp)
+	default:
+		return cl.gone()
+	}
+}
+
+func (e *envelope) result(resp any) error {
+	if e.Error != nil {
+		return e.Error
+	}
+	return Decode(e.Body, resp)
+}
+
+func (cl *Client) register() (uint64, chan *envelope, error) {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.err != nil {
+		return 0, nil, fmt.Errorf("%w: %w", ErrGone, cl.err)
+	}
+	cl.next++
+	ch := make(chan *envelope, 1)
+	cl.waiting[cl.next] = ch
+	return cl.next, ch, nil
+}
+
+func (cl *Client) forget(id uint64) {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	delete(cl.waiting, id)
+}
+
+func (cl *Client) gone() error {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	return fmt.Errorf("%w: %w", ErrGone, cl.err)
+}
+
+func (cl *Client) read() {
+	defer close(cl.done)
+	for {
+		e, file, err := cl.c.read()
+		if file != nil {
+			file.Close() //nolint:errcheck // answers carry no descriptor; a surplus one is dropped
+		}
+		cl.mu.Lock()
+		if err != nil {
+			cl.err = err
+			cl.mu.Unlock()
+			return
+		}
+		if ch := cl.waiting[e.ID]; ch != nil {
+			delete(cl.waiting, e.ID)
+			ch <- e
+		}
+		cl.mu.Unlock()
+	}
+}
