@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -20,8 +21,9 @@ var (
 	goTest  = regexp.MustCompile(`(?m)^func (Test[A-Za-z0-9_]+)\(`)
 )
 
-// TestDocs checks that what the documents link to exists, and so do the
-// documents and tests that code and documents name.
+// TestDocs checks that what the documents link to exists, that so do the
+// documents and tests that code and documents name, and that each document can
+// be found from another.
 func TestDocs(t *testing.T) {
 	bad, n, err := dangling(os.DirFS(root(t)))
 	if err != nil {
@@ -41,6 +43,7 @@ func TestDocsPlanted(t *testing.T) {
 		"README.md": file("# Hi\n[a](docs/a.md) [b](docs/a.md#the-end) [c](https://example.org) [d](#hi)\n" +
 			"[x](docs/b.md) [y](docs/a.md#nowhere) `TestOne` `TestL4…`\n```\n[z](no)\n```\n"),
 		"docs/a.md":   file("## The `end`!\n[up](../README.md)\n`TestTwo`, `TestL5…`"),
+		"docs/c.md":   file("nobody knows me"),
 		"a.go":        file("package a // docs/a.md holds; docs/none.md does not"),
 		"x/x_test.go": file("package x\nfunc TestOne(t *testing.T) {}\nfunc TestL4Zeros(t *testing.T) {}\n"),
 	})
@@ -48,17 +51,18 @@ func TestDocsPlanted(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := strings.Join(bad, "\n")
-	for _, want := range []string{"docs/b.md", "#nowhere", "docs/none.md", "TestTwo", "TestL5"} {
+	for _, want := range []string{"docs/b.md", "#nowhere", "docs/none.md", "TestTwo", "TestL5", "docs/c.md"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("found %q, which lacks %q", got, want)
 		}
 	}
-	if len(bad) != 5 || n != 12 {
-		t.Errorf("found %d of %d references dangling, want 5 of 12: %q", len(bad), n, bad)
+	if len(bad) != 6 || n != 12 {
+		t.Errorf("found %d of %d references dangling, want 6 of 12: %q", len(bad), n, bad)
 	}
 }
 
-// dangling returns the references that lead nowhere, and how many there were.
+// dangling returns the references that lead nowhere and the documents that
+// nothing leads to, and how many references there were.
 func dangling(fsys fs.FS) (bad []string, n int, err error) {
 	texts := make(map[string]string)
 	tests := make(map[string]bool)
@@ -83,6 +87,7 @@ func dangling(fsys fs.FS) (bad []string, n int, err error) {
 		_, err := fs.Stat(fsys, path.Clean(name))
 		return err == nil
 	}
+	linked := make(map[string]bool)
 	for name, text := range texts {
 		if path.Ext(name) == ".go" {
 			if path.Dir(name) == "internal/archtest" {
@@ -105,9 +110,16 @@ func dangling(fsys fs.FS) (bad []string, n int, err error) {
 			if file != "" {
 				target = path.Join(path.Dir(name), file)
 			}
+			linked[target] = true
 			note(name, m[1], exists(target) && (anchor == "" || hasAnchor(texts[target], anchor)))
 		}
 	}
+	for name := range texts {
+		if strings.HasPrefix(name, "docs/") && path.Ext(name) == ".md" && !linked[name] {
+			bad = append(bad, name+" is linked from no document")
+		}
+	}
+	slices.Sort(bad)
 	return bad, n, err
 }
 
