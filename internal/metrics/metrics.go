@@ -1,0 +1,99 @@
+// Package metrics exports what the daemon counts, for Prometheus.
+//
+// Counters of the data plane live in the engine. They are pulled when somebody
+// scrapes, so that counting costs the data path nothing: a scrape is one call to
+// the engine. docs/metrics.md lists all names; a test compares.
+package metrics
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"vacate/internal/ipc"
+)
+
+// scrapeTimeout bounds how long a scrape waits for the engine.
+const scrapeTimeout = 5 * time.Second
+
+// A Snapshot is what the daemon is at one moment.
+type Snapshot struct {
+	Ready  bool           // takes new leases
+	Leases map[string]int // number of leases in each state
+	Drives []Drive
+	Engine *ipc.Stats // nil while there is no engine
+}
+
+// Drive is the space of one drive, in bytes.
+type Drive struct {
+	UUID, Path                     string
+	Up                             bool // takes leases
+	Size, Free, Leased, Quarantine int64
+}
+
+// Config is what [New] needs.
+type Config struct {
+	Version string
+	// Snapshot is called once a scrape, possibly by several goroutines at once.
+	Snapshot func(ctx context.Context) (Snapshot, error)
+	// PerLease exports series for each lease.
+	PerLease bool
+}
+
+// Metrics is the daemon's registry, and what is counted outside the engine.
+type Metrics struct {
+	reg      *prometheus.Registry
+	erasures prometheus.Histogram
+	requests *prometheus.CounterVec
+	latency  *prometheus.HistogramVec
+}
+
+// New makes the daemon's metrics.
+func New(cfg Config) *Metrics {
+	m := &Metrics{
+		reg: prometheus.NewRegistry(),
+		erasures: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "vacate_erasure_seconds",
+			Help:    "From shutting a lease's gate to its key destroyed.",
+			Buckets: []float64{25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 100e-3, 1},
+		}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "vacate_api_requests_total",
+			Help: "Calls of the API that were answered, by call and code.",
+		}, []string{"call", "code"}),
+		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "vacate_api_request_seconds",
+			Help:    "Time to answer a call of the API.",
+			Buckets: []float64{1e-3, 5e-3, 10e-3, 50e-3, 100e-3, 500e-3, 1, 5, 30},
+		}, []string{"call"}),
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "vacate_build_info", Help: "Always 1; the label says which version runs.",
+		ConstLabels: prometheus.Labels{"version": cfg.Version}})
+	info.Set(1)
+	m.reg.MustRegister(info, m.erasures, m.requests, m.latency, &collector{cfg},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Erased counts an erasure that took d from gate to destroyed key.
+func (m *Metrics) Erased(d time.Duration) { m.erasures.Observe(d.Seconds()) }
+
+// Called counts a call of the API (server.Config.Observe).
+func (m *Metrics) Called(call, code string, took time.Duration) {
+	m.requests.WithLabelValues(call, code).Inc()
+	m.latency.WithLabelValues(call).Observe(took.Seconds())
+}
+
+// Handler answers scrapes.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.reg, promhttp.HandlerOpts{
+		ErrorHandling:       promhttp.ContinueOnError,
+		MaxRequestsInFlight: 4,
+		DisableCompression:  true, // a unix socket
+	})
+}
