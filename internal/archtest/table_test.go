@@ -43,7 +43,7 @@ const table = `
 
 	# between processes
 	shared   ipc:              extent sys
-	shared   volatile:         mem sys
+	shared   volatile:         mem plant sys
 
 	# control plane
 	control  keeper:           sys volatile
@@ -52,7 +52,7 @@ const table = `
 	control  node:             extent ipc journal lease
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
-	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect node lease connectrpc.com/connect google.golang.org/protobuf
+	control  server:           ipc api/vacate/v1 api/vacate/v1/vacatev1connect node lease connectrpc.com/connect google.golang.org/protobuf
 
 	# public
 	public   api/vacate/v1:                  google.golang.org/protobuf
@@ -68,7 +68,10 @@ const table = `
 	test     archtest:
 	test     blk/blktest:      blk
 	test     sim:              blk
+	test     xts/internal/regs:
 	test     test/bench:       client nbdclient
+	test     test/daemon:
+	test     test/e2e:
 `
 
 // reach says which planes a plane may depend on, however indirectly.

@@ -1,0 +1,56 @@
+package archtest
+
+import (
+	"io/fs"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+// skips names the test files that may skip, and why that hides nothing. A test
+// that misses a program or a right fails, and says what to install or to do.
+var skips = map[string]string{
+	"internal/extent/allocator_test.go": "an action of a state machine that does not apply; others are drawn",
+	"internal/volatile/keys_test.go":    "a kernel without memfd_secret; any other reason to lack it fails",
+}
+
+var skipCall = regexp.MustCompile(`\.(Skip|Skipf|SkipNow)\(`)
+
+func TestSkips(t *testing.T) {
+	bad, err := skipping(os.DirFS(root(t)), skips)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range bad {
+		t.Errorf("%s skips a test: let it fail, or say in skip_test.go why skipping hides nothing", name)
+	}
+}
+
+func TestSkipsPlanted(t *testing.T) {
+	bad, err := skipping(fstest.MapFS{
+		"a/a_test.go":     {Data: []byte("t.Skip()")},
+		"a/b_test.go":     {Data: []byte("\tt.Skipf(")},
+		"a/c_test.go":     {Data: []byte("return fs.SkipDir")},
+		"a/known_test.go": {Data: []byte("t.SkipNow()")},
+	}, map[string]string{"a/known_test.go": "known", "a/c_test.go": "stale"})
+	if got := strings.Join(bad, " "); err != nil || got != "a/a_test.go a/b_test.go" {
+		t.Errorf("found %q, %v; want a/a_test.go a/b_test.go", got, err)
+	}
+}
+
+// skipping names the test files that skip and are not known.
+func skipping(fsys fs.FS, known map[string]string) (bad []string, err error) {
+	err = files(fsys, func(name string) error {
+		if !strings.HasSuffix(name, "_test.go") || strings.HasPrefix(name, "internal/archtest/") || known[name] != "" {
+			return nil
+		}
+		src, err := fs.ReadFile(fsys, name)
+		if skipCall.Match(src) {
+			bad = append(bad, name)
+		}
+		return err
+	})
+	return bad, err
+}
