@@ -69,7 +69,8 @@ func Map(size int, lock Lock) (*Region, error) {
 }
 
 // MapShared maps the first size bytes of f, which has at least that many and
-// cannot shrink (a memfd). It is not locked until [Region.Lock], except that
+// cannot shrink (a memfd). Its pages are small, so that a sparse file stays so.
+// It is not locked until [Region.Lock], except that
 // memfd_secret always is. Close leaves its contents alone: others map it too.
 func MapShared(f *os.File, size int) (*Region, error) {
 	if size <= 0 {
@@ -84,7 +85,7 @@ func MapShared(f *os.File, size int) (*Region, error) {
 	if !r.locked {
 		r.lockErr = errNotAsked
 	}
-	if err := errors.Join(sys.DontDump(whole), sys.DontFork(whole)); err != nil {
+	if err := errors.Join(sys.DontDump(whole), sys.DontFork(whole), sys.SmallPages(whole)); err != nil {
 		return nil, errors.Join(fmt.Errorf("mapping %d bytes of %s: %w", size, f.Name(), err), sys.Unmap(whole))
 	}
 	return r, nil

@@ -69,6 +69,15 @@ func DontFork(b []byte) error {
 	return os.NewSyscallError("madvise", unix.Madvise(b, unix.MADV_DONTFORK))
 }
 
+// SmallPages keeps the kernel from backing b with huge pages, of which one touch
+// of a sparse file would take 2 MiB. A kernel that has none (EINVAL) is fine.
+func SmallPages(b []byte) error {
+	if err := unix.Madvise(b, unix.MADV_NOHUGEPAGE); err != nil && err != unix.EINVAL {
+		return os.NewSyscallError("madvise", err)
+	}
+	return nil
+}
+
 // Memlock returns how many bytes this process may lock, and how many it has
 // locked. The limit does not bind a process with CAP_IPC_LOCK.
 func Memlock() (limit, locked uint64) {

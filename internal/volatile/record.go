@@ -1,0 +1,144 @@
+package volatile
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// A State is how far a lease has come, as the engine sees it.
+//
+//	empty ──> opening ──> open ──> closing ──> erased ──> empty
+//	              └───────────────────┘ (an open that did not succeed)
+type State uint32
+
+// The states. StateErased: the key is destroyed, requests are still in flight.
+const (
+	StateEmpty State = iota
+	StateOpening
+	StateOpen
+	StateClosing
+	StateErased
+	states
+)
+
+var stateNames = [states]string{"empty", "opening", "open", "closing", "erased"}
+
+func (s State) String() string {
+	if s < states {
+		return stateNames[s]
+	}
+	return fmt.Sprintf("state(%d)", uint32(s))
+}
+
+// A Record is what the table knows about the lease in a slot. The zero Record
+// is an empty slot.
+type Record struct {
+	Lease        LeaseID
+	State        State
+	LogicalBlock uint32 // bytes: 512 or 4096
+	SizeBytes    uint64 // of the volume: a multiple of 4096, at most 2^62
+	MapBytes     uint64 // of the map's file: MapBytes(SizeBytes / 4096)
+	Generation   uint64 // of the engine that wrote this, 1 ≤ Generation
+	UID          uint32 // who may connect to its exports, besides root and the daemon
+
+	// CLOCK_BOOTTIME in nanoseconds; 0 is not yet.
+	KeyGeneratedNs int64
+	GateClosedNs   int64
+	KeyDestroyedNs int64
+}
+
+// recordSize is the size of one of the two copies that each slot has.
+const recordSize = 128
+
+const (
+	recSequence     = 0
+	recLease        = 8
+	recState        = 24
+	recLogical      = 28
+	recSize         = 32
+	recMapBytes     = 40
+	recGeneration   = 48
+	recKeyGenerated = 56
+	recGateClosed   = 64
+	recKeyDestroyed = 72
+	recUID          = 80
+	recReserved     = 84
+	recCRC          = recordSize - 4
+)
+
+// validate checks what must hold of every record.
+func (r *Record) validate() error {
+	if r.State == StateEmpty {
+		if *r != (Record{}) {
+			return fmt.Errorf("an empty slot with a lease: %w", ErrFormat)
+		}
+		return nil
+	}
+	switch {
+	case r.State >= states:
+		return fmt.Errorf("%v: %w", r.State, ErrFormat)
+	case !r.Lease.valid():
+		return fmt.Errorf("lease id %q: %w", r.Lease[:], ErrFormat)
+	case r.LogicalBlock != 512 && r.LogicalBlock != 4096:
+		return fmt.Errorf("logical blocks of %d bytes: %w", r.LogicalBlock, ErrFormat)
+	case r.SizeBytes == 0 || r.SizeBytes%4096 != 0 || r.SizeBytes/4096 > MaxBlocks:
+		return fmt.Errorf("volume of %d bytes: %w", r.SizeBytes, ErrFormat)
+	case r.MapBytes != uint64(MapBytes(r.SizeBytes/4096)):
+		return fmt.Errorf("map of %d bytes for a volume of %d: %w", r.MapBytes, r.SizeBytes, ErrFormat)
+	case r.Generation == 0:
+		return fmt.Errorf("engine generation 0: %w", ErrFormat)
+	case r.KeyGeneratedNs < 0 || r.GateClosedNs < 0 || r.KeyDestroyedNs < 0:
+		return fmt.Errorf("negative time: %w", ErrFormat)
+	}
+	return nil
+}
+
+// encodeRecord writes r as the copy with this sequence, 1 ≤ sequence.
+func encodeRecord(b *[recordSize]byte, sequence uint64, r *Record) {
+	le := binary.LittleEndian
+	*b = [recordSize]byte{}
+	le.PutUint64(b[recSequence:], sequence)
+	copy(b[recLease:], r.Lease[:])
+	le.PutUint32(b[recState:], uint32(r.State))
+	le.PutUint32(b[recLogical:], r.LogicalBlock)
+	le.PutUint64(b[recSize:], r.SizeBytes)
+	le.PutUint64(b[recMapBytes:], r.MapBytes)
+	le.PutUint64(b[recGeneration:], r.Generation)
+	le.PutUint64(b[recKeyGenerated:], uint64(r.KeyGeneratedNs))
+	le.PutUint64(b[recGateClosed:], uint64(r.GateClosedNs))
+	le.PutUint64(b[recKeyDestroyed:], uint64(r.KeyDestroyedNs))
+	le.PutUint32(b[recUID:], r.UID)
+	seal(b[:])
+}
+
+// decodeRecord reads one copy. A copy that was never finished has sequence 0,
+// whatever else it holds, and is an empty slot.
+func decodeRecord(b *[recordSize]byte) (sequence uint64, r Record, err error) {
+	le := binary.LittleEndian
+	sequence = le.Uint64(b[recSequence:])
+	if sequence == 0 {
+		return 0, Record{}, nil
+	}
+	if !sealed(b[:]) {
+		return 0, Record{}, fmt.Errorf("checksum of the copy with sequence %d: %w", sequence, ErrDamaged)
+	}
+	r = Record{
+		State:          State(le.Uint32(b[recState:])),
+		LogicalBlock:   le.Uint32(b[recLogical:]),
+		SizeBytes:      le.Uint64(b[recSize:]),
+		MapBytes:       le.Uint64(b[recMapBytes:]),
+		Generation:     le.Uint64(b[recGeneration:]),
+		KeyGeneratedNs: int64(le.Uint64(b[recKeyGenerated:])),
+		GateClosedNs:   int64(le.Uint64(b[recGateClosed:])),
+		KeyDestroyedNs: int64(le.Uint64(b[recKeyDestroyed:])),
+		UID:            le.Uint32(b[recUID:]),
+	}
+	copy(r.Lease[:], b[recLease:])
+	if !allZero(b[recReserved:recCRC]) {
+		return 0, Record{}, fmt.Errorf("reserved bytes are in use: %w", ErrFormat)
+	}
+	if err := r.validate(); err != nil {
+		return 0, Record{}, err
+	}
+	return sequence, r, nil
+}
