@@ -1,0 +1,210 @@
+package crypt
+
+import (
+	"errors"
+	"syscall"
+
+	"vacate/internal/blk"
+	"vacate/internal/mem"
+	"vacate/internal/plant"
+)
+
+// A queue is one goroutine's way through a Crypt.
+//
+// Invariants:
+//
+//	Q1: a parent is either in waiting, or has a slot; never more than depth.
+//	Q2: a slot in use has a child below, so waiting requests are always looked
+//	    at again: only slots hold scratch.
+type queue struct {
+	c       *Crypt
+	size    int64 // bytes
+	gate    *blk.Gate
+	below   blk.Queue
+	feed    blk.Feeder
+	waiting blk.FIFO // parents that have not been started
+	scratch *scratch
+	slots   []slot
+	free    []*slot
+
+	delivered int // completions since the queue was made
+}
+
+// A slot is a parent on its way, and its child.
+type slot struct {
+	q         *queue
+	parent    *blk.Request
+	at, count int // scratch, in blocks; count is 0 if it has none
+	child     blk.Request
+}
+
+// Submit starts requests, or lets them wait for scratch.
+func (q *queue) Submit(batch []*blk.Request) {
+	for _, r := range batch {
+		q.waiting.Push(r)
+	}
+	q.feed.Run(q)
+}
+
+// Reap delivers completions of the queue below, which is also where it waits.
+func (q *queue) Reap(wait bool) int {
+	before := q.delivered
+	for {
+		q.below.Reap(wait && q.delivered == before && q.feed.InFlight() > 0)
+		q.feed.Run(q)
+		if !wait || q.delivered != before || q.feed.InFlight() == 0 || q.feed.Running() {
+			return q.delivered - before
+		}
+	}
+}
+
+// Close gives the scratch back. REQUIRES: nothing in flight.
+func (q *queue) Close() error {
+	if q.waiting.Len() > 0 || len(q.free) < len(q.slots) {
+		panic("crypt: queue closed with requests in flight")
+	}
+	q.c.gates.Drop(q.gate)
+	return errors.Join(q.below.Close(), q.scratch.close())
+}
+
+// Fill starts what waits, oldest first, until scratch runs out. A request that
+// does not fit holds back those behind it, or it might wait for ever.
+func (q *queue) Fill() {
+	for r := q.waiting.Peek(); r != nil; r = q.waiting.Peek() {
+		at, count := 0, 0
+		switch r.Op {
+		case blk.OpRead, blk.OpWrite:
+			if errno := q.check(r); errno != 0 {
+				q.refuse(r, errno)
+				continue
+			}
+			count = int(r.Len / blk.BlockSize)
+			if at = q.scratch.take(count); at < 0 {
+				return
+			}
+		case blk.OpFlush, blk.OpDiscard:
+		default: // zeros are ciphertext here: above, the block map makes them
+			q.refuse(r, syscall.EOPNOTSUPP)
+			continue
+		}
+		q.waiting.Pop()
+		q.start(r, at, count)
+	}
+}
+
+// check returns why a read or write is refused, or 0.
+func (q *queue) check(r *blk.Request) syscall.Errno {
+	switch {
+	case !r.InRange(q.size) || (r.Off|r.Len)%blk.BlockSize != 0:
+		return syscall.EINVAL
+	case q.gate.IsShut() && !plant.Is(plant.LateDecrypt):
+		return syscall.ESHUTDOWN
+	}
+	return 0
+}
+
+func (q *queue) refuse(r *blk.Request, errno syscall.Errno) {
+	q.waiting.Pop()
+	q.delivered++
+	r.Finish(0, errno)
+}
+
+// start makes the child of r, with the scratch that was taken for it.
+func (q *queue) start(r *blk.Request, at, count int) {
+	last := len(q.free) - 1 // Q1: there is one
+	s := q.free[last]
+	q.free = q.free[:last]
+	s.parent, s.at, s.count = r, at, count
+	s.child = blk.Request{Op: r.Op, Flags: r.Flags, Off: r.Off, Len: r.Len, Done: s}
+	if count > 0 {
+		s.child.Buf = q.scratch.bytes(at, count)
+	}
+	if r.Op == blk.OpWrite && !q.encrypt(s.child.Buf, r.Buf, block(r)) {
+		s.finish(0, syscall.ESHUTDOWN)
+		return
+	}
+	q.feed.Add(&s.child)
+}
+
+func block(r *blk.Request) uint64 { return uint64(r.Off) / blk.BlockSize }
+
+// Complete is called when the child is.
+func (s *slot) Complete(child *blk.Request) {
+	s.q.feed.Finished()
+	n, errno := child.N, child.Errno
+	if child.Op == blk.OpRead {
+		switch {
+		case errno != 0:
+			n = 0 // nothing was decrypted: nobody above asks for half a read
+		case !s.q.decrypt(s.parent.Buf, child.Buf, block(child)):
+			n, errno = 0, syscall.ESHUTDOWN
+		}
+	}
+	s.finish(n, errno)
+}
+
+// finish frees the slot, and then completes the parent: its owner may submit
+// again from there.
+func (s *slot) finish(n int64, errno syscall.Errno) {
+	q, r := s.q, s.parent
+	if s.count > 0 {
+		q.scratch.give(s.at, s.count)
+	}
+	s.parent, s.child.Buf = nil, nil
+	q.free = append(q.free, s)
+	q.delivered++
+	r.Finish(n, errno)
+}
+
+// encrypt encrypts blocks from first on, unless the gate is shut.
+func (q *queue) encrypt(dst, src []byte, first uint64) bool {
+	for len(src) > 0 {
+		n := min(stretch, len(src))
+		if !q.gate.Enter() {
+			return false
+		}
+		q.seal(dst[:n], src[:n], first)
+		dst, src, first = dst[n:], src[n:], first+stretch/blk.BlockSize
+	}
+	return true
+}
+
+// decrypt decrypts blocks from first on. If the gate is shut, or shuts on the
+// way, it reports false and dst holds no plaintext (C3).
+func (q *queue) decrypt(dst, src []byte, first uint64) bool {
+	for done := 0; done < len(src); done += stretch {
+		n := min(stretch, len(src)-done)
+		if !q.gate.Enter() {
+			if !plant.Is(plant.LateDecrypt) {
+				mem.Wipe(dst[:done])
+				return false
+			}
+			q.c.sched.Decrypt(dst[done:done+n], src[done:done+n], blk.BlockSize, first)
+		} else {
+			q.open(dst[done:done+n], src[done:done+n], first)
+		}
+		first += stretch / blk.BlockSize
+	}
+	return true
+}
+
+// seal and open are the cipher calls: one stretch, inside the gate that Enter
+// has opened, and that is left even if a fault on the caller's memory unwinds.
+
+func (q *queue) seal(dst, src []byte, first uint64) {
+	defer q.gate.Leave()
+	if plant.Is(plant.CipherNull) {
+		copy(dst, src)
+		return
+	}
+	q.c.sched.Encrypt(dst, src, blk.BlockSize, first)
+}
+
+func (q *queue) open(dst, src []byte, first uint64) {
+	defer q.gate.Leave()
+	if plant.Is(plant.CipherNull) {
+		copy(dst, src)
+		return
+	}
+	q.c.sched.Decrypt(dst, src, blk.BlockSize, first)
+}
