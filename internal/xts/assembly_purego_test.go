@@ -1,0 +1,5 @@
+//go:build purego
+
+package xts
+
+const assembly = false

@@ -1,0 +1,5 @@
+//go:build amd64 && purego
+
+package xts
+
+func (c *residueCase) assemblyCalls() map[string]func() { return nil }
