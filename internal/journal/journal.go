@@ -1,0 +1,143 @@
+// Package journal keeps what a node must not forget: its drives, its leases,
+// who holds which extents, and the spool of records.
+//
+// It is one bbolt file, journal.db, in the node's state folder. Each method of
+// [Store] that changes something is one transaction, durable when it returns
+// (docs/spec/journal.md has the layout, with vectors).
+//
+// # Rules
+//
+//	J1: a lease, its extents, its OPEN record, the record's number and its
+//	    idempotency key are in the journal, all or none.
+//	J2: extents are held by at most one lease, and stay held until a later
+//	    transaction than, or the same as, the one that wrote the CLOSE record.
+//	J3: the numbers of records have no gap, and each record has the SHA-256 of
+//	    the bytes of the one before it.
+//	J4: a lease has one OPEN record and at most one CLOSE record, however often
+//	    a caller who got an error asks again.
+//	J5: whatever the file holds, opening it returns errors; it neither panics
+//	    nor changes what it does not understand.
+//
+// Records are not signed yet, and no log takes them: a record here says what
+// this node observed, to whoever trusts its state folder.
+package journal
+
+import (
+	"errors"
+	"time"
+
+	"vacate/internal/lease"
+)
+
+// Sentinels, for callers that branch. The error around one says which folder or
+// object it is about, and what to do next.
+var (
+	ErrLocked   = errors.New("state folder is in use")
+	ErrReadOnly = errors.New("state folder cannot be written")
+	ErrFolder   = errors.New("state folder is not safe")
+	ErrCorrupt  = errors.New("journal is damaged")
+	ErrVersion  = errors.New("journal has an unknown version")
+
+	// ErrUnchanged is in every error after which the journal surely is as it was
+	// before the call: it refused, or the disk was full. An error without it
+	// leaves open whether the change will be there after a restart.
+	ErrUnchanged = errors.New("journal is unchanged")
+
+	// ErrBroken is in every error after the medium's state became unknown. The
+	// only way on is to restart and recover.
+	ErrBroken = errors.New("journal must be opened again")
+
+	ErrNotFound = errors.New("not in the journal")
+	ErrExists   = errors.New("in the journal already")
+	ErrOverlap  = errors.New("extents are held already")
+)
+
+// Store is the journal, seen by the node. [Bolt] is the real one; tests wrap it
+// to fail any call before or after it took effect. Methods may be called from
+// any goroutine.
+type Store interface {
+	// NodeID is random, made with the journal: 32 hexadecimal digits.
+	NodeID() string
+
+	// Load returns everything that a node needs at its start.
+	Load() (*State, error)
+
+	// AddDrive notes that a drive is about to be enrolled: its state is
+	// Enrolling, its geometry unknown.
+	AddDrive(d Drive) error
+
+	// DropDrive forgets a drive whose enrolment never happened.
+	DropDrive(uuid string) error
+
+	// FinishDrive makes a drive Ready, with its geometry, and writes its ENROL
+	// record. For a drive that is Ready already it does nothing.
+	FinishDrive(d Drive) error
+
+	// IntendEpochs sets Next to Epoch+1 on those of the drives that have no Next:
+	// the intent that precedes the same change of the superblock.
+	IntendEpochs(uuids []string) error
+
+	// ConfirmEpochs sets Epoch to Next, and Next to 0, on those of the drives that
+	// have a Next: their superblocks carry it.
+	ConfirmEpochs(uuids []string) error
+
+	// OpenLease is rule J1. The lease is in state Opening with space Held; the
+	// answer has its OpenSeq.
+	OpenLease(l lease.Lease) (lease.Lease, error)
+
+	// CloseLease writes the CLOSE record of a lease that is erased or lost, and
+	// what is in l of result, text, erasure and time. With free, nothing is in
+	// flight: the extents are freed in the same transaction, otherwise they are
+	// Cleaning. The answer is the lease as it stands then. Asked again, it returns
+	// what the first call wrote. A lease that the journal never held is
+	// ErrNotFound.
+	CloseLease(l lease.Lease, free bool) (lease.Lease, error)
+
+	// FreeSpace frees the extents of a lease whose CLOSE record is written. Asked
+	// again, it changes nothing.
+	FreeSpace(id string) (lease.Lease, error)
+
+	// Records returns at most limit records that follow record number after, in
+	// order.
+	Records(after uint64, limit int) ([]Stored, error)
+
+	// Close gives up the state folder.
+	Close() error
+}
+
+// State is what Load returns.
+type State struct {
+	Drives []Drive       // by UUID
+	Live   []lease.Lease // whose space is not free, by OpenSeq
+	Ended  []lease.Lease // the newest of the others, by CloseSeq
+}
+
+// A DriveState is where a drive stands.
+type DriveState string
+
+// The states of a drive. An Enrolling one may or may not carry superblocks.
+const (
+	Enrolling DriveState = "enrolling"
+	Ready     DriveState = "ready"
+)
+
+// A Drive is an enrolled drive.
+type Drive struct {
+	UUID        string     `json:"uuid"` // 32 hexadecimal digits
+	Path        string     `json:"path"`
+	Serial      string     `json:"serial"`
+	Model       string     `json:"model"`
+	ExtentBytes int64      `json:"extentBytes"`
+	Extents     uint32     `json:"extents"`
+	Epoch       uint64     `json:"epoch"` // that the superblock surely had
+	Next        uint64     `json:"next"`  // that the superblock may have besides; 0 for none
+	State       DriveState `json:"state"`
+	EnrolledAt  time.Time  `json:"enrolledAt,omitzero"`
+}
+
+// Timing says what one transaction cost.
+type Timing struct {
+	Calls int           // that shared the transaction
+	Total time.Duration // from taking them up to the end
+	Sync  time.Duration // of it writing and fsync
+}

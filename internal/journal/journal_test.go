@@ -1,0 +1,509 @@
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/bbolt"
+
+	"vacate/internal/extent"
+	"vacate/internal/lease"
+)
+
+var (
+	uuidA = strings.Repeat("a1", 16)
+	uuidB = strings.Repeat("b2", 16)
+	boot  = "6c7f4b0e-2a33-4d0c-9d0a-1f4bd6f6a001"
+	noon  = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+)
+
+// open opens a journal that does not wait for the medium.
+func open(t testing.TB, dir string) *Bolt {
+	t.Helper()
+	b, err := Open(Options{Dir: dir, NoSync: true, KeepEnded: 3, LockTimeout: time.Millisecond,
+		Rand: bytes.NewReader(bytes.Repeat([]byte{7}, 16)), Clock: func() time.Time { return noon }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return b
+}
+
+func reopen(t testing.TB, b *Bolt) *Bolt {
+	t.Helper()
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return open(t, b.opt.Dir)
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func load(t testing.TB, b *Bolt) *State {
+	t.Helper()
+	s, err := b.Load()
+	must(t, err)
+	return s
+}
+
+func drive(uuid string) Drive {
+	return Drive{UUID: uuid, Path: "/dev/" + uuid[:2], Serial: "S-" + uuid[:2], ExtentBytes: 1 << 20, Extents: 100,
+		Epoch: 1, EnrolledAt: noon}
+}
+
+func enrol(t testing.TB, b *Bolt, uuids ...string) {
+	t.Helper()
+	for _, uuid := range uuids {
+		must(t, b.AddDrive(Drive{UUID: uuid, Path: "/dev/" + uuid[:2]}))
+		must(t, b.FinishDrive(drive(uuid)))
+	}
+}
+
+func piece(uuid string, first, count uint32) extent.Piece {
+	return extent.Piece{Drive: uuid, Range: extent.Range{First: first, Count: count}}
+}
+
+// fresh returns lease number n, as it is before OpenLease.
+func fresh(n int, pieces ...extent.Piece) lease.Lease {
+	return lease.Lease{ID: fmt.Sprintf("aaaaaaaaaaaaaa%c%c", 'a'+n/26%26, 'a'+n%26), Tenant: "acme", SizeBytes: 1 << 20,
+		LogicalBlock: 512, UID: 1000, Pieces: pieces, Slot: n, OpenedAt: noon,
+		Origin: lease.Origin{BootID: boot, KeeperID: "k", EngineID: "e"}, State: lease.Opening, Space: lease.Held}
+}
+
+// erased returns l after its key was destroyed.
+func erased(l lease.Lease) lease.Lease {
+	l.State, l.Result, l.ClosedAt = lease.Erased, lease.OK, noon.Add(time.Hour)
+	l.Erasure = &lease.Erasure{BootID: boot, KeyGeneratedNs: 5, GateClosedNs: 10, CiphersDoneNs: 11, KeyDestroyedNs: 12, ReadBack: true}
+	return l
+}
+
+func audit(t testing.TB, b *Bolt) *Auditor {
+	t.Helper()
+	a := &Auditor{}
+	recs, err := b.Records(0, 1<<20)
+	must(t, err)
+	for i, r := range recs {
+		if r.Seq != uint64(i)+1 {
+			t.Fatalf("J3: record %d stands at place %d", r.Seq, i+1)
+		}
+		must(t, a.Add(r.JSON))
+	}
+	return a
+}
+
+// TestLife takes a lease through its life, and opens the journal anew after each
+// step: what was written is what is read.
+func TestLife(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "state"))
+	node := b.NodeID()
+	want := &State{}
+	check := func() {
+		t.Helper()
+		b = reopen(t, b)
+		if diff := cmp.Diff(want, load(t, b)); diff != "" {
+			t.Fatalf("after reopening (-want +got):\n%s", diff)
+		}
+		if b.NodeID() != node {
+			t.Fatalf("node id changed from %s to %s", node, b.NodeID())
+		}
+	}
+	check()
+
+	must(t, b.AddDrive(Drive{UUID: uuidA, Path: "/dev/a1"}))
+	want.Drives = []Drive{{UUID: uuidA, Path: "/dev/a1", State: Enrolling}}
+	check()
+	must(t, b.FinishDrive(drive(uuidA)))
+	want.Drives = []Drive{drive(uuidA)}
+	want.Drives[0].State = Ready
+	check()
+	must(t, b.IntendEpochs([]string{uuidA}))
+	want.Drives[0].Next = 2
+	check()
+	must(t, b.IntendEpochs([]string{uuidA})) // not confirmed: it stays
+	check()
+	must(t, b.ConfirmEpochs([]string{uuidA}))
+	want.Drives[0].Epoch, want.Drives[0].Next = 2, 0
+	check()
+
+	l := fresh(0, piece(uuidA, 10, 5), piece(uuidA, 0, 1))
+	l.Key = "k1"
+	opened, err := b.OpenLease(l)
+	must(t, err)
+	l.OpenSeq = 2 // after ENROL
+	want.Live = []lease.Lease{l}
+	check()
+	if diff := cmp.Diff(l, opened); diff != "" {
+		t.Errorf("OpenLease (-want +got):\n%s", diff)
+	}
+
+	closed, err := b.CloseLease(erased(l), false)
+	must(t, err)
+	l = erased(l)
+	l.CloseSeq, l.Space = 3, lease.Cleaning
+	want.Live = []lease.Lease{l}
+	check()
+	if diff := cmp.Diff(l, closed); diff != "" {
+		t.Errorf("CloseLease (-want +got):\n%s", diff)
+	}
+
+	_, err = b.FreeSpace(l.ID)
+	must(t, err)
+	l.State, l.Space = lease.Closed, lease.Free
+	want.Live, want.Ended = nil, []lease.Lease{l}
+	check()
+	if a := audit(t, b); a.Open() != 0 {
+		t.Errorf("%d leases have no CLOSE", a.Open())
+	}
+}
+
+// TestAskingAgain is rule J4: after an error that leaves open whether a change
+// was made, asking again makes it once.
+func TestAskingAgain(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "state"))
+	enrol(t, b, uuidA)
+	must(t, b.FinishDrive(drive(uuidA)))
+	for n, free := range []bool{true, false} {
+		l := fresh(n, piece(uuidA, uint32(10*n), 10))
+		l, err := b.OpenLease(l)
+		must(t, err)
+		if _, err := b.OpenLease(fresh(n, piece(uuidA, 50, 1))); !errors.Is(err, ErrExists) || !errors.Is(err, ErrUnchanged) {
+			t.Fatalf("opening lease %s twice: %v", l.ID, err)
+		}
+		var first lease.Lease
+		for i := range 3 {
+			got, err := b.CloseLease(erased(l), free)
+			must(t, err)
+			if i == 0 {
+				first = got
+			}
+			if diff := cmp.Diff(first, got); diff != "" {
+				t.Errorf("closing again, free %v (-first +again):\n%s", free, diff)
+			}
+		}
+		for range 2 {
+			got, err := b.FreeSpace(l.ID)
+			must(t, err)
+			if got.Space != lease.Free || got.State != lease.Closed {
+				t.Errorf("FreeSpace gives state %s, space %s", got.State, got.Space)
+			}
+		}
+	}
+	if _, err := b.CloseLease(erased(fresh(9)), true); !errors.Is(err, ErrNotFound) || !errors.Is(err, ErrUnchanged) {
+		t.Errorf("closing an unknown lease: %v", err)
+	}
+	if _, err := b.FreeSpace("zzzzzzzzzzzzzzzz"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("freeing an unknown lease: %v", err)
+	}
+	recs, err := b.Records(0, 100)
+	must(t, err)
+	if len(recs) != 5 {
+		t.Errorf("J4: %d records, want ENROL and two of each lease", len(recs))
+	}
+}
+
+// TestSpaceHasOneHolder is rule J2.
+func TestSpaceHasOneHolder(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "state"))
+	enrol(t, b, uuidA, uuidB)
+	must(t, b.AddDrive(Drive{UUID: strings.Repeat("c3", 16)}))
+	first, err := b.OpenLease(fresh(0, piece(uuidA, 10, 10), piece(uuidB, 0, 100)))
+	must(t, err)
+	refused := func() {
+		t.Helper()
+		for _, p := range []extent.Piece{
+			piece(uuidA, 10, 10), piece(uuidA, 0, 11), piece(uuidA, 19, 1), piece(uuidA, 12, 2), piece(uuidA, 0, 100),
+			piece(uuidA, 99, 2), piece(uuidA, 100, 1), piece(uuidA, 5, 0), piece(uuidB, 99, 1), piece(uuidA, 1<<31, 1<<31),
+			piece(strings.Repeat("c3", 16), 0, 1), piece(strings.Repeat("d4", 16), 0, 1), piece("", 0, 1), piece(strings.ToUpper(uuidA), 0, 1),
+		} {
+			_, err := b.OpenLease(fresh(1, piece(uuidA, 30, 1), p))
+			if !errors.Is(err, ErrUnchanged) {
+				t.Errorf("J2: %v+%d of %q: %v", p.First, p.Count, p.Drive, err)
+			}
+		}
+		if _, err := b.OpenLease(fresh(1, piece(uuidA, 40, 2), piece(uuidA, 41, 1))); !errors.Is(err, ErrOverlap) {
+			t.Errorf("J2: a lease overlaps itself: %v", err)
+		}
+	}
+	refused()
+	_, err = b.CloseLease(erased(first), false)
+	must(t, err)
+	refused() // the record is durable, but I/O may be in flight
+	_, err = b.FreeSpace(first.ID)
+	must(t, err)
+	for i, p := range []extent.Piece{piece(uuidA, 9, 1), piece(uuidA, 20, 1), piece(uuidA, 10, 10), piece(uuidB, 0, 100)} {
+		_, err := b.OpenLease(fresh(2+i, p))
+		must(t, err)
+	}
+	load(t, reopen(t, b))
+}
+
+func TestIdempotencyKeys(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "state"))
+	enrol(t, b, uuidA)
+	n := 0
+	try := func(tenant, key string) (lease.Lease, error) {
+		l := fresh(n, piece(uuidA, uint32(n), 1))
+		l.Tenant, l.Key = tenant, key
+		n++
+		return b.OpenLease(l)
+	}
+	l, err := try("acme", "k")
+	must(t, err)
+	if _, err := try("acme", "k"); !errors.Is(err, ErrExists) {
+		t.Errorf("one key twice: %v", err)
+	}
+	if _, err := try("other", "k"); err != nil {
+		t.Errorf("another tenant's key: %v", err)
+	}
+	l = erased(l)
+	l.Result = lease.Failed
+	_, err = b.CloseLease(l, true)
+	must(t, err)
+	if _, err := try("acme", "k"); err != nil {
+		t.Errorf("the key of an opening that failed: %v", err)
+	}
+	load(t, reopen(t, b))
+}
+
+func TestEndedLeasesAreForgotten(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "state")) // which keeps 3
+	enrol(t, b, uuidA)
+	for n := range 10 {
+		l := fresh(n, piece(uuidA, 0, 1))
+		l.Key = fmt.Sprint(n)
+		l, err := b.OpenLease(l)
+		must(t, err)
+		_, err = b.CloseLease(erased(l), n%2 == 0)
+		must(t, err)
+		_, err = b.FreeSpace(l.ID)
+		must(t, err)
+		b = reopen(t, b)
+		s := load(t, b)
+		if want := min(n+1, 3); len(s.Ended) != want || s.Ended[want-1].ID != l.ID {
+			t.Fatalf("after %d leases, %d are kept", n+1, len(s.Ended))
+		}
+	}
+	must(t, b.view("", func(tb *tables) error {
+		if n := tb.tx.Bucket(keysBucket).Stats().KeyN; n != 3 {
+			t.Errorf("%d idempotency keys are kept, want 3", n)
+		}
+		return nil
+	}))
+	if a := audit(t, b); a.Open() != 0 {
+		t.Errorf("%d leases have no CLOSE", a.Open())
+	}
+}
+
+// TestManyAtOnce lets many callers share transactions, some of whom are refused.
+func TestManyAtOnce(t *testing.T) {
+	var mu sync.Mutex
+	calls, txs := 0, 0
+	b, err := Open(Options{Dir: filepath.Join(t.TempDir(), "state"), NoSync: true, Observe: func(tm Timing) {
+		mu.Lock()
+		defer mu.Unlock()
+		calls, txs = calls+tm.Calls, txs+1
+		if tm.Sync > tm.Total || tm.Calls < 1 {
+			t.Errorf("timing %+v", tm)
+		}
+	}})
+	must(t, err)
+	defer b.Close()
+	enrol(t, b, uuidA)
+	const callers = 90
+	won := make([]bool, callers)
+	var wg sync.WaitGroup
+	for n := range callers {
+		wg.Go(func() {
+			// Three callers want each place.
+			l, err := b.OpenLease(fresh(n, piece(uuidA, uint32(n/3), 1)))
+			if err == nil {
+				won[n] = true
+				_, err = b.CloseLease(erased(l), false)
+				must(t, err)
+			} else if !errors.Is(err, ErrOverlap) || !errors.Is(err, ErrUnchanged) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for place := range callers / 3 {
+		winners := 0
+		for _, w := range won[3*place : 3*place+3] {
+			if w {
+				winners++
+			}
+		}
+		if winners != 1 {
+			t.Errorf("J2: %d callers got extent %d", winners, place)
+		}
+	}
+	if want := 3 + 2*callers/3; calls != want || txs > calls {
+		t.Errorf("%d calls succeeded in %d transactions, want %d calls", calls, txs, want)
+	}
+	audit(t, b)
+	load(t, b)
+}
+
+func TestCallsAfterClose(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "state"))
+	must(t, b.Close())
+	must(t, b.Close())
+	if err := b.AddDrive(drive(uuidA)); !errors.Is(err, ErrUnchanged) {
+		t.Errorf("AddDrive after Close: %v", err)
+	}
+}
+
+// TestTornMeta loses the newest meta page: the journal is as it was before the
+// last transaction.
+func TestTornMeta(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	b := open(t, dir)
+	enrol(t, b, uuidA)
+	before := load(t, b)
+	_, err := b.OpenLease(fresh(0, piece(uuidA, 0, 1)))
+	must(t, err)
+	id := 0
+	must(t, b.db.View(func(tx *bbolt.Tx) error { id = tx.ID(); return nil }))
+	must(t, b.Close())
+	f, err := os.OpenFile(filepath.Join(dir, fileName), os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt(make([]byte, 40), int64(id%2)*int64(os.Getpagesize())+30)
+	must(t, err)
+	must(t, f.Close())
+	b = open(t, dir)
+	if diff := cmp.Diff(before, load(t, b)); diff != "" {
+		t.Errorf("after a torn meta page (-before +after):\n%s", diff)
+	}
+	_, err = b.OpenLease(fresh(0, piece(uuidA, 0, 1)))
+	must(t, err)
+	audit(t, b)
+}
+
+// specimen is a journal's file with something in every bucket.
+func specimen(t testing.TB) []byte {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "state")
+	b := open(t, dir)
+	enrol(t, b, uuidA, uuidB)
+	for n := range 6 {
+		l := fresh(n, piece(uuidA, uint32(n), 1), piece(uuidB, uint32(2*n), 2))
+		l.Key = fmt.Sprint("key ", n)
+		l, err := b.OpenLease(l)
+		must(t, err)
+		if n > 1 {
+			_, err = b.CloseLease(erased(l), n > 3)
+			must(t, err)
+		}
+	}
+	must(t, b.Close())
+	data, err := os.ReadFile(filepath.Join(dir, fileName))
+	must(t, err)
+	return data
+}
+
+// use opens a journal file of these bytes and does everything with it. What
+// matters is that it comes back.
+func use(t testing.TB, data []byte) error {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "state")
+	must(t, os.Mkdir(dir, 0o700))
+	must(t, os.WriteFile(filepath.Join(dir, fileName), data, 0o600))
+	b, err := Open(Options{Dir: dir, NoSync: true})
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	s, err := b.Load()
+	if err != nil {
+		return err
+	}
+	if _, err := b.Records(0, 1000); err != nil {
+		return err
+	}
+	for _, l := range s.Live {
+		if _, err := b.CloseLease(erased(l), true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestDamage is rule J5: bytes that are flipped, pages that are swapped or
+// zeroed and files that are cut off give errors.
+func TestDamage(t *testing.T) {
+	whole := specimen(t)
+	must(t, use(t, whole))
+	page := os.Getpagesize()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	typed := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for size := 0; size < len(whole); size += page / 2 {
+		if err := use(t, whole[:size]); err != nil || size < 4*page {
+			typed(fmt.Sprintf("cut off at %d", size), err)
+		}
+	}
+	for p := 0; p < len(whole)/page; p++ {
+		for what, fill := range map[string][]byte{"zeros": make([]byte, page), "ones": bytes.Repeat([]byte{0xff}, page),
+			"another page": whole[(p+3)*page%len(whole):][:page]} {
+			data := bytes.Clone(whole)
+			copy(data[p*page:], fill)
+			if err := use(t, data); err != nil {
+				typed(fmt.Sprintf("page %d is %s", p, what), err)
+			}
+		}
+	}
+	flips := 400
+	if testing.Short() {
+		flips = 40
+	}
+	for range flips {
+		data := bytes.Clone(whole)
+		for range 1 + r.IntN(3) {
+			at := r.IntN(len(data))
+			if r.IntN(2) == 0 { // headers are where it hurts
+				at = at/page*page + r.IntN(64)
+			}
+			data[at] ^= 1 << r.IntN(8)
+		}
+		if err := use(t, data); err != nil {
+			typed("flipped", err)
+		}
+	}
+	typed("both meta pages", use(t, append(make([]byte, 2*page), whole[2*page:]...)))
+	typed("empty file", use(t, nil))
+	typed("other file", use(t, []byte("#!/bin/sh\n")))
+}
+
+func TestVersion(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	b := open(t, dir)
+	must(t, b.db.Update(func(tx *bbolt.Tx) error {
+		m := tx.Bucket(metaBucket)
+		return m.Put(metaKey, bytes.Replace(m.Get(metaKey), []byte(`"v":1`), []byte(`"v":2`), 1))
+	}))
+	must(t, b.Close())
+	_, err := Open(Options{Dir: dir})
+	if !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "newer vacate") {
+		t.Errorf("opening a journal of version 2: %v", err)
+	}
+}
