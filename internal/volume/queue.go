@@ -1,0 +1,206 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"vacate/internal/blk"
+	"vacate/internal/mem"
+	"vacate/internal/plant"
+)
+
+// bouncePages bounds the pages of a queue: an op holds at most two, so eight
+// sub-block requests a queue run side by side, and others wait in the backlog.
+const bouncePages = 16
+
+// A queue is one goroutine's way into a volume. Its wait points are that of the
+// queue below and, when all that is left waits for other queues' requests,
+// exclusion.sleep.
+//
+// Invariants:
+//
+//	Q1: a parent is in the backlog or has an op; never more than depth.
+//	Q2: an op is in line (it waits for its turn), or has kids below.
+//	Q3: pages are held by ops only, so the backlog is always looked at again.
+type queue struct {
+	v       *Volume
+	size    int64 // bytes
+	gate    *blk.Gate
+	below   blk.Queue
+	feed    blk.Feeder
+	backlog blk.FIFO // parents that have not been started
+	pages   *mem.Pool
+	flights *flights
+
+	ops   []op
+	free  []*op
+	line  []*op // wait for their turn, oldest first
+	count counters
+
+	delivered int // completions since the queue was made
+}
+
+// NewQueue returns a queue with bounce pages of its own. After Shut the error
+// wraps ESHUTDOWN.
+func (v *Volume) NewQueue(depth int) (blk.Queue, error) {
+	if depth < 1 {
+		return nil, fmt.Errorf("making a volume queue of depth %d: %w", depth, syscall.EINVAL)
+	}
+	gate, err := v.gates.New()
+	if err != nil {
+		return nil, fmt.Errorf("making a volume queue: %w", err)
+	}
+	pages, err := mem.NewPool(blk.BlockSize, min(bouncePages, 2*depth), v.lock)
+	if err != nil {
+		v.gates.Drop(gate)
+		return nil, fmt.Errorf("making a volume queue: %w", err)
+	}
+	kids := depth + min(bouncePages, 2*depth) // an op has a kid for each page, and one more
+	below, err := v.below.NewQueue(kids)
+	if err != nil {
+		v.gates.Drop(gate)
+		return nil, errors.Join(err, pages.Close())
+	}
+	q := &queue{
+		v: v, size: v.geo.Size, gate: gate, below: below, pages: pages,
+		feed:    blk.NewFeeder(below, kids),
+		backlog: blk.NewFIFO(depth),
+		flights: v.excl.join(depth),
+		ops:     make([]op, depth),
+		free:    make([]*op, 0, depth),
+		line:    make([]*op, 0, depth),
+	}
+	for i := range q.ops {
+		o := &q.ops[depth-1-i] // so that the first slots of flights are used first
+		o.init(q, depth-1-i)
+		q.free = append(q.free, o)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.queues[q] = struct{}{}
+	return q, nil
+}
+
+// Close gives up the queue. REQUIRES: nothing in flight.
+func (q *queue) Close() error {
+	if q.backlog.Len() > 0 || len(q.free) < len(q.ops) {
+		panic("volume: queue closed with requests in flight")
+	}
+	q.v.excl.part(q.flights)
+	q.v.gates.Drop(q.gate)
+	q.v.mu.Lock()
+	delete(q.v.queues, q)
+	q.count.addTo(&q.v.past)
+	q.v.mu.Unlock()
+	return errors.Join(q.below.Close(), q.pages.Close())
+}
+
+// Submit starts requests, or puts them in the backlog.
+func (q *queue) Submit(batch []*blk.Request) {
+	for _, r := range batch {
+		q.backlog.Push(r)
+	}
+	q.feed.Run(q)
+}
+
+// Reap delivers completions. With wait it blocks below as long as something of
+// this queue is in flight there; a request whose turn comes meanwhile is started
+// after that.
+func (q *queue) Reap(wait bool) int {
+	before := q.delivered
+	for {
+		q.below.Reap(wait && q.delivered == before && q.feed.InFlight() > 0)
+		q.feed.Run(q)
+		if !wait || q.delivered != before || q.feed.Running() {
+			break
+		}
+		if q.feed.InFlight() == 0 {
+			if len(q.line) == 0 {
+				break
+			}
+			q.sleep()
+		}
+	}
+	return q.delivered - before
+}
+
+// sleep waits for other queues, unless a last look shows that there is no need.
+func (q *queue) sleep() {
+	x, before := &q.v.excl, q.delivered
+	since := x.drowse()
+	q.feed.Run(q)
+	if q.delivered == before && q.feed.InFlight() == 0 {
+		x.sleep(since)
+	}
+	x.wake()
+}
+
+// Fill starts the ops whose turn it is, and then what is in the backlog, oldest
+// first, until pages run out.
+func (q *queue) Fill() {
+	if len(q.line) > 0 {
+		q.advance()
+	}
+	for r := q.backlog.Peek(); r != nil; r = q.backlog.Peek() {
+		if !q.start(r) {
+			return
+		}
+	}
+}
+
+// advance looks at every op in line. V1: after Shut none is started any more.
+func (q *queue) advance() {
+	rest := q.line[:0]
+	for _, o := range q.line {
+		switch {
+		case q.gate.IsShut() && !plant.Is(plant.GateSkipped):
+			o.finish(0, syscall.ESHUTDOWN)
+		case o.turn():
+			o.run()
+		default:
+			rest = append(rest, o)
+		}
+	}
+	clear(q.line[len(rest):])
+	q.line = rest
+}
+
+// start begins r. It reports false when there are no pages for its edges.
+func (q *queue) start(r *blk.Request) bool {
+	if !r.InRange(q.size) {
+		q.refuse(r, syscall.EINVAL)
+		return true
+	}
+	whole := r.Op == blk.OpFlush || aligned(r)
+	var p parts
+	if !whole {
+		if p = cut(r.Off, r.Len); p.count > q.pages.Free() {
+			return false
+		}
+	}
+	admitted := q.gate.Enter()
+	if !admitted && !plant.Is(plant.GateSkipped) {
+		q.refuse(r, syscall.ESHUTDOWN)
+		return true
+	}
+	q.backlog.Pop()
+	last := len(q.free) - 1 // Q1: there is one
+	o := q.free[last]
+	q.free = q.free[:last]
+	o.parent, o.admitted = r, admitted
+	if whole {
+		o.startWhole()
+	} else {
+		o.startCut(p)
+	}
+	return true
+}
+
+// refuse completes the oldest request of the backlog without an op.
+func (q *queue) refuse(r *blk.Request, errno syscall.Errno) {
+	q.backlog.Pop()
+	q.delivered++
+	q.count.add(r.Op, r.Len, errno)
+	r.Finish(0, errno)
+}
