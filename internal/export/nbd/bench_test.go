@@ -1,0 +1,45 @@
+package nbd
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"vacate/internal/nbdclient"
+)
+
+// BenchmarkLoad measures the export alone: a volume in memory below it, the lean
+// client above.
+func BenchmarkLoad(b *testing.B) {
+	tests := []struct {
+		pattern   nbdclient.Pattern
+		blockSize int
+		depth     int
+	}{
+		{nbdclient.RandomRead, 4096, 1},
+		{nbdclient.RandomRead, 4096, 32},
+		{nbdclient.RandomWrite, 4096, 32},
+		{nbdclient.RandomRead, 128 << 10, 32},
+		{nbdclient.RandomWrite, 128 << 10, 32},
+	}
+	m := newMemory(256 << 20)
+	for i := range m.data {
+		m.data[i] = byte(i) // so that every page is there
+	}
+	for _, tt := range tests {
+		b.Run(fmt.Sprintf("%v/%dK/depth%d", tt.pattern, tt.blockSize>>10, tt.depth), func(b *testing.B) {
+			s := alone(b, m.config())
+			c := client(b, s, nbdclient.Options{})
+			load := nbdclient.Load{Pattern: tt.pattern, BlockSize: tt.blockSize, Depth: tt.depth, Requests: int64(b.N), Duration: time.Minute}
+			b.SetBytes(int64(tt.blockSize))
+			b.ResetTimer()
+			r, err := load.Run(c)
+			b.StopTimer()
+			if err != nil || r.Errors > 0 {
+				b.Fatalf("load: %v, %d errors, first %v", err, r.Errors, r.FirstError)
+			}
+			b.ReportMetric(r.PerSecond(), "IOPS")
+			b.ReportMetric(float64(r.P99.Microseconds()), "p99-µs")
+		})
+	}
+}

@@ -1,0 +1,230 @@
+package nbd
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"vacate/internal/blk"
+	"vacate/internal/mem"
+	"vacate/internal/sys"
+)
+
+// Config says what is served, and to whom. Zero values mean the defaults.
+type Config struct {
+	// Export is the volume. It is used until Wait has returned.
+	Export blk.Device
+	// Map tells which parts of a range the lease has written: it calls yield
+	// with consecutive ranges from off on, until yield returns false or the
+	// range is told. nil means that everything counts as written. It is called
+	// from the connections' threads, at once, until Wait has returned.
+	Map func(off, length int64, yield func(off, n int64, written bool) bool)
+	// Admit takes a place in the host's budget of connections, when a client
+	// wants to enter transmission. The error's text is sent to the client. nil
+	// admits all. release may be nil.
+	Admit func() (release func(), err error)
+	// Allow decides by the peer's user id (SO_PEERCRED). nil allows all.
+	Allow func(uid uint32) bool
+	// Lock says what to do when a connection's buffers cannot be locked.
+	Lock mem.Lock
+	// Log gets connections that fail, at level debug: what a client sends never
+	// fills a log. nil discards.
+	Log *slog.Logger
+	// QueueDepth is how many requests of one connection are carried out at
+	// once. 1 ≤ QueueDepth ≤ 1024; default 128. More wait in the socket.
+	QueueDepth int
+	// HandshakeTimeout is how long a client may take until transmission.
+	// Default 10 s; then the connection ends.
+	HandshakeTimeout time.Duration
+	// MaxHandshakes is how many clients may be in the handshake at once.
+	// Default 16; more wait in the socket's backlog.
+	MaxHandshakes int
+}
+
+// Validate reports all faults at once.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.Export == nil {
+		errs = append(errs, errors.New("no volume to export"))
+	} else {
+		g := c.Export.Geometry()
+		if g.Size <= 0 || g.Size > blk.MaxVolume {
+			errs = append(errs, fmt.Errorf("volume of %d bytes: size out of range", g.Size))
+		}
+		if l := int64(g.Logical); l < 1 || l > preferredBlock || l&(l-1) != 0 || g.Size%l != 0 {
+			errs = append(errs, fmt.Errorf("volume with logical blocks of %d bytes: must be a power of two up to %d that divides the size", l, preferredBlock))
+		}
+	}
+	if c.QueueDepth < 0 || c.QueueDepth > maxDepth {
+		errs = append(errs, fmt.Errorf("queue depth %d: must be 1 to %d", c.QueueDepth, maxDepth))
+	}
+	if c.HandshakeTimeout < 0 {
+		errs = append(errs, fmt.Errorf("handshake timeout %v: must not be negative", c.HandshakeTimeout))
+	}
+	if c.MaxHandshakes < 0 {
+		errs = append(errs, fmt.Errorf("%d handshakes at once: must not be negative", c.MaxHandshakes))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) setDefaults() {
+	if c.Admit == nil {
+		c.Admit = func() (func(), error) { return nil, nil }
+	}
+	if c.Allow == nil {
+		c.Allow = func(uint32) bool { return true }
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.QueueDepth == 0 {
+		c.QueueDepth = defaultDepth
+	}
+	if c.HandshakeTimeout == 0 {
+		c.HandshakeTimeout = defaultHandshakeTimeout
+	}
+	if c.MaxHandshakes == 0 {
+		c.MaxHandshakes = defaultHandshakes
+	}
+}
+
+// A Server serves one volume on one listening socket. Its methods may be called
+// from any goroutine.
+//
+//	S1: after Close has returned, no new connection is accepted, and every
+//	    connection's socket is shut down.
+//	S2: after Wait has returned, nothing of the server uses Export or Map, and no
+//	    goroutine or thread of it is left.
+type Server struct {
+	cfg      Config
+	geometry blk.Geometry
+	listener *os.File      // our own descriptor of it; nil: connections are only handed in
+	places   chan struct{} // one element a client in the handshake
+	done     chan struct{} // closed by Close
+	running  sync.WaitGroup
+	counters counters
+
+	mu     sync.Mutex // before conn.mu
+	conns  map[*conn]struct{}
+	closed bool
+}
+
+// Serve accepts clients on l, a listening unix socket. l stays the caller's, who
+// may close it at once; shutting the socket down or unlinking it is the
+// caller's too. l's open file description becomes non-blocking.
+func Serve(l *os.File, cfg Config) (*Server, error) {
+	s, err := newServer(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("serving NBD: %w", err)
+	}
+	s.listener, err = sys.Listener(l)
+	if err != nil {
+		return nil, fmt.Errorf("serving NBD: %w", err)
+	}
+	raw, err := s.listener.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("serving NBD on %s: %w", l.Name(), err), s.listener.Close())
+	}
+	s.running.Add(1)
+	go s.accept(raw)
+	return s, nil
+}
+
+func newServer(cfg Config) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg.setDefaults()
+	return &Server{
+		cfg:      cfg,
+		geometry: cfg.Export.Geometry(),
+		places:   make(chan struct{}, cfg.MaxHandshakes),
+		done:     make(chan struct{}),
+		conns:    make(map[*conn]struct{}),
+	}, nil
+}
+
+// accept takes clients until Close. It waits for a place in the handshake
+// before it accepts, so that the backlog of the socket bounds the rest.
+func (s *Server) accept(raw syscall.RawConn) {
+	defer s.running.Done()
+	for {
+		select {
+		case s.places <- struct{}{}:
+		case <-s.done:
+			return
+		}
+		fd, errno := -1, syscall.Errno(0)
+		err := raw.Read(func(l uintptr) bool {
+			fd, errno = sys.Accept(int(l))
+			return errno != syscall.EAGAIN
+		})
+		switch {
+		case err != nil: // Close
+			return
+		case errno == 0:
+			s.start(fd)
+			continue
+		}
+		<-s.places
+		// A client that has gone again, or want of descriptors or memory: all
+		// pass, so go on, but not in a busy loop.
+		s.cfg.Log.Debug("accepting an NBD connection", "errno", errno)
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-s.done:
+			return
+		}
+	}
+}
+
+// start serves the connected socket fd, which it owns from now on. REQUIRES: one
+// element of places was taken for it.
+func (s *Server) start(fd int) {
+	c := &conn{server: s, fd: fd}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		<-s.places
+		_ = sys.CloseFD(fd) // nothing was promised to this client yet
+		return
+	}
+	s.conns[c] = struct{}{}
+	s.running.Add(1)
+	s.counters.accepted.Add(1)
+	go c.run()
+}
+
+// forget is the last thing that a connection does.
+func (s *Server) forget(c *conn) {
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+	s.running.Done()
+}
+
+// Close stops accepting and shuts all connections down. It wakes those that
+// wait for their client, waits for nothing, and may be called again.
+func (s *Server) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.closed = true
+	close(s.done)
+	if s.listener != nil {
+		_ = s.listener.Close() // our own duplicate: nothing can be lost with it
+	}
+	for c := range s.conns {
+		c.shutdown()
+	}
+}
+
+// Wait returns when every connection has ended after [Server.Close]. It may take
+// as long as the volume's drive takes to answer what is in flight.
+func (s *Server) Wait() { s.running.Wait() }
