@@ -4,6 +4,9 @@ GO       ?= go
 FUZZTIME ?= 10s
 DEV      ?= vacate-dev
 
+# make build VERSION=v1.2.3 makes a release; without it, version says devel.
+LDFLAGS := -s -w $(VERSION:%=-X vacate/internal/version.release=%)
+
 TOOL := $(GO) tool -modfile=tools/go.mod
 
 # Packages in which the tag purego, or the lack of assembly, changes what runs.
@@ -17,7 +20,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/vacate
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/vacate ./cmd/vacate
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/vacate ./cmd/vacate
 
 run: build ## build, and start a daemon under ./vacate-dev (no root, no set-up)
 	@tools/try.sh $(DEV)

@@ -48,7 +48,8 @@ func TestImportsPlanted(t *testing.T) {
 	const table = `
 		# a comment
 		leaf    blk:
-		leaf    sys:     golang.org/x/sys/unix
+		leaf    sys:
+		                 golang.org/x/sys/unix
 		data    volume:  blk
 		data    engine:  volume node
 		control lease:
@@ -113,12 +114,17 @@ func TestTablePlanted(t *testing.T) {
 // parseTable reads the table's lines: plane package: imports.
 func parseTable(text string) (map[string]rule, error) {
 	rules := make(map[string]rule)
+	last := "" // the package that a line without a colon continues
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
 		head, imports, ok := strings.Cut(line, ":")
+		if r, more := rules[last]; !ok && more {
+			rules[last] = rule{r.plane, append(r.imports, strings.Fields(line)...)}
+			continue
+		}
 		names := strings.Fields(head)
 		if !ok || len(names) != 2 {
 			return nil, fmt.Errorf("reading table: %q is not \"plane package: imports\"", line)
@@ -129,7 +135,8 @@ func parseTable(text string) (map[string]rule, error) {
 		if _, ok := rules[names[1]]; ok {
 			return nil, fmt.Errorf("reading table: %s stands there twice", names[1])
 		}
-		rules[names[1]] = rule{names[0], strings.Fields(imports)}
+		last = names[1]
+		rules[last] = rule{names[0], strings.Fields(imports)}
 	}
 	for pkg, r := range rules {
 		for _, imp := range r.imports {
@@ -179,7 +186,7 @@ func check(rules map[string]rule, graph map[string]node) []string {
 			add("%s is not in the table: give it a plane and a line in table_test.go", pkg)
 			continue
 		}
-		for _, imp := range slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(n.product), n.test...)))) {
+		for _, imp := range distinct(append(slices.Clone(n.product), n.test...)) {
 			if imp == "C" {
 				add("%s uses cgo: the product is pure Go and assembly", pkg)
 			}
@@ -187,12 +194,12 @@ func check(rules map[string]rule, graph map[string]node) []string {
 				add("%s", msg)
 			}
 		}
-		for _, imp := range n.product {
+		for _, imp := range distinct(n.product) {
 			if !allowed(r.imports, imp) && imp != "C" {
 				add("%s imports %s: not in its line of the table", pkg, imp)
 			}
 		}
-		for _, imp := range n.test {
+		for _, imp := range distinct(n.test) {
 			if to, ok := rules[imp]; ok && to.plane != "test" && !reaches(r.plane, to.plane) {
 				add("tests of %s import %s: plane %s does not reach %s", pkg, imp, r.plane, to.plane)
 			}
@@ -201,8 +208,10 @@ func check(rules map[string]rule, graph map[string]node) []string {
 			add("%s: plane %s does not reach %s", strings.Join(chain, " → "), r.plane, rules[chain[len(chain)-1]].plane)
 		}
 	}
-	return slices.Compact(bad)
+	return bad
 }
+
+func distinct(s []string) []string { return slices.Compact(slices.Sorted(slices.Values(s))) }
 
 // escape returns the first chain of imports that leaves what plane may reach.
 func escape(rules map[string]rule, graph map[string]node, plane string, chain []string) []string {

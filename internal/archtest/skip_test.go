@@ -13,6 +13,8 @@ import (
 // that misses a program or a right fails, and says what to install or to do.
 var skips = map[string]string{
 	"internal/extent/allocator_test.go": "an action of a state machine that does not apply; others are drawn",
+	"internal/journal/folder_test.go":   "gives a folder away, mounts it read-only: only some roots may",
+	"test/e2e/faults_test.go":           "needs root and /dev/fuse; fails without them where CI is set",
 	"internal/volatile/keys_test.go":    "a kernel without memfd_secret; any other reason to lack it fails",
 }
 

@@ -6,7 +6,7 @@ package archtest
 //
 //	plane package: imports
 //
-// where imports are packages of this module, named from its root without
+// continued on lines without a colon, where imports are packages of this module, named from its root without
 // "internal/", and modules from outside, named by their import path, of which
 // everything below is allowed. The standard library is not listed. A package
 // that is not in the table fails the test: it is given its place here first.
@@ -32,6 +32,7 @@ const table = `
 	leaf     mem:              plant sys
 	leaf     xts:              golang.org/x/sys/cpu
 	leaf     nbdclient:
+	leaf     version:
 
 	# data plane: a request moves down, a completion up
 	data     export/nbd:       blk mem plant sys
@@ -52,7 +53,8 @@ const table = `
 	control  node:             extent ipc journal lease
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
-	control  server:           ipc api/vacate/v1 api/vacate/v1/vacatev1connect node lease connectrpc.com/connect google.golang.org/protobuf
+	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease metrics node
+	                           connectrpc.com/connect google.golang.org/protobuf
 
 	# public
 	public   api/vacate/v1:                  google.golang.org/protobuf
@@ -60,7 +62,9 @@ const table = `
 	public   client:                         api/vacate/v1 api/vacate/v1/vacatev1connect connectrpc.com/connect
 
 	# wiring
-	wiring   cli:              api/vacate/v1 client config demo engine keeper node server
+	wiring   cli:              api/vacate/v1 client config demo engine keeper node server version
+	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra github.com/vbauerster/mpb/v8
+	                           go.yaml.in/yaml/v3 golang.org/x/term google.golang.org/protobuf
 	wiring   demo:             api/vacate/v1 client nbdclient
 	wiring   cmd/vacate:       cli
 
@@ -69,9 +73,9 @@ const table = `
 	test     blk/blktest:      blk
 	test     sim:              blk
 	test     xts/internal/regs:
-	test     test/bench:       client nbdclient
+	test     test/bench:       api/vacate/v1 client nbdclient test/daemon
 	test     test/daemon:
-	test     test/e2e:
+	test     test/e2e:         test/daemon
 `
 
 // reach says which planes a plane may depend on, however indirectly.
