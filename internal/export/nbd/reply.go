@@ -2,8 +2,8 @@ package nbd
 
 import "encoding/binary"
 
-// The encoders of what the server sends. Each fills the front of b and returns
-// how many bytes that took.
+// The encoders of what the server sends. Each fills the front of b; those whose
+// length the caller cannot know return it.
 
 func putSimple(b []byte, cookie uint64, errno uint32) int {
 	b = b[:simpleSize]
@@ -13,21 +13,19 @@ func putSimple(b []byte, cookie uint64, errno uint32) int {
 	return simpleSize
 }
 
-func putChunk(b []byte, flags, typ uint16, cookie uint64, length int) int {
+func putChunk(b []byte, flags, typ uint16, cookie uint64, length int) {
 	b = b[:chunkSize]
 	binary.BigEndian.PutUint32(b, magicStructured)
 	binary.BigEndian.PutUint16(b[4:], flags)
 	binary.BigEndian.PutUint16(b[6:], typ)
 	binary.BigEndian.PutUint64(b[8:], cookie)
 	binary.BigEndian.PutUint32(b[16:], uint32(length))
-	return chunkSize
 }
 
 // putData writes what goes in front of length bytes of data read at off.
-func putData(b []byte, flags uint16, cookie, off uint64, length int) int {
+func putData(b []byte, flags uint16, cookie, off uint64, length int) {
 	putChunk(b, flags, chunkOffsetData, cookie, 8+length)
 	binary.BigEndian.PutUint64(b[chunkSize:], off)
-	return dataChunkSize
 }
 
 // putError writes the last chunk of a reply that failed as a whole.
