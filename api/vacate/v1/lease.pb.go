@@ -129,7 +129,16 @@ type Lease struct {
 	// nobody observed it.
 	Erasure *Erasure `protobuf:"bytes,15,opt,name=erasure,proto3" json:"erasure,omitempty"`
 	// Counters of the volume; unset where the engine does not hold the lease.
-	Stats         *LeaseStats `protobuf:"bytes,16,opt,name=stats,proto3" json:"stats,omitempty"`
+	Stats *LeaseStats `protobuf:"bytes,16,opt,name=stats,proto3" json:"stats,omitempty"`
+	// What went otherwise than it should, in words; usually empty.
+	Text string `protobuf:"bytes,17,opt,name=text,proto3" json:"text,omitempty"`
+	// What becomes of the extents: "held" by this lease, "cleaning" (the lease is
+	// over, I/O may be in flight), "free" (they may be another lease's).
+	Space string `protobuf:"bytes,18,opt,name=space,proto3" json:"space,omitempty"`
+	// Number of the OPEN record.
+	OpenSeq uint64 `protobuf:"varint,19,opt,name=open_seq,json=openSeq,proto3" json:"open_seq,omitempty"`
+	// Number of the CLOSE record; 0 until it is durable.
+	CloseSeq      uint64 `protobuf:"varint,20,opt,name=close_seq,json=closeSeq,proto3" json:"close_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -274,6 +283,34 @@ func (x *Lease) GetStats() *LeaseStats {
 		return x.Stats
 	}
 	return nil
+}
+
+func (x *Lease) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Lease) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+func (x *Lease) GetOpenSeq() uint64 {
+	if x != nil {
+		return x.OpenSeq
+	}
+	return 0
+}
+
+func (x *Lease) GetCloseSeq() uint64 {
+	if x != nil {
+		return x.CloseSeq
+	}
+	return 0
 }
 
 // Piece is a run of extents on one drive.
@@ -1153,7 +1190,7 @@ var File_vacate_v1_lease_proto protoreflect.FileDescriptor
 
 const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\n" +
-	"\x15vacate/v1/lease.proto\x12\tvacate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x04\n" +
+	"\x15vacate/v1/lease.proto\x12\tvacate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x05\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1d\n" +
@@ -1173,7 +1210,11 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\tclosed_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bclosedAt\x12\x16\n" +
 	"\x06result\x18\x0e \x01(\tR\x06result\x12,\n" +
 	"\aerasure\x18\x0f \x01(\v2\x12.vacate.v1.ErasureR\aerasure\x12+\n" +
-	"\x05stats\x18\x10 \x01(\v2\x15.vacate.v1.LeaseStatsR\x05stats\"y\n" +
+	"\x05stats\x18\x10 \x01(\v2\x15.vacate.v1.LeaseStatsR\x05stats\x12\x12\n" +
+	"\x04text\x18\x11 \x01(\tR\x04text\x12\x14\n" +
+	"\x05space\x18\x12 \x01(\tR\x05space\x12\x19\n" +
+	"\bopen_seq\x18\x13 \x01(\x04R\aopenSeq\x12\x1b\n" +
+	"\tclose_seq\x18\x14 \x01(\x04R\bcloseSeq\"y\n" +
 	"\x05Piece\x12\x14\n" +
 	"\x05drive\x18\x01 \x01(\tR\x05drive\x12\x1d\n" +
 	"\n" +

@@ -1,0 +1,237 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	vacatev1 "vacate/api/vacate/v1"
+	"vacate/api/vacate/v1/vacatev1connect"
+)
+
+// A fake is a daemon with canned answers. The requests that it got are kept.
+type fake struct {
+	opened *vacatev1.LeaseServiceOpenRequest
+	enroll *vacatev1.DriveServiceEnrollRequest
+	stop   *vacatev1.NodeServiceStopRequest
+}
+
+const (
+	idOpen   = "aaaabbbbccccdddd"
+	idClosed = "eeeeffffgggghhhh"
+	idErased = "iiiijjjjkkkkllll"
+	idLost   = "mmmmnnnnoooopppp"
+)
+
+func fakeError(code connect.Code, text string, p *vacatev1.Problem) error {
+	err := connect.NewError(code, errors.New(text))
+	d, derr := connect.NewErrorDetail(p)
+	if derr != nil {
+		return derr
+	}
+	err.AddDetail(d)
+	return err
+}
+
+func noSuchLease(id string) error {
+	return fakeError(connect.CodeNotFound, "there is no lease \""+id+"\"",
+		&vacatev1.Problem{Kind: "not-found", Object: id, Next: "see `vacate lease list --all`"})
+}
+
+var fakeTime = time.Date(2026, 3, 4, 5, 6, 7, 890e6, time.UTC)
+
+func fakeLease(id string) *vacatev1.Lease {
+	l := &vacatev1.Lease{
+		Id: id, Tenant: "acme", SizeBytes: 10 << 30, Drive: "/dev/nvme1n1", LogicalBlock: 512, Uid: 1000, OpenedAt: timestamppb.New(fakeTime),
+		Space: "held", OpenSeq: 7, Pieces: []*vacatev1.Piece{{Drive: "/dev/nvme1n1", DriveUuid: "00ff", FirstExtent: 3, Extents: 160}},
+	}
+	erasure := &vacatev1.Erasure{GateToKeyDestroyedNs: 143200, GateToCiphersDoneNs: 21000, ReadBack: true, Drained: true}
+	switch id {
+	case idOpen:
+		l.State = vacatev1.LeaseState_LEASE_STATE_OPEN
+		l.ExpiresAt = timestamppb.New(fakeTime.Add(24 * time.Hour))
+		l.Exports = []*vacatev1.Export{{Kind: "nbd", Uri: "nbd+unix:///?socket=/run/vacate/leases/" + id + "/nbd.sock", Socket: "/run/vacate/leases/" + id + "/nbd.sock"}}
+		l.Stats = &vacatev1.LeaseStats{Connections: 2, Reads: 10, Writes: 20, Discards: 3, Flushes: 4, ReadBytes: 40960, WriteBytes: 81920, Errors: 1, WrittenBytes: 1 << 20}
+	case idClosed:
+		l.State, l.Result, l.Space, l.CloseSeq, l.Erasure = vacatev1.LeaseState_LEASE_STATE_CLOSED, "ok", "free", 8, erasure
+		l.ClosedAt = timestamppb.New(fakeTime.Add(time.Hour))
+	case idErased:
+		erasure.Drained, erasure.Quarantined = false, true
+		l.State, l.Result, l.Space, l.Erasure = vacatev1.LeaseState_LEASE_STATE_ERASED, "ok", "held", erasure
+		l.ClosedAt = timestamppb.New(fakeTime.Add(time.Hour))
+	case idLost:
+		l.State, l.Result, l.Text = vacatev1.LeaseState_LEASE_STATE_LOST, "lost_engine", "the engine ended; the keeper overwrote its keys"
+		l.ClosedAt, l.Space = timestamppb.New(fakeTime.Add(time.Hour)), "free"
+	default:
+		return nil
+	}
+	return l
+}
+
+func fakeDrive() *vacatev1.Drive {
+	return &vacatev1.Drive{
+		Path: "/dev/nvme1n1", Uuid: "00ff", Kind: "block device", Model: "ACME SSD\x1b[31m", Serial: "S123", Engine: "pread", Direct: true,
+		Flush: "watched", FlushWhy: "O_DIRECT on a local drive with a volatile cache", SizeBytes: 1 << 40, FreeBytes: 900 << 30,
+		LeasedBytes: 100 << 30, QuarantinedBytes: 24 << 30, State: "ready", LogicalBlock: 512, PhysicalBlock: 4096,
+		ExtentBytes: 64 << 20, Extents: 16383, Repaired: []string{"second"},
+	}
+}
+
+// leaseFake, driveFake and nodeFake are the services of a fake.
+type leaseFake struct{ *fake }
+
+func (f leaseFake) Open(_ context.Context, req *vacatev1.LeaseServiceOpenRequest) (*vacatev1.LeaseServiceOpenResponse, error) {
+	f.opened = req
+	switch {
+	case req.GetSizeBytes()%4096 != 0:
+		return nil, fakeError(connect.CodeInvalidArgument, "not a multiple of 4096", &vacatev1.Problem{Kind: "invalid"})
+	case req.GetSizeBytes() > 1<<40:
+		return nil, fakeError(connect.CodeResourceExhausted, "there is not that much space", &vacatev1.Problem{Kind: "full", Next: "900 GiB are free"})
+	}
+	return &vacatev1.LeaseServiceOpenResponse{Lease: fakeLease(idOpen)}, nil
+}
+
+func (f leaseFake) List(_ context.Context, req *vacatev1.LeaseServiceListRequest) (*vacatev1.LeaseServiceListResponse, error) {
+	if req.GetTenant() == "nobody" {
+		return &vacatev1.LeaseServiceListResponse{}, nil
+	}
+	res := &vacatev1.LeaseServiceListResponse{Leases: []*vacatev1.Lease{fakeLease(idOpen), fakeLease(idErased)}}
+	if req.GetIncludeEnded() {
+		res.Leases = append(res.Leases, fakeLease(idClosed), fakeLease(idLost))
+	}
+	return res, nil
+}
+
+func (f leaseFake) Get(_ context.Context, req *vacatev1.LeaseServiceGetRequest) (*vacatev1.LeaseServiceGetResponse, error) {
+	if l := fakeLease(req.GetId()); l != nil {
+		return &vacatev1.LeaseServiceGetResponse{Lease: l}, nil
+	}
+	return nil, noSuchLease(req.GetId())
+}
+
+func (f leaseFake) Close(_ context.Context, req *vacatev1.LeaseServiceCloseRequest) (*vacatev1.LeaseServiceCloseResponse, error) {
+	if l := fakeLease(req.GetId()); l != nil {
+		return &vacatev1.LeaseServiceCloseResponse{Lease: l}, nil
+	}
+	return nil, noSuchLease(req.GetId())
+}
+
+func (f leaseFake) Watch(_ context.Context, req *vacatev1.LeaseServiceWatchRequest, s *connect.ServerStream[vacatev1.LeaseServiceWatchResponse]) error {
+	for _, id := range []string{idOpen, idErased, idClosed, idLost} {
+		if err := s.Send(&vacatev1.LeaseServiceWatchResponse{Lease: fakeLease(id)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type driveFake struct{ *fake }
+
+func (f driveFake) Enroll(_ context.Context, req *vacatev1.DriveServiceEnrollRequest) (*vacatev1.DriveServiceEnrollResponse, error) {
+	f.enroll = req
+	found := []*vacatev1.Finding{{Code: "note", Text: "this drive is slow"}}
+	if strings.HasSuffix(req.GetPath(), "/used") {
+		found = append(found, &vacatev1.Finding{Code: "signature", Text: "an ext4 file system labelled \"home\"", Refuse: true, Force: true})
+	}
+	if strings.HasSuffix(req.GetPath(), "/mounted") {
+		found = append(found, &vacatev1.Finding{Code: "mounted", Text: "it is mounted at /home", Refuse: true})
+	}
+	if len(found) > 1 && !req.GetPlan() && !req.GetForce() {
+		return nil, fakeError(connect.CodeFailedPrecondition, "enrolling "+filepath.Base(req.GetPath())+" was refused",
+			&vacatev1.Problem{Kind: "refused", Object: req.GetPath(), Next: "use another drive", Findings: found})
+	}
+	d := fakeDrive()
+	d.Path = filepath.Base(req.GetPath()) // the test's folder differs from run to run
+	return &vacatev1.DriveServiceEnrollResponse{Drive: d, Findings: found, Enrolled: !req.GetPlan()}, nil
+}
+
+func (f driveFake) List(context.Context, *vacatev1.DriveServiceListRequest) (*vacatev1.DriveServiceListResponse, error) {
+	return &vacatev1.DriveServiceListResponse{Drives: []*vacatev1.Drive{fakeDrive()}}, nil
+}
+
+func (f driveFake) Get(_ context.Context, req *vacatev1.DriveServiceGetRequest) (*vacatev1.DriveServiceGetResponse, error) {
+	if req.GetDrive() != "/dev/nvme1n1" {
+		return nil, fakeError(connect.CodeNotFound, "no such drive", &vacatev1.Problem{Kind: "not-found", Object: req.GetDrive()})
+	}
+	return &vacatev1.DriveServiceGetResponse{Drive: fakeDrive()}, nil
+}
+
+type nodeFake struct{ *fake }
+
+func (f nodeFake) Status(context.Context, *vacatev1.NodeServiceStatusRequest) (*vacatev1.NodeServiceStatusResponse, error) {
+	return &vacatev1.NodeServiceStatusResponse{
+		Version: "v0.1.0", NodeId: "abcd", StartedAt: timestamppb.New(fakeTime), Ready: true, Pid: 42,
+		Engine: &vacatev1.Engine{Pid: 43, Id: "e1", KeeperId: "k1", BootId: "b1", KeyStore: "memfd_secret", Buffers: "locked", Cipher: "aesni",
+			MaxConnections: 128, MaxLeases: 1024},
+		Leases: map[string]uint32{"open": 1, "erased": 1}, Drives: 1, CapacityBytes: 1 << 40, FreeBytes: 900 << 30, Connections: 2,
+		Warnings: []string{"swap is in use"}, DangerZone: []string{"force_forward /dev/sda"},
+	}, nil
+}
+
+func (f nodeFake) Stop(_ context.Context, req *vacatev1.NodeServiceStopRequest) (*vacatev1.NodeServiceStopResponse, error) {
+	f.stop = req
+	switch {
+	case req.GetPlan():
+		return &vacatev1.NodeServiceStopResponse{Leases: []string{idOpen}}, nil
+	case !req.GetErase():
+		return nil, fakeError(connect.CodeFailedPrecondition, "1 lease is open", &vacatev1.Problem{Kind: "refused", Next: "close it, or stop with --erase"})
+	}
+	return &vacatev1.NodeServiceStopResponse{Leases: []string{idOpen}, Stopping: true}, nil
+}
+
+// startFake serves a fake on a socket.
+func startFake(t *testing.T) (*fake, string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "v") // t.TempDir is too long for a socket in long test names
+	if err != nil {
+		t.Fatal(err)
+	}
+	sock := filepath.Join(dir, "s")
+	ln, err := net.Listen("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fake{}
+	mux := http.NewServeMux()
+	mux.Handle(vacatev1connect.NewLeaseServiceHandler(leaseFake{f}))
+	mux.Handle(vacatev1connect.NewDriveServiceHandler(driveFake{f}))
+	mux.Handle(vacatev1connect.NewNodeServiceHandler(nodeFake{f}))
+	srv := &http.Server{Handler: mux}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	t.Cleanup(func() {
+		if err := srv.Close(); err != nil {
+			t.Error(err)
+		}
+		<-done
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return f, sock
+}
+
+// A result is what a run of the command line left.
+type result struct {
+	code     int
+	out, err string
+}
+
+// run runs the command line in-process, against the daemon at sock.
+func run(t *testing.T, sock string, hooks Hooks, args ...string) result {
+	t.Helper()
+	var out, errs bytes.Buffer
+	env := map[string]string{"VACATE_ADDR": sock}
+	code := mainIn(time.UTC, args, hooks, Streams{In: strings.NewReader(""), Out: &out, Err: &errs, Getenv: func(k string) string { return env[k] }})
+	return result{code, out.String(), errs.String()}
+}

@@ -1,0 +1,340 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/user"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	vacatev1 "vacate/api/vacate/v1"
+	"vacate/client"
+)
+
+func (a *app) leaseCommand() *cobra.Command {
+	return group("lease", "Open, show and close leases: one tenant's hold on one volume",
+		a.leaseOpenCommand(), a.leaseListCommand(), a.leaseShowCommand(), a.leaseCloseCommand(), a.leaseWatchCommand())
+}
+
+func (a *app) leaseOpenCommand() *cobra.Command {
+	var size sizeFlag
+	var tenant, drive, uid, key string
+	var logical uint32
+	var ttl time.Duration
+	c := &cobra.Command{
+		Use:   "open --size SIZE",
+		Short: "Open a lease: a new volume that reads zeros, and a way to reach it",
+		Example: "vacate lease open --size 10GiB --tenant acme\n" +
+			"# for another user's process, on one drive, gone after a day at the latest\n" +
+			"vacate lease open --size 1TiB --tenant acme --uid libvirt-qemu --drive /dev/nvme1n1 --ttl 24h",
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if !size.set {
+				return usageErrorf("the lease's size is missing: write --size 10GiB")
+			}
+			req := &vacatev1.LeaseServiceOpenRequest{SizeBytes: size.bytes, Tenant: tenant, Drive: drive,
+				LogicalBlock: logical, IdempotencyKey: key}
+			if c.Flags().Changed("ttl") {
+				req.Ttl = durationpb.New(ttl)
+			}
+			if uid != "" {
+				n, err := parseUID(uid)
+				if err != nil {
+					return err
+				}
+				req.Uid = &n
+			}
+			return a.call(func(ctx context.Context, c *client.Client) error {
+				res, err := c.Leases.Open(ctx, req)
+				if err != nil {
+					return err
+				}
+				return a.printOpened(res.GetLease())
+			})
+		},
+	}
+	f := c.Flags()
+	f.Var(&size, "size", "size of the volume, as 10GiB; a multiple of 4096 bytes")
+	f.StringVar(&tenant, "tenant", "", "who the lease is for: any name")
+	f.StringVar(&drive, "drive", "", "path or UUID of the drive to take (default: by free space)")
+	f.DurationVar(&ttl, "ttl", 0, "close the lease by itself after this time, as 24h (default: never)")
+	f.Uint32Var(&logical, "logical-block", 0, "logical block size in bytes, 512 or 4096 (default 512)")
+	f.StringVar(&key, "idempotency-key", "", "a second open with the same key returns the lease of the first")
+	f.StringVar(&uid, "uid", "", "user, by name or number, that may connect to the volume (default: you)")
+	complete(c, "size")
+	complete(c, "logical-block", "512", "4096")
+	a.completeDrives(c, "drive")
+	return c
+}
+
+// parseUID reads a uid, or the name of a user of this host.
+func parseUID(s string) (uint32, error) {
+	text := s
+	if strings.Trim(s, "0123456789") != "" {
+		u, err := user.Lookup(s)
+		if err != nil {
+			return 0, usageErrorf("--uid %s: there is no such user on this host", s)
+		}
+		text = u.Uid
+	}
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || n == 1<<32-1 {
+		return 0, usageErrorf("--uid %s: no user has this number", s)
+	}
+	return uint32(n), nil
+}
+
+// printOpened prints a lease that was opened, and how to use it.
+func (a *app) printOpened(l *vacatev1.Lease) error {
+	if a.format != formatTable {
+		return encode(a.out, a.format, leaseViewOf(l))
+	}
+	p := a.paint(a.out)
+	lines := []pair{
+		{"lease", cell{text: l.GetId(), paint: p.bold}},
+		{"state", cell{text: stateName(l.GetState()), paint: p.state}},
+		{"size", plain(formatSize(l.GetSizeBytes()))},
+		{"tenant", plain(l.GetTenant())},
+		{"drive", plain(driveOf(l))},
+		{"expires", plain(shortTime(l.GetExpiresAt(), a.loc))},
+	}
+	for _, e := range l.GetExports() {
+		lines = append(lines, pair{e.GetKind(), plain(e.GetUri())})
+	}
+	pairs(a.out, p, lines)
+	if len(l.GetExports()) > 0 {
+		fmt.Fprintf(a.out, "\n%s\n  nbdinfo %s\n  vacate lease close %s\n", p.dim("try:"), shellQuote(l.GetExports()[0].GetUri()), l.GetId())
+	}
+	return nil
+}
+
+// driveOf is the drives of a lease in a few words.
+func driveOf(l *vacatev1.Lease) string {
+	seen := make(map[string]bool)
+	for _, p := range l.GetPieces() {
+		seen[p.GetDriveUuid()] = true
+	}
+	if len(seen) > 1 {
+		return fmt.Sprintf("%s and %d more", l.GetDrive(), len(seen)-1)
+	}
+	return l.GetDrive()
+}
+
+// shellQuote quotes a word for a shell: a URI has a question mark.
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+func (a *app) leaseListCommand() *cobra.Command {
+	var tenant string
+	var all bool
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List the leases that you may see",
+		Args:  noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return a.call(func(ctx context.Context, c *client.Client) error {
+				res, err := c.Leases.List(ctx, &vacatev1.LeaseServiceListRequest{Tenant: tenant, IncludeEnded: all})
+				if err != nil {
+					return err
+				}
+				return a.printLeases(res.GetLeases(), all)
+			})
+		},
+	}
+	c.Flags().StringVar(&tenant, "tenant", "", "only leases of this tenant")
+	c.Flags().BoolVar(&all, "all", false, "leases that ended, too")
+	return c
+}
+
+func (a *app) printLeases(leases []*vacatev1.Lease, all bool) error {
+	if a.format != formatTable {
+		return encode(a.out, a.format, leaseViews(leases))
+	}
+	if len(leases) == 0 {
+		if all {
+			fmt.Fprintln(a.out, "no leases")
+		} else {
+			fmt.Fprintln(a.out, "no open leases; open one with `vacate lease open --size 10GiB`, see those that ended with --all")
+		}
+		return nil
+	}
+	p := a.paint(a.out)
+	var rows [][]cell
+	for _, l := range leases {
+		rows = append(rows, []cell{
+			plain(l.GetId()), {text: stateName(l.GetState()), paint: p.state}, numeric(formatSize(l.GetSizeBytes())), numeric(written(l)),
+			numeric(clients(l)), plain(l.GetTenant()), plain(driveOf(l)), plain(shortTime(l.GetOpenedAt(), a.loc)), plain(l.GetResult()),
+		})
+	}
+	table(a.out, p, []string{"LEASE", "STATE", "SIZE", "WRITTEN", "CLIENTS", "TENANT", "DRIVE", "OPENED", "RESULT"}, rows)
+	return nil
+}
+
+func written(l *vacatev1.Lease) string {
+	if l.GetStats() == nil {
+		return "-"
+	}
+	return formatSize(int64(l.GetStats().GetWrittenBytes()))
+}
+
+func clients(l *vacatev1.Lease) string {
+	if l.GetStats() == nil {
+		return "-"
+	}
+	return strconv.Itoa(int(l.GetStats().GetConnections()))
+}
+
+func (a *app) leaseShowCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "show ID",
+		Short:             "Show one lease, ended ones included",
+		Args:              needArgs(1, 1, "one lease id"),
+		ValidArgsFunction: a.completeLeases,
+		RunE: func(_ *cobra.Command, args []string) error {
+			return a.call(func(ctx context.Context, c *client.Client) error {
+				res, err := c.Leases.Get(ctx, &vacatev1.LeaseServiceGetRequest{Id: args[0]})
+				if err != nil {
+					return err
+				}
+				if a.format != formatTable {
+					return encode(a.out, a.format, leaseViewOf(res.GetLease()))
+				}
+				a.showLease(res.GetLease())
+				return nil
+			})
+		},
+	}
+}
+
+func (a *app) showLease(l *vacatev1.Lease) {
+	p := a.paint(a.out)
+	lines := []pair{
+		{"lease", cell{text: l.GetId(), paint: p.bold}},
+		{"state", cell{text: stateName(l.GetState()), paint: p.state}},
+		{"result", plain(l.GetResult())},
+		{"note", plain(l.GetText())},
+		{"size", plain(formatSize(l.GetSizeBytes()))},
+		{"logical block", plain(fmt.Sprintf("%d bytes", l.GetLogicalBlock()))},
+		{"tenant", plain(l.GetTenant())},
+		{"uid", plain(strconv.Itoa(int(l.GetUid())))},
+		{"opened", plain(shortTime(l.GetOpenedAt(), a.loc))},
+		{"expires", plain(shortTime(l.GetExpiresAt(), a.loc))},
+		{"ended", plain(shortTime(l.GetClosedAt(), a.loc))},
+	}
+	for _, e := range l.GetExports() {
+		lines = append(lines, pair{e.GetKind(), plain(e.GetUri())})
+	}
+	for _, pc := range l.GetPieces() {
+		lines = append(lines, pair{"space", plain(fmt.Sprintf("%s, %d extents from %d", pc.GetDrive(), pc.GetExtents(), pc.GetFirstExtent()))})
+	}
+	if s := l.GetStats(); s != nil {
+		lines = append(lines,
+			pair{"clients", plain(strconv.Itoa(int(s.GetConnections())))},
+			pair{"holds data", plain(formatSize(int64(s.GetWrittenBytes())))},
+			pair{"read", plain(fmt.Sprintf("%s in %d requests", formatSize(int64(s.GetReadBytes())), s.GetReads()))},
+			pair{"written", plain(fmt.Sprintf("%s in %d requests", formatSize(int64(s.GetWriteBytes())), s.GetWrites()))},
+			pair{"discards", plain(strconv.FormatUint(s.GetDiscards(), 10))},
+			pair{"flushes", plain(strconv.FormatUint(s.GetFlushes(), 10))},
+			pair{"errors", plain(strconv.FormatUint(s.GetErrors(), 10))})
+	}
+	if e := l.GetErasure(); e != nil {
+		lines = append(lines, pair{"erasure", plain(erasureText(e))})
+	}
+	pairs(a.out, p, lines)
+}
+
+// erasureText says what was observed when a key was destroyed, and no more.
+func erasureText(e *vacatev1.Erasure) string {
+	parts := []string{fmt.Sprintf("key destroyed %s after the gate shut", micros(e.GetGateToKeyDestroyedNs()))}
+	if e.GetReadBack() {
+		parts = append(parts, "read back as zeros")
+	} else {
+		parts = append(parts, "NOT read back")
+	}
+	switch {
+	case e.GetDrained():
+		parts = append(parts, "I/O drained")
+	case e.GetQuarantined():
+		parts = append(parts, "I/O still in flight, space quarantined until it has drained")
+	default:
+		parts = append(parts, "I/O not drained")
+	}
+	return strings.Join(parts, ", ")
+}
+
+// micros is a time in microseconds, the unit in which erasures are told.
+func micros(ns int64) string {
+	return strconv.FormatFloat(float64(ns)/1e3, 'f', 1, 64) + " µs"
+}
+
+func (a *app) leaseWatchCommand() *cobra.Command {
+	var tenant string
+	c := &cobra.Command{
+		Use:   "watch [ID…]",
+		Short: "Print leases as they change, until interrupted or all that were named have ended",
+		Long: "Print leases as they are, and each again whenever its state changes. " +
+			"With ids, it ends when all of them have ended. With -o json each line is one lease.",
+		Args:              needArgs(0, -1, "lease ids"),
+		ValidArgsFunction: a.completeLeases,
+		RunE: func(_ *cobra.Command, args []string) error {
+			return a.call(func(ctx context.Context, c *client.Client) error {
+				return a.watch(ctx, c, &vacatev1.LeaseServiceWatchRequest{Ids: args, Tenant: tenant})
+			})
+		},
+	}
+	c.Flags().StringVar(&tenant, "tenant", "", "only leases of this tenant")
+	return c
+}
+
+func (a *app) watch(ctx context.Context, c *client.Client, req *vacatev1.LeaseServiceWatchRequest) error {
+	stream, err := c.Leases.Watch(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	left := make(map[string]bool)
+	for _, id := range req.GetIds() {
+		left[id] = true
+	}
+	for stream.Receive() {
+		l := stream.Msg().GetLease()
+		if err := a.printChange(a.out, l); err != nil {
+			return err
+		}
+		if s := l.GetState(); s == vacatev1.LeaseState_LEASE_STATE_CLOSED || s == vacatev1.LeaseState_LEASE_STATE_LOST {
+			delete(left, l.GetId())
+		}
+		if len(req.GetIds()) > 0 && len(left) == 0 {
+			return nil
+		}
+	}
+	if err := stream.Err(); err != nil {
+		if ctx.Err() != nil {
+			return nil // an interrupt is how a watch ends
+		}
+		return err
+	}
+	return &ExitError{Code: ExitFailed, Err: errors.New("the daemon ended the watch"), Next: "see `vacate status`"}
+}
+
+func (a *app) printChange(w io.Writer, l *vacatev1.Lease) error {
+	if a.format != formatTable {
+		return encodeLine(w, a.format, leaseViewOf(l))
+	}
+	p := a.paint(w)
+	line := fmt.Sprintf("%s  %s  %s  %s", time.Now().In(a.loc).Format("15:04:05"), l.GetId(),
+		p.state(fmt.Sprintf("%-7s", stateName(l.GetState()))), formatSize(l.GetSizeBytes()))
+	if l.GetTenant() != "" {
+		line += "  " + printable(l.GetTenant())
+	}
+	if e := l.GetErasure(); e != nil {
+		line += "  " + erasureText(e)
+	}
+	_, err := fmt.Fprintln(w, line)
+	return err
+}

@@ -1,0 +1,236 @@
+package cli
+
+import (
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	vacatev1 "vacate/api/vacate/v1"
+)
+
+// The views are what -o json and -o yaml print. They are part of the interface:
+// fields are added, never renamed or taken away, and golden files keep them.
+// Sizes are numbers of bytes, times are RFC 3339 in UTC, durations are numbers
+// with their unit in the name.
+
+type leaseView struct {
+	ID           string       `json:"id"`
+	Tenant       string       `json:"tenant"`
+	SizeBytes    int64        `json:"sizeBytes"`
+	State        string       `json:"state"`
+	Drive        string       `json:"drive"`
+	Exports      []exportView `json:"exports"`
+	Device       string       `json:"device"`
+	OpenedAt     string       `json:"openedAt"`
+	LogicalBlock uint32       `json:"logicalBlock"`
+	UID          uint32       `json:"uid"`
+	ExpiresAt    string       `json:"expiresAt,omitempty"`
+	ClosedAt     string       `json:"closedAt,omitempty"`
+	Result       string       `json:"result,omitempty"`
+	Text         string       `json:"text,omitempty"`
+	Space        string       `json:"space"`
+	OpenSeq      uint64       `json:"openSeq"`
+	CloseSeq     uint64       `json:"closeSeq,omitempty"`
+	Erasure      *erasureView `json:"erasure,omitempty"`
+	Pieces       []pieceView  `json:"pieces"`
+	Stats        *statsView   `json:"stats,omitempty"`
+}
+
+type exportView struct {
+	Kind   string `json:"kind"`
+	URI    string `json:"uri"`
+	Socket string `json:"socket"`
+}
+
+type erasureView struct {
+	GateToKeyDestroyedNs int64 `json:"gateToKeyDestroyedNs"`
+	GateToCiphersDoneNs  int64 `json:"gateToCiphersDoneNs"`
+	ReadBack             bool  `json:"readBack"`
+	Drained              bool  `json:"drained"`
+	Quarantined          bool  `json:"quarantined"`
+}
+
+type pieceView struct {
+	Drive       string `json:"drive"`
+	DriveUUID   string `json:"driveUuid"`
+	FirstExtent uint32 `json:"firstExtent"`
+	Extents     uint32 `json:"extents"`
+}
+
+type statsView struct {
+	Connections  uint32 `json:"connections"`
+	Reads        uint64 `json:"reads"`
+	Writes       uint64 `json:"writes"`
+	Discards     uint64 `json:"discards"`
+	Flushes      uint64 `json:"flushes"`
+	ReadBytes    uint64 `json:"readBytes"`
+	WriteBytes   uint64 `json:"writeBytes"`
+	Errors       uint64 `json:"errors"`
+	WrittenBytes uint64 `json:"writtenBytes"`
+}
+
+func leaseViewOf(l *vacatev1.Lease) leaseView {
+	v := leaseView{
+		ID: l.GetId(), Tenant: l.GetTenant(), SizeBytes: l.GetSizeBytes(), State: stateName(l.GetState()),
+		Drive: l.GetDrive(), Exports: []exportView{}, Device: l.GetDevice(), OpenedAt: instant(l.GetOpenedAt()),
+		LogicalBlock: l.GetLogicalBlock(), UID: l.GetUid(), ExpiresAt: instant(l.GetExpiresAt()), ClosedAt: instant(l.GetClosedAt()),
+		Result: l.GetResult(), Text: l.GetText(), Space: l.GetSpace(), OpenSeq: l.GetOpenSeq(), CloseSeq: l.GetCloseSeq(),
+		Pieces: []pieceView{},
+	}
+	for _, e := range l.GetExports() {
+		v.Exports = append(v.Exports, exportView{Kind: e.GetKind(), URI: e.GetUri(), Socket: e.GetSocket()})
+	}
+	for _, p := range l.GetPieces() {
+		v.Pieces = append(v.Pieces, pieceView{Drive: p.GetDrive(), DriveUUID: p.GetDriveUuid(), FirstExtent: p.GetFirstExtent(), Extents: p.GetExtents()})
+	}
+	if e := l.GetErasure(); e != nil {
+		v.Erasure = &erasureView{GateToKeyDestroyedNs: e.GetGateToKeyDestroyedNs(), GateToCiphersDoneNs: e.GetGateToCiphersDoneNs(),
+			ReadBack: e.GetReadBack(), Drained: e.GetDrained(), Quarantined: e.GetQuarantined()}
+	}
+	if s := l.GetStats(); s != nil {
+		v.Stats = &statsView{Connections: s.GetConnections(), Reads: s.GetReads(), Writes: s.GetWrites(), Discards: s.GetDiscards(),
+			Flushes: s.GetFlushes(), ReadBytes: s.GetReadBytes(), WriteBytes: s.GetWriteBytes(), Errors: s.GetErrors(), WrittenBytes: s.GetWrittenBytes()}
+	}
+	return v
+}
+
+func leaseViews(all []*vacatev1.Lease) []leaseView {
+	vs := make([]leaseView, 0, len(all))
+	for _, l := range all {
+		vs = append(vs, leaseViewOf(l))
+	}
+	return vs
+}
+
+// stateName is "open" for LEASE_STATE_OPEN.
+func stateName(s vacatev1.LeaseState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "LEASE_STATE_"))
+}
+
+// instant is a time in UTC with milliseconds; empty where there is none.
+func instant(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
+	}
+	return t.AsTime().UTC().Format("2006-01-02T15:04:05.000Z07:00")
+}
+
+// shortTime is a time for people.
+func shortTime(t *timestamppb.Timestamp, loc *time.Location) string {
+	if t == nil {
+		return ""
+	}
+	return t.AsTime().In(loc).Format("2006-01-02 15:04:05")
+}
+
+type driveView struct {
+	Path             string   `json:"path"`
+	Engine           string   `json:"engine"`
+	Flush            string   `json:"flush"`
+	SizeBytes        int64    `json:"sizeBytes"`
+	FreeBytes        int64    `json:"freeBytes"`
+	State            string   `json:"state"`
+	StateWhy         string   `json:"stateWhy,omitempty"`
+	UUID             string   `json:"uuid"`
+	Kind             string   `json:"kind"`
+	Model            string   `json:"model,omitempty"`
+	Serial           string   `json:"serial,omitempty"`
+	Direct           bool     `json:"direct"`
+	FlushWhy         string   `json:"flushWhy"`
+	LeasedBytes      int64    `json:"leasedBytes"`
+	QuarantinedBytes int64    `json:"quarantinedBytes"`
+	LogicalBlock     uint32   `json:"logicalBlock"`
+	PhysicalBlock    uint32   `json:"physicalBlock"`
+	ExtentBytes      int64    `json:"extentBytes"`
+	Extents          uint32   `json:"extents"`
+	Repaired         []string `json:"repaired,omitempty"`
+}
+
+func driveViewOf(d *vacatev1.Drive) driveView {
+	return driveView{
+		Path: d.GetPath(), Engine: d.GetEngine(), Flush: d.GetFlush(), SizeBytes: d.GetSizeBytes(), FreeBytes: d.GetFreeBytes(),
+		State: d.GetState(), StateWhy: d.GetStateWhy(), UUID: d.GetUuid(), Kind: d.GetKind(), Model: d.GetModel(), Serial: d.GetSerial(),
+		Direct: d.GetDirect(), FlushWhy: d.GetFlushWhy(), LeasedBytes: d.GetLeasedBytes(), QuarantinedBytes: d.GetQuarantinedBytes(),
+		LogicalBlock: d.GetLogicalBlock(), PhysicalBlock: d.GetPhysicalBlock(), ExtentBytes: d.GetExtentBytes(), Extents: d.GetExtents(),
+		Repaired: d.GetRepaired(),
+	}
+}
+
+type findingView struct {
+	Code   string `json:"code"`
+	Text   string `json:"text"`
+	Refuse bool   `json:"refuse"`
+	Force  bool   `json:"force"`
+}
+
+func findingViews(all []*vacatev1.Finding) []findingView {
+	vs := make([]findingView, 0, len(all))
+	for _, f := range all {
+		vs = append(vs, findingView{Code: f.GetCode(), Text: f.GetText(), Refuse: f.GetRefuse(), Force: f.GetForce()})
+	}
+	return vs
+}
+
+type enrolmentView struct {
+	Drive    driveView     `json:"drive"`
+	Findings []findingView `json:"findings"`
+	Enrolled bool          `json:"enrolled"`
+}
+
+type statusView struct {
+	Version       string            `json:"version"`
+	NodeID        string            `json:"nodeId"`
+	StartedAt     string            `json:"startedAt"`
+	Ready         bool              `json:"ready"`
+	ReadyWhy      string            `json:"readyWhy,omitempty"`
+	PID           int32             `json:"pid"`
+	Engine        *engineView       `json:"engine"`
+	Leases        map[string]uint32 `json:"leases"`
+	Drives        uint32            `json:"drives"`
+	CapacityBytes int64             `json:"capacityBytes"`
+	FreeBytes     int64             `json:"freeBytes"`
+	Connections   uint32            `json:"connections"`
+	Warnings      []string          `json:"warnings"`
+	DangerZone    []string          `json:"dangerZone"`
+}
+
+type engineView struct {
+	PID            int32  `json:"pid"`
+	ID             string `json:"id"`
+	KeeperID       string `json:"keeperId"`
+	BootID         string `json:"bootId"`
+	KeyStore       string `json:"keyStore"`
+	Buffers        string `json:"buffers"`
+	Cipher         string `json:"cipher"`
+	MaxConnections uint32 `json:"maxConnections"`
+	MaxLeases      uint32 `json:"maxLeases"`
+}
+
+func statusViewOf(s *vacatev1.NodeServiceStatusResponse) statusView {
+	v := statusView{
+		Version: s.GetVersion(), NodeID: s.GetNodeId(), StartedAt: instant(s.GetStartedAt()), Ready: s.GetReady(), ReadyWhy: s.GetReadyWhy(),
+		PID: s.GetPid(), Leases: s.GetLeases(), Drives: s.GetDrives(), CapacityBytes: s.GetCapacityBytes(), FreeBytes: s.GetFreeBytes(),
+		Connections: s.GetConnections(), Warnings: orEmpty(s.GetWarnings()), DangerZone: orEmpty(s.GetDangerZone()),
+	}
+	if v.Leases == nil {
+		v.Leases = map[string]uint32{}
+	}
+	if e := s.GetEngine(); e != nil {
+		v.Engine = &engineView{PID: e.GetPid(), ID: e.GetId(), KeeperID: e.GetKeeperId(), BootID: e.GetBootId(), KeyStore: e.GetKeyStore(),
+			Buffers: e.GetBuffers(), Cipher: e.GetCipher(), MaxConnections: e.GetMaxConnections(), MaxLeases: e.GetMaxLeases()}
+	}
+	return v
+}
+
+type stopView struct {
+	Leases   []string `json:"leases"`
+	Stopping bool     `json:"stopping"`
+}
+
+func orEmpty(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
