@@ -14,7 +14,7 @@ PUREGO := $(wildcard internal/xts internal/crypt internal/volume internal/engine
 
 .DEFAULT_GOAL := help
 .PHONY: help build run demo test test-packages test-plain test-race test-purego \
-        test-planted lint vuln cross generate generate-check bench cover fuzz clean
+        test-planted fmt lint vuln cross generate generate-check bench cover fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test-planted: ## plant each bug in turn: the test of its law must find it
 
 test-plain: ## all tests as the product is built
 	$(GO) test -timeout 5m ./...
+
+fmt: ## format the code as lint wants it
+	$(TOOL) golangci-lint fmt ./...
 
 lint: ## golangci-lint on the code, gofmt, buf lint, and govulncheck
 	$(TOOL) golangci-lint run ./...

@@ -6,10 +6,11 @@ package archtest
 //
 //	plane package: imports
 //
-// continued on lines without a colon, where imports are packages of this module, named from its root without
-// "internal/", and modules from outside, named by their import path, of which
-// everything below is allowed. The standard library is not listed. A package
-// that is not in the table fails the test: it is given its place here first.
+// and goes on in lines without a colon. Imports are packages of this module,
+// named from its root without "internal/", and modules from outside, named by
+// their import path, of which everything below is allowed. The standard library
+// is not listed. A package that is not in the table fails the test: it is given
+// its place here first.
 //
 // Planes, and what each may reach, however indirectly:
 //
