@@ -51,7 +51,8 @@ const table = `
 	control  keeper:           sys volatile
 	control  lease:            extent
 	control  journal:          extent lease go.etcd.io/bbolt
-	control  node:             extent ipc journal lease
+	control  node:             extent ipc journal lease sys
+	control  control:          config ipc journal metrics node server sys version
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease metrics node
@@ -63,7 +64,7 @@ const table = `
 	public   client:                         api/vacate/v1 api/vacate/v1/vacatev1connect connectrpc.com/connect
 
 	# wiring
-	wiring   cli:              api/vacate/v1 client config demo engine keeper node server version
+	wiring   cli:              api/vacate/v1 client config control demo engine keeper node server version
 	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra github.com/vbauerster/mpb/v8
 	                           go.yaml.in/yaml/v3 golang.org/x/term google.golang.org/protobuf
 	wiring   demo:             api/vacate/v1 client nbdclient
