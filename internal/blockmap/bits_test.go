@@ -103,7 +103,7 @@ func TestBitsCheck(t *testing.T) {
 func TestSparse(t *testing.T) {
 	const blocks = 1 << 40 / blk.BlockSize // 1 TiB
 	b := newBits(blocks)
-	for w := range b.Words {
+	for w := 0; w < len(b.Words); w += 61 {
 		b.Words[w].Store(^uint64(0)) // M2: without a summary bit these do not count
 	}
 	written := []uint64{0, 12345678, blocks - 1}
@@ -134,8 +134,8 @@ func TestSparse(t *testing.T) {
 		t.Errorf("%d blocks written after a discard of everything", n)
 	}
 	t.Logf("1 TiB counted twice, listed and discarded in %v", time.Since(start))
-	if b.Words[regionWords].Load() != ^uint64(0) {
-		t.Error("the discard touched words that were never written")
+	if w := uint64(61 * regionWords); b.Words[w].Load() != ^uint64(0) {
+		t.Errorf("the discard changed word %d, of a region that was never written", w)
 	}
 }
 

@@ -209,7 +209,7 @@ func TestL5LateRead(t *testing.T) {
 // enciphered or deciphered with a wiped schedule (that would panic, or show).
 func TestL5RevokeWaitsForCiphers(t *testing.T) {
 	const size = blk.MaxTransfer
-	rounds := 150
+	rounds := 100
 	if testing.Short() {
 		rounds = 30
 	}
