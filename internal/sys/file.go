@@ -163,6 +163,11 @@ type FileStat struct {
 	Dev, Inode   uint64 // where the inode lies, and its number: together its identity
 }
 
+// LockID is how /proc/locks names the file (proc_locks(5)).
+func (s FileStat) LockID() string {
+	return fmt.Sprintf("%02x:%02x:%d", unix.Major(s.Dev), unix.Minor(s.Dev), s.Inode)
+}
+
 // Stat describes what a path names, without opening it.
 func Stat(path string) (FileStat, error) {
 	var st unix.Stat_t
