@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"vacate/internal/blk"
 	"vacate/internal/mem"
@@ -242,7 +241,6 @@ func TestAllow(t *testing.T) {
 func TestHandshakesWait(t *testing.T) {
 	cfg := newMemory(1 << 20).config()
 	cfg.MaxHandshakes = 1
-	cfg.HandshakeTimeout = 300 * time.Millisecond
 	_, path := serve(t, cfg)
 	errs := make(chan error, 8)
 	for range cap(errs) {
