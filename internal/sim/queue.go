@@ -74,13 +74,13 @@ func (q *queue) Reap(wait bool) int {
 		}
 		n++
 		res.r.Finish(res.n, res.errno) // without the lock: rule B3
-		if !wait && q.toss() {
+		if q.toss() {
 			return n
 		}
 	}
 }
 
-// toss says whether a Reap that need not wait stops here.
+// toss says whether a Reap that has delivered something stops here.
 func (q *queue) toss() bool {
 	q.d.mu.Lock()
 	defer q.d.mu.Unlock()
