@@ -52,7 +52,7 @@ const table = `
 	control  lease:            extent
 	control  journal:          extent lease go.etcd.io/bbolt
 	control  node:             extent ipc journal lease sys
-	control  control:          config ipc journal metrics node server sys version
+	control  control:          config ipc journal lease metrics node server sys version
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease metrics node
@@ -62,13 +62,14 @@ const table = `
 	public   api/vacate/v1:                  google.golang.org/protobuf
 	public   api/vacate/v1/vacatev1connect:  api/vacate/v1 connectrpc.com/connect
 	public   client:                         api/vacate/v1 api/vacate/v1/vacatev1connect connectrpc.com/connect
-
-	# wiring
-	wiring   cli:              api/vacate/v1 client config control demo engine keeper node server version
+	control  cli:              api/vacate/v1 client config version
 	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra github.com/vbauerster/mpb/v8
 	                           go.yaml.in/yaml/v3 golang.org/x/term google.golang.org/protobuf
+
+	# wiring
 	wiring   demo:             api/vacate/v1 client nbdclient
-	wiring   cmd/vacate:       cli
+	wiring   daemon:           config control engine keeper version
+	wiring   cmd/vacate:       cli daemon demo
 
 	# tests only
 	test     archtest:
@@ -76,6 +77,7 @@ const table = `
 	test     sim:              blk
 	test     xts/internal/regs:
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon
+	test     node/nodesim:     extent ipc journal lease
 	test     test/daemon:
 	test     test/e2e:         test/daemon
 `
