@@ -151,7 +151,7 @@ func parseTable(text string) (map[string]rule, error) {
 // load reads the imports of all packages below a module's root.
 func load(fsys fs.FS) (map[string]node, error) {
 	graph := make(map[string]node)
-	err := walk(fsys, func(name string, f *ast.File, _ int) {
+	err := walk(fsys, func(name string, f *ast.File, _ []byte, _ int) {
 		pkg := short(path.Join(module, path.Dir(name)))
 		n := graph[pkg]
 		for _, spec := range f.Imports {

@@ -80,9 +80,9 @@ func files(fsys fs.FS, yield func(name string) error) error {
 	})
 }
 
-// walk calls yield for each Go file of the module with its imports, its
-// comments, and its length in lines, which is 0 for generated code.
-func walk(fsys fs.FS, yield func(name string, f *ast.File, lines int)) error {
+// walk calls yield for each Go file of the module with its imports, its text,
+// and its length in lines, which is 0 for generated code.
+func walk(fsys fs.FS, yield func(name string, f *ast.File, src []byte, lines int)) error {
 	fset := token.NewFileSet()
 	return files(fsys, func(name string) error {
 		if !strings.HasSuffix(name, ".go") {
@@ -100,7 +100,7 @@ func walk(fsys fs.FS, yield func(name string, f *ast.File, lines int)) error {
 		if ast.IsGenerated(f) {
 			lines = 0
 		}
-		yield(name, f, lines)
+		yield(name, f, src, lines)
 		return nil
 	})
 }
