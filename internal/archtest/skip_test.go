@@ -16,6 +16,7 @@ var skips = map[string]string{
 	"internal/drive/queue_test.go":      "needs root, to mount a small tmpfs",
 	"internal/extent/allocator_test.go": "an action of a state machine that does not apply; others are drawn",
 	"internal/journal/folder_test.go":   "gives a folder away, mounts it read-only: only some roots may",
+	"internal/server/peer_test.go":      "needs root, to connect as another user; the rest of each test has run by then",
 	"test/e2e/faults_test.go":           "needs root and /dev/fuse; fails without them where CI is set",
 	"internal/volatile/keys_test.go":    "a kernel without memfd_secret; any other reason to lack it fails",
 }

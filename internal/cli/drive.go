@@ -220,6 +220,10 @@ func (a *app) showDrive(d *vacatev1.Drive) {
 	if d.GetDirect() {
 		engine += ", O_DIRECT"
 	}
+	failed := ""
+	if d.GetErrors() > 0 {
+		failed = strings.TrimSuffix(fmt.Sprintf("%d, the last: %s", d.GetErrors(), d.GetLastError()), ", the last: ")
+	}
 	optional := func(n int64) string {
 		if n == 0 {
 			return ""
@@ -242,6 +246,7 @@ func (a *app) showDrive(d *vacatev1.Drive) {
 		{"flush", plain(strings.TrimSuffix(d.GetFlush()+": "+d.GetFlushWhy(), ": "))},
 		{"blocks", plain(fmt.Sprintf("%d bytes logical, %d physical", d.GetLogicalBlock(), d.GetPhysicalBlock()))},
 		{"extents", plain(strconv.Itoa(int(d.GetExtents())) + " of " + formatSize(d.GetExtentBytes()))},
+		{"errors", plain(failed)},
 		{"mended", plain(strings.Join(d.GetRepaired(), ", "))},
 	})
 }

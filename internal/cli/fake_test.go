@@ -83,7 +83,7 @@ func fakeDrive() *vacatev1.Drive {
 		Path: "/dev/nvme1n1", Uuid: "00ff", Kind: "block device", Model: "ACME SSD\x1b[31m", Serial: "S123", Engine: "pread", Direct: true,
 		Flush: "watched", FlushWhy: "O_DIRECT on a local drive with a volatile cache", SizeBytes: 1 << 40, FreeBytes: 900 << 30,
 		LeasedBytes: 100 << 30, QuarantinedBytes: 24 << 30, State: "ready", LogicalBlock: 512, PhysicalBlock: 4096,
-		ExtentBytes: 64 << 20, Extents: 16383, Repaired: []string{"second"},
+		ExtentBytes: 64 << 20, Extents: 16383, Repaired: []string{"second"}, CapacityBytes: 1023 << 30, Errors: 3, LastError: "read at 4096: input/output error",
 	}
 }
 

@@ -128,9 +128,9 @@ func (p painter) state(s string) string {
 	switch s {
 	case "open", "ready":
 		return p.green(s)
-	case "opening", "closing", "erased", "quarantined":
+	case "opening", "closing", "erased", "enrolling", "busy":
 		return p.yellow(s)
-	case "lost", "failed", "missing":
+	case "lost", "missing", "refused":
 		return p.red(s)
 	case "closed":
 		return p.dim(s)

@@ -145,6 +145,9 @@ type driveView struct {
 	ExtentBytes      int64    `json:"extentBytes"`
 	Extents          uint32   `json:"extents"`
 	Repaired         []string `json:"repaired,omitempty"`
+	CapacityBytes    int64    `json:"capacityBytes"`
+	Errors           uint64   `json:"errors"`
+	LastError        string   `json:"lastError,omitempty"`
 }
 
 func driveViewOf(d *vacatev1.Drive) driveView {
@@ -153,7 +156,7 @@ func driveViewOf(d *vacatev1.Drive) driveView {
 		State: d.GetState(), StateWhy: d.GetStateWhy(), UUID: d.GetUuid(), Kind: d.GetKind(), Model: d.GetModel(), Serial: d.GetSerial(),
 		Direct: d.GetDirect(), FlushWhy: d.GetFlushWhy(), LeasedBytes: d.GetLeasedBytes(), QuarantinedBytes: d.GetQuarantinedBytes(),
 		LogicalBlock: d.GetLogicalBlock(), PhysicalBlock: d.GetPhysicalBlock(), ExtentBytes: d.GetExtentBytes(), Extents: d.GetExtents(),
-		Repaired: d.GetRepaired(),
+		Repaired: d.GetRepaired(), CapacityBytes: d.GetCapacityBytes(), Errors: d.GetErrors(), LastError: d.GetLastError(),
 	}
 }
 

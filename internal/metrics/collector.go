@@ -17,7 +17,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descUp          = desc("vacate_engine_up", "1 while an engine answers, else 0.")
 	descReady       = desc("vacate_ready", "1 while the daemon takes new leases, else 0.")
-	descLeases      = desc("vacate_leases", "Leases, by state.", "state")
+	descLeases      = desc("vacate_leases", "Leases whose space is not free, by state.", "state")
 	descConnections = desc("vacate_connections", "Clients that are connected, over all leases.")
 	descRefused     = desc("vacate_connections_refused_total", "Clients that were refused because too many were connected.")
 
@@ -77,11 +77,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
-	snap, err := c.cfg.Snapshot(ctx)
-	if err != nil {
-		ch <- prometheus.NewInvalidMetric(descReady, err) // promhttp counts it, and sends the rest
-		return
-	}
+	snap := c.cfg.Snapshot(ctx)
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}

@@ -39,7 +39,7 @@ type Drive struct {
 type Config struct {
 	Version string
 	// Snapshot is called once a scrape, possibly by several goroutines at once.
-	Snapshot func(ctx context.Context) (Snapshot, error)
+	Snapshot func(ctx context.Context) Snapshot
 	// PerLease exports series for each lease.
 	PerLease bool
 }
@@ -48,6 +48,7 @@ type Config struct {
 type Metrics struct {
 	reg      *prometheus.Registry
 	erasures prometheus.Histogram
+	commits  prometheus.Histogram
 	requests *prometheus.CounterVec
 	latency  *prometheus.HistogramVec
 }
@@ -60,6 +61,11 @@ func New(cfg Config) *Metrics {
 			Name:    "vacate_erasure_seconds",
 			Help:    "From shutting a lease's gate to its key destroyed.",
 			Buckets: []float64{25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 100e-3, 1},
+		}),
+		commits: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "vacate_journal_commit_seconds",
+			Help:    "Time to write a transaction of the journal and wait until it is durable.",
+			Buckets: []float64{250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 1},
 		}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "vacate_api_requests_total",
@@ -75,13 +81,16 @@ func New(cfg Config) *Metrics {
 		Name: "vacate_build_info", Help: "Always 1; the label says which version runs.",
 		ConstLabels: prometheus.Labels{"version": cfg.Version}})
 	info.Set(1)
-	m.reg.MustRegister(info, m.erasures, m.requests, m.latency, &collector{cfg},
+	m.reg.MustRegister(info, m.erasures, m.commits, m.requests, m.latency, &collector{cfg},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
 // Erased counts an erasure that took d from gate to destroyed key.
 func (m *Metrics) Erased(d time.Duration) { m.erasures.Observe(d.Seconds()) }
+
+// Committed counts a transaction of the journal that took d to become durable.
+func (m *Metrics) Committed(d time.Duration) { m.commits.Observe(d.Seconds()) }
 
 // Called counts a call of the API (server.Config.Observe).
 func (m *Metrics) Called(call, code string, took time.Duration) {

@@ -47,11 +47,12 @@ type Drive struct {
 	SizeBytes int64 `protobuf:"varint,10,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// Bytes that a new lease may take now.
 	FreeBytes int64 `protobuf:"varint,11,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
-	// Bytes held by leases, opening to closing.
+	// Bytes held by leases that have a key.
 	LeasedBytes int64 `protobuf:"varint,12,opt,name=leased_bytes,json=leasedBytes,proto3" json:"leased_bytes,omitempty"`
 	// Bytes withheld until the I/O of erased leases has drained.
 	QuarantinedBytes int64 `protobuf:"varint,13,opt,name=quarantined_bytes,json=quarantinedBytes,proto3" json:"quarantined_bytes,omitempty"`
-	// "ready", or why it takes no leases: "failed", "missing", …
+	// "ready", or why it takes no leases: "enrolling", "missing", "busy",
+	// "refused", and in a plan "not enrolled".
 	State string `protobuf:"bytes,14,opt,name=state,proto3" json:"state,omitempty"`
 	// What is wrong, in words, where state is not "ready".
 	StateWhy string `protobuf:"bytes,15,opt,name=state_why,json=stateWhy,proto3" json:"state_why,omitempty"`
@@ -64,7 +65,13 @@ type Drive struct {
 	// Number of extents.
 	Extents uint32 `protobuf:"varint,19,opt,name=extents,proto3" json:"extents,omitempty"`
 	// Superblock copies that were mended when the drive was opened.
-	Repaired      []string `protobuf:"bytes,20,rep,name=repaired,proto3" json:"repaired,omitempty"`
+	Repaired []string `protobuf:"bytes,20,rep,name=repaired,proto3" json:"repaired,omitempty"`
+	// Bytes that leases can take in all.
+	CapacityBytes int64 `protobuf:"varint,21,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
+	// Requests that the drive failed since the engine started.
+	Errors uint64 `protobuf:"varint,22,opt,name=errors,proto3" json:"errors,omitempty"`
+	// The last of these errors, or empty.
+	LastError     string `protobuf:"bytes,23,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -237,6 +244,27 @@ func (x *Drive) GetRepaired() []string {
 		return x.Repaired
 	}
 	return nil
+}
+
+func (x *Drive) GetCapacityBytes() int64 {
+	if x != nil {
+		return x.CapacityBytes
+	}
+	return 0
+}
+
+func (x *Drive) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *Drive) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
 }
 
 // Finding is one fact about a drive that was inspected.
@@ -629,7 +657,7 @@ var File_vacate_v1_drive_proto protoreflect.FileDescriptor
 
 const file_vacate_v1_drive_proto_rawDesc = "" +
 	"\n" +
-	"\x15vacate/v1/drive.proto\x12\tvacate.v1\"\xba\x04\n" +
+	"\x15vacate/v1/drive.proto\x12\tvacate.v1\"\x98\x05\n" +
 	"\x05Drive\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -653,7 +681,11 @@ const file_vacate_v1_drive_proto_rawDesc = "" +
 	"\x0ephysical_block\x18\x11 \x01(\rR\rphysicalBlock\x12!\n" +
 	"\fextent_bytes\x18\x12 \x01(\x03R\vextentBytes\x12\x18\n" +
 	"\aextents\x18\x13 \x01(\rR\aextents\x12\x1a\n" +
-	"\brepaired\x18\x14 \x03(\tR\brepaired\"_\n" +
+	"\brepaired\x18\x14 \x03(\tR\brepaired\x12%\n" +
+	"\x0ecapacity_bytes\x18\x15 \x01(\x03R\rcapacityBytes\x12\x16\n" +
+	"\x06errors\x18\x16 \x01(\x04R\x06errors\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x17 \x01(\tR\tlastError\"_\n" +
 	"\aFinding\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +

@@ -76,11 +76,11 @@ type NodeServiceStatusResponse struct {
 	Pid int32 `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
 	// The engine that is running; unset while there is none.
 	Engine *Engine `protobuf:"bytes,7,opt,name=engine,proto3" json:"engine,omitempty"`
-	// Number of leases in each state, by its name.
+	// Number of leases whose space is not free, in each state, by its name.
 	Leases map[string]uint32 `protobuf:"bytes,8,rep,name=leases,proto3" json:"leases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Number of enrolled drives.
 	Drives uint32 `protobuf:"varint,9,opt,name=drives,proto3" json:"drives,omitempty"`
-	// Bytes that leases can take on all drives.
+	// Bytes that leases can take in all, on drives that are ready.
 	CapacityBytes int64 `protobuf:"varint,10,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
 	// Bytes of these that are free now.
 	FreeBytes int64 `protobuf:"varint,11,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`

@@ -1,0 +1,138 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+
+	vacatev1 "vacate/api/vacate/v1"
+	"vacate/internal/lease"
+	"vacate/internal/node"
+)
+
+// leases answers LeaseService.
+type leases struct{ s *Server }
+
+// Open implements LeaseService.
+func (h leases) Open(ctx context.Context, req *vacatev1.LeaseServiceOpenRequest) (*vacatev1.LeaseServiceOpenResponse, error) {
+	r := node.OpenRequest{SizeBytes: req.GetSizeBytes(), Tenant: req.GetTenant(), Drive: req.GetDrive(),
+		LogicalBlock: int(req.GetLogicalBlock()), UID: callerOf(ctx).UID, Key: req.GetIdempotencyKey()}
+	if req.Uid != nil {
+		if r.UID = req.GetUid(); r.UID == 1<<32-1 {
+			return nil, &node.Error{Kind: node.Invalid, Object: "uid", Text: fmt.Sprintf("no user has the uid %d", r.UID), Next: "give the uid as `id -u NAME` prints it"}
+		}
+	}
+	if ttl := req.GetTtl(); ttl != nil {
+		if err := ttl.CheckValid(); err != nil {
+			return nil, &node.Error{Kind: node.Invalid, Object: "ttl", Text: "the time to live is not a duration", Err: err}
+		}
+		if r.TTL = ttl.AsDuration(); r.TTL < time.Second {
+			return nil, &node.Error{Kind: node.Invalid, Object: "ttl", Text: fmt.Sprintf("a time to live of %v is under a second", r.TTL),
+				Next: "give a second or more, or leave it out for a lease that lives until it is closed"}
+		}
+	}
+	l, err := h.s.cfg.Node.Open(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return &vacatev1.LeaseServiceOpenResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
+}
+
+// List implements LeaseService.
+func (h leases) List(ctx context.Context, req *vacatev1.LeaseServiceListRequest) (*vacatev1.LeaseServiceListResponse, error) {
+	c := callerOf(ctx)
+	all := slices.DeleteFunc(h.s.cfg.Node.List(req.GetIncludeEnded()), func(l lease.Lease) bool {
+		return !c.sees(l) || req.GetTenant() != "" && l.Tenant != req.GetTenant()
+	})
+	return &vacatev1.LeaseServiceListResponse{Leases: h.s.leaseMessages(ctx, all...)}, nil
+}
+
+// find is a lease that the caller may see. One that it may not see does not
+// exist: an id must not tell a tenant whether it is somebody's.
+func (s *Server) find(ctx context.Context, id string) (lease.Lease, error) {
+	if !lease.ValidID(id) {
+		return lease.Lease{}, noLease(id)
+	}
+	l, err := s.cfg.Node.Get(id)
+	if e := (*node.Error)(nil); errors.As(err, &e) && e.Kind == node.NotFound || err == nil && !callerOf(ctx).sees(l) {
+		return lease.Lease{}, noLease(id)
+	}
+	return l, err
+}
+
+// Get implements LeaseService.
+func (h leases) Get(ctx context.Context, req *vacatev1.LeaseServiceGetRequest) (*vacatev1.LeaseServiceGetResponse, error) {
+	l, err := h.s.find(ctx, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &vacatev1.LeaseServiceGetResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
+}
+
+// Close implements LeaseService. A caller that goes away does not stop a close.
+func (h leases) Close(ctx context.Context, req *vacatev1.LeaseServiceCloseRequest) (*vacatev1.LeaseServiceCloseResponse, error) {
+	ctx = context.WithoutCancel(ctx)
+	if _, err := h.s.find(ctx, req.GetId()); err != nil {
+		return nil, err
+	}
+	l, err := h.s.cfg.Node.Close(ctx, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &vacatev1.LeaseServiceCloseResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
+}
+
+// Watch implements LeaseService: all leases first, then each that changes. A
+// caller that reads slowly misses changes, and is then sent all leases again.
+func (h leases) Watch(ctx context.Context, req *vacatev1.LeaseServiceWatchRequest, stream *connect.ServerStream[vacatev1.LeaseServiceWatchResponse]) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if end, ok := ctx.Value(endKey{}).(context.Context); ok {
+		defer context.AfterFunc(end, cancel)()
+	}
+	for _, id := range req.GetIds() {
+		if _, err := h.s.find(ctx, id); err != nil {
+			return err
+		}
+	}
+	w, err := h.s.cfg.Node.Watch() // before the list, so that no change falls between
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	c := callerOf(ctx)
+	send := func(all ...lease.Lease) error {
+		all = slices.DeleteFunc(all, func(l lease.Lease) bool {
+			return !c.sees(l) || req.GetTenant() != "" && l.Tenant != req.GetTenant() ||
+				len(req.GetIds()) > 0 && !slices.Contains(req.GetIds(), l.ID)
+		})
+		for _, m := range h.s.leaseMessages(ctx, all...) {
+			if err := stream.Send(&vacatev1.LeaseServiceWatchResponse{Lease: m}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	ended := len(req.GetIds()) > 0 // who names a lease wants to know that it has ended
+	if err := send(h.s.cfg.Node.List(ended)...); err != nil {
+		return err
+	}
+	for {
+		change, err := w.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if change.Missed > 0 {
+			err = send(h.s.cfg.Node.List(true)...)
+		} else {
+			err = send(change.Lease)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,92 @@
+package server
+
+import (
+	"context"
+	"os"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	vacatev1 "vacate/api/vacate/v1"
+	"vacate/internal/node"
+)
+
+// drives answers DriveService.
+type drives struct{ s *Server }
+
+// Enroll implements DriveService. A caller that goes away does not stop it.
+func (h drives) Enroll(ctx context.Context, req *vacatev1.DriveServiceEnrollRequest) (*vacatev1.DriveServiceEnrollResponse, error) {
+	if req.GetConfirm() != "" && !req.GetForce() {
+		return nil, &node.Error{Kind: node.Invalid, Object: req.GetPath(), Text: "a confirmation was given without force", Next: "give both, or neither"}
+	}
+	e, err := h.s.cfg.Node.Enroll(context.WithoutCancel(ctx), node.EnrollRequest{
+		Path: req.GetPath(), Plan: req.GetPlan(), Force: req.GetForce(), Confirm: req.GetConfirm()})
+	if err != nil {
+		return nil, err
+	}
+	return &vacatev1.DriveServiceEnrollResponse{Drive: driveMessage(e.Drive), Findings: findingMessages(e.Findings), Enrolled: e.Enrolled}, nil
+}
+
+// List implements DriveService.
+func (h drives) List(ctx context.Context, _ *vacatev1.DriveServiceListRequest) (*vacatev1.DriveServiceListResponse, error) {
+	res := &vacatev1.DriveServiceListResponse{}
+	for _, d := range h.s.cfg.Node.Drives(ctx) {
+		res.Drives = append(res.Drives, driveMessage(d))
+	}
+	return res, nil
+}
+
+// Get implements DriveService.
+func (h drives) Get(ctx context.Context, req *vacatev1.DriveServiceGetRequest) (*vacatev1.DriveServiceGetResponse, error) {
+	d, err := h.s.cfg.Node.Drive(ctx, req.GetDrive())
+	if err != nil {
+		return nil, err
+	}
+	return &vacatev1.DriveServiceGetResponse{Drive: driveMessage(d)}, nil
+}
+
+// nodes answers NodeService.
+type nodes struct{ s *Server }
+
+// Status implements NodeService.
+func (h nodes) Status(ctx context.Context, _ *vacatev1.NodeServiceStatusRequest) (*vacatev1.NodeServiceStatusResponse, error) {
+	st := h.s.cfg.Node.Status()
+	res := &vacatev1.NodeServiceStatusResponse{
+		Version: h.s.cfg.Version, NodeId: st.NodeID, StartedAt: timestamppb.New(st.StartedAt), Ready: st.Ready, ReadyWhy: st.ReadyWhy,
+		Pid: int32(os.Getpid()), Leases: map[string]uint32{}, Drives: uint32(st.Drives), CapacityBytes: st.CapacityBytes, FreeBytes: st.FreeBytes,
+		Warnings: append(st.Warnings, h.s.cfg.Warnings...), DangerZone: h.s.cfg.DangerZone,
+	}
+	for state, n := range st.Leases {
+		res.Leases[string(state)] = uint32(n)
+	}
+	// The engine is shown if it answers now.
+	if stats, err := h.s.cfg.Node.Stats(ctx); err == nil {
+		e := st.Engine
+		res.Engine = &vacatev1.Engine{Pid: int32(e.PID), Id: e.EngineID, KeeperId: e.KeeperID, BootId: e.BootID, KeyStore: e.KeyStore,
+			Buffers: e.Buffers, Cipher: e.Cipher, MaxConnections: uint32(e.MaxConns), MaxLeases: uint32(e.Slots)}
+		res.Connections = uint32(stats.Connections)
+	}
+	return res, nil
+}
+
+// Stop implements NodeService. A caller that goes away does not stop it.
+func (h nodes) Stop(ctx context.Context, req *vacatev1.NodeServiceStopRequest) (*vacatev1.NodeServiceStopResponse, error) {
+	res := &vacatev1.NodeServiceStopResponse{}
+	if req.GetPlan() {
+		for _, l := range h.s.cfg.Node.List(false) {
+			if !l.State.Ended() {
+				res.Leases = append(res.Leases, l.ID)
+			}
+		}
+		return res, nil
+	}
+	closed, err := h.s.cfg.Node.Stop(context.WithoutCancel(ctx), req.GetErase())
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range closed {
+		res.Leases = append(res.Leases, l.ID)
+	}
+	res.Stopping = true
+	h.s.cfg.End()
+	return res, nil
+}
