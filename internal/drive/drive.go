@@ -138,10 +138,10 @@ func (t *target) claim(o OpenOptions) (Superblock, []string, error) {
 	}
 	n := p.newest()
 	if n < 0 {
-		if p.err[copyA] == errNoSuperblock && p.err[copyB] == errNoSuperblock {
+		if errors.Is(p.err[copyA], errNoSuperblock) && errors.Is(p.err[copyB], errNoSuperblock) {
 			return Superblock{}, nil, fmt.Errorf("%w: enroll it first, or give the path of drive %v", ErrNotEnrolled, o.UUID)
 		}
-		return Superblock{}, nil, fmt.Errorf("%w, copy %s: %v; copy %s: %v: its leases are lost; enroll it again with --force, or replace it",
+		return Superblock{}, nil, fmt.Errorf("%w, copy %s: %w; copy %s: %w: its leases are lost; enroll it again with --force, or replace it",
 			ErrDamaged, copyNames[copyA], p.err[copyA], copyNames[copyB], p.err[copyB])
 	}
 	sb := p.sb[n]

@@ -104,9 +104,7 @@ func (t *target) holding() []string {
 		for _, m := range t.host.mounts(numbers(t.dir)) {
 			who = append(who, "the file system at "+m)
 		}
-		for _, d := range holders(t.dir) {
-			who = append(who, d)
-		}
+		who = append(who, holders(t.dir)...)
 	}
 	pids := t.host.lockers(t.stat)
 	if len(pids) == 0 && t.stat.Type == sys.BlockDevice {

@@ -234,38 +234,6 @@ func TestVanished(t *testing.T) {
 	}
 }
 
-// TestFull: a sparse file on a full file system gives ENOSPC to that write.
-func TestFull(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root to mount a small tmpfs")
-	}
-	dir := t.TempDir()
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=4m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount(dir, 0) })
-	path := filepath.Join(dir, "drive.img")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(path, 32<<20); err != nil {
-		t.Fatal(err)
-	}
-	d := open(t, enrolled(t, path))
-	defer d.Close()
-	buf := blktest.Buffer(blk.MaxTransfer)
-	var last error
-	for off := int64(0); off < 8<<20 && last == nil; off += blk.MaxTransfer {
-		last = do(t, d, &blk.Request{Op: blk.OpWrite, Off: off, Len: blk.MaxTransfer, Buf: buf})
-	}
-	if !errors.Is(last, syscall.ENOSPC) {
-		t.Errorf("writing to a full file system: %v", last)
-	}
-	if err := do(t, d, &blk.Request{Op: blk.OpRead, Len: blk.MaxTransfer, Buf: buf}); err != nil {
-		t.Errorf("reading from a full file system: %v", err)
-	}
-}
-
 func TestForceForward(t *testing.T) {
 	path := enrolled(t, onTmpfs(t, 32<<20))
 	o := usual

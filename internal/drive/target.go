@@ -82,10 +82,13 @@ func (t *target) settle() error {
 	if !t.direct {
 		return nil
 	}
-	if !t.inMemory() {
-		if _, errno := sys.Pread(t.fd, aligned(blk.BlockSize), 0); errno != syscall.EINVAL {
-			return nil
-		}
+	useless := t.inMemory()
+	if !useless {
+		_, errno := sys.Pread(t.fd, aligned(blk.BlockSize), 0) // other errors the next read will show
+		useless = errno == syscall.EINVAL
+	}
+	if !useless {
+		return nil
 	}
 	t.direct = false
 	if err := sys.Buffered(t.fd); err != nil {

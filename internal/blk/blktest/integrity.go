@@ -2,6 +2,7 @@ package blktest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"runtime"
 	"syscall"
@@ -114,7 +115,7 @@ func testIntegrity(t *testing.T, dev blk.Device) {
 			}
 		}
 	}
-	for range 600 {
+	for range 300 {
 		batch := make([]*op, 0, depth)
 		for _, f := range flights {
 			if f.free && rng.IntN(3) > 0 && f.start(k, m, kinds[rng.IntN(len(kinds))], u, rng) {
@@ -142,9 +143,9 @@ func (f *flight) start(k *tracker, m *model, kind blk.Op, u int64, rng *rand.Ran
 		f.free = false
 		return true
 	}
-	// Mostly short requests, some at the limit.
+	// Mostly short requests, some up to the limit.
 	n := 1 + rng.Int64N(8)
-	if rng.IntN(8) == 0 {
+	if rng.IntN(16) == 0 {
 		n = 1 + rng.Int64N(blk.MaxTransfer/u)
 	}
 	f.first = rng.Int64N(windowSize/u - n + 1)
@@ -158,8 +159,8 @@ func (f *flight) start(k *tracker, m *model, kind blk.Op, u int64, rng *rand.Ran
 	case blk.OpRead:
 		clear(buf)
 	case blk.OpWrite:
-		for i := range buf {
-			buf[i] = byte(rng.Uint32())
+		for i := 0; i < len(buf); i += 8 {
+			binary.NativeEndian.PutUint64(buf[i:], rng.Uint64())
 		}
 	}
 	f.op = k.op(kind, f.w.base+f.first*u, buf)
@@ -256,8 +257,8 @@ func testTwoQueues(t *testing.T, dev blk.Device) {
 				base := int64(i) * windowSize
 				buf, got := Buffer(16<<10), Buffer(16<<10)
 				for n := range int64(64) {
-					for j := range buf {
-						buf[j] = byte(int(n) + i*101 + j)
+					for j := 0; j < len(buf); j += blk.SectorSize {
+						binary.NativeEndian.PutUint64(buf[j:], uint64(n)<<32|uint64(i)<<16|uint64(j))
 					}
 					off := base + n*int64(len(buf))
 					if errno := k.do(blk.OpWrite, off, buf); errno != 0 {

@@ -207,7 +207,11 @@ func testAllocations(t *testing.T, dev blk.Device) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer q.Close()
+	defer func() {
+		if err := q.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	var c counter
 	buf := Buffer(blk.BlockSize)
 	for _, r := range []*blk.Request{
