@@ -296,7 +296,7 @@ func (a *app) watch(ctx context.Context, c *client.Client, req *vacatev1.LeaseSe
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // its error was told by Err, or does not matter any more
 	left := make(map[string]bool)
 	for _, id := range req.GetIds() {
 		left[id] = true

@@ -43,8 +43,12 @@ func TestLimits(t *testing.T) {
 		defer c.Close()
 		fmt.Fprint(c, "POST /vacate.v1.LeaseService/List HTTP/1.1\r\nHost: vacate\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{")
 		res, err := http.ReadResponse(bufio.NewReader(c), nil)
-		if err != nil || res.StatusCode != http.StatusBadRequest {
-			t.Errorf("half a request: %v, %v", res, err)
+		if err != nil {
+			t.Fatalf("half a request: %v", err)
+		}
+		defer res.Body.Close()
+		if res.StatusCode != http.StatusBadRequest {
+			t.Errorf("half a request: %s", res.Status)
 		}
 	})
 	t.Run("connections of a tenant", func(t *testing.T) {

@@ -57,7 +57,8 @@ type Config struct {
 	Warnings   []string
 
 	// End is called when Stop was granted; it must not wait. The caller then ends
-	// the context of Serve, which lets the answer go out first. Required.
+	// the context of Serve, which lets the answer go out first. May be nil, where
+	// the Node's Stop sees to it.
 	End func()
 	// Observe is told about each call that was answered. May be nil.
 	Observe func(call, code string, took time.Duration)
@@ -76,8 +77,11 @@ type Server struct {
 
 // New makes a server.
 func New(cfg Config) (*Server, error) {
-	if cfg.Node == nil || cfg.End == nil {
-		return nil, errors.New("server: a node and a way to end are required")
+	if cfg.Node == nil {
+		return nil, errors.New("server: a node is required")
+	}
+	if cfg.End == nil {
+		cfg.End = func() {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -136,7 +140,9 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logge
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = srv.Close() // who is still here was told by the end of its context
 	}
-	<-ended
+	if serr := <-ended; !errors.Is(serr, http.ErrServerClosed) {
+		err = errors.Join(err, serr)
+	}
 	return err
 }
 
@@ -146,7 +152,8 @@ func (s *Server) handler(ctx context.Context) http.Handler {
 	errw := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
-			if v := recover(); v != nil && v != http.ErrAbortHandler {
+			v := recover()
+			if err, ok := v.(error); v != nil && !(ok && errors.Is(err, http.ErrAbortHandler)) {
 				s.die(v, debug.Stack())
 			}
 		}()
