@@ -260,9 +260,9 @@ func erasureText(e *vacatev1.Erasure) string {
 	case e.GetDrained():
 		parts = append(parts, "I/O drained")
 	case e.GetQuarantined():
-		parts = append(parts, "I/O still in flight, space quarantined until it has drained")
+		parts = append(parts, "space quarantined until I/O has drained")
 	default:
-		parts = append(parts, "I/O not drained")
+		parts = append(parts, "I/O not seen to drain")
 	}
 	return strings.Join(parts, ", ")
 }

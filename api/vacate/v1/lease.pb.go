@@ -462,7 +462,7 @@ type Erasure struct {
 	ReadBack bool `protobuf:"varint,3,opt,name=read_back,json=readBack,proto3" json:"read_back,omitempty"`
 	// Nothing of the lease was in flight to a drive any more.
 	Drained bool `protobuf:"varint,4,opt,name=drained,proto3" json:"drained,omitempty"`
-	// The space is withheld: I/O was still in flight when the drain deadline passed.
+	// The space is withheld until I/O that may be in flight has drained.
 	Quarantined   bool `protobuf:"varint,5,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
