@@ -20,3 +20,6 @@ const (
 	KeyNotWiped       = "key-not-wiped"       // L5: the keeper leaves the key pages as they are
 	WipeBeforeCiphers = "wipe-before-ciphers" // L5: the key is wiped while cipher calls use it
 )
+
+// Variable names the environment variable that says which bug is alive.
+const Variable = "VACATE_PLANTED"

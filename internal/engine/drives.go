@@ -1,0 +1,228 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vacate/internal/drive"
+	"vacate/internal/ipc"
+)
+
+// Calls about drives wait for devices, which may hang. They are carried out
+// apart from the call, so that a control that gives up or dies is not held up;
+// what is under way then goes on, and its drive is busy until it ends.
+
+// inspect looks at what lies at a path.
+func (e *Engine) inspect(ctx context.Context, req *ipc.InspectRequest) (*ipc.Inspection, error) {
+	return apart(ctx, func() (*ipc.Inspection, error) {
+		ins, err := drive.Inspect(req.Path)
+		if err != nil {
+			return nil, invalid("%v", err)
+		}
+		return &ipc.Inspection{Drive: driveInfo(ins.Info), Findings: findings(ins.Findings)}, nil
+	})
+}
+
+// enroll makes a drive one of this node's. It does not open it.
+func (e *Engine) enroll(ctx context.Context, req *ipc.EnrollRequest) (*ipc.DriveInfo, error) {
+	node, uuid, err := ids(req.Node, req.UUID)
+	if err != nil {
+		return nil, err
+	}
+	return apart(ctx, func() (*ipc.DriveInfo, error) {
+		info, err := drive.Enroll(req.Path, drive.EnrollOptions{
+			Node: node, UUID: uuid, Epoch: req.Epoch, Force: req.Force, Confirm: req.Confirm,
+		})
+		if errors.Is(err, drive.ErrRefused) {
+			return nil, &ipc.RemoteError{Code: ipc.CodeRefused, Text: err.Error()}
+		}
+		if err != nil {
+			return nil, err
+		}
+		answer := driveInfo(info)
+		return &answer, nil
+	})
+}
+
+// openDrive takes a drive's fence and opens it, or brings the epoch of one that
+// this engine has open up to date.
+func (e *Engine) openDrive(ctx context.Context, req *ipc.DriveOpenRequest) (*ipc.DriveInfo, error) {
+	node, uuid, err := ids(req.Node, req.UUID)
+	if err != nil {
+		return nil, err
+	}
+	d, err := e.reserveDrive(req.UUID)
+	if err != nil {
+		return nil, err
+	}
+	return apart(ctx, func() (*ipc.DriveInfo, error) {
+		o := drive.OpenOptions{
+			Node: node, UUID: uuid, Epoch: req.Epoch, NewEpoch: req.NewEpoch, ForceForward: req.ForceForward,
+		}
+		opened, err := d.drive, error(nil) // busy: nobody else writes it
+		if opened != nil {
+			err = opened.Renew(o)
+		} else {
+			opened, err = drive.Open(context.WithoutCancel(ctx), req.Path, o)
+		}
+		e.settleDrive(req.UUID, d, opened)
+		if err != nil {
+			return nil, coded(err)
+		}
+		info := driveInfo(opened.Info())
+		return &info, nil
+	})
+}
+
+// reserveDrive marks a drive as busy, a new one if need be.
+func (e *Engine) reserveDrive(uuid string) (*openDrive, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	d := e.drives[uuid]
+	if d == nil {
+		d = &openDrive{}
+		e.drives[uuid] = d
+	}
+	if d.busy {
+		return nil, busy("drive %s is being opened or closed: try again when that has ended", uuid)
+	}
+	d.busy = true
+	return d, nil
+}
+
+// settleDrive ends what reserveDrive began. An entry without a drive goes.
+func (e *Engine) settleDrive(uuid string, d *openDrive, now *drive.Drive) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	d.busy, d.closing, d.drive = false, false, now
+	if now == nil {
+		delete(e.drives, uuid)
+	}
+}
+
+// closeDrive gives up a drive that no lease uses.
+func (e *Engine) closeDrive(req *ipc.DriveCloseRequest) (*ipc.Empty, error) {
+	d, err := e.reserveUnused(req.UUID)
+	if err != nil {
+		return nil, err
+	}
+	still := d.drive
+	if err = still.Close(); err == nil {
+		still = nil
+	}
+	e.settleDrive(req.UUID, d, still)
+	if err != nil {
+		return nil, err
+	}
+	return &ipc.Empty{}, nil
+}
+
+// reserveUnused marks an open drive without leases as closing: none is admitted
+// to it any more.
+func (e *Engine) reserveUnused(uuid string) (*openDrive, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	d := e.drives[uuid]
+	if d == nil || d.drive == nil {
+		return nil, notFound("drive %s is not open", uuid)
+	}
+	if d.busy {
+		return nil, busy("drive %s is being opened or closed: try again when that has ended", uuid)
+	}
+	for _, t := range e.leases {
+		for _, p := range t.pieces {
+			if p.Drive == uuid {
+				return nil, busy("drive %s is used by lease %s", uuid, t.id)
+			}
+		}
+	}
+	d.busy, d.closing = true, true
+	return d, nil
+}
+
+// rooms are the drives that leases may be placed on. REQUIRES: e.mu is held.
+func (e *Engine) rooms() map[string]room {
+	rooms := make(map[string]room, len(e.drives))
+	for uuid, d := range e.drives {
+		if d.drive != nil && !d.closing {
+			info := d.drive.Info()
+			rooms[uuid] = room{device: d.drive, extentBytes: info.ExtentSize, extents: info.Extents}
+		}
+	}
+	return rooms
+}
+
+func (e *Engine) openDrives() map[string]*drive.Drive {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make(map[string]*drive.Drive, len(e.drives))
+	for uuid, d := range e.drives {
+		if d.drive != nil {
+			all[uuid] = d.drive
+		}
+	}
+	return all
+}
+
+// apart runs fn on a goroutine of its own and waits for it, or for ctx.
+func apart[T any](ctx context.Context, fn func() (*T, error)) (*T, error) {
+	type result struct {
+		v   *T
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		v, err := fn()
+		done <- result{v, err}
+	}()
+	select {
+	case r := <-done:
+		return r.v, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for a drive: %w", ctx.Err())
+	}
+}
+
+// coded gives the errors of opening the code that control branches on.
+func coded(err error) error {
+	code := ipc.CodeInternal
+	switch {
+	case errors.Is(err, drive.ErrFenced):
+		code = ipc.CodeBusy
+	case errors.Is(err, drive.ErrEpoch), errors.Is(err, drive.ErrForeign),
+		errors.Is(err, drive.ErrDamaged), errors.Is(err, drive.ErrNotEnrolled), errors.Is(err, drive.ErrShrunk):
+		code = ipc.CodeMismatch
+	}
+	return &ipc.RemoteError{Code: code, Text: err.Error()}
+}
+
+func ids(node, uuid string) (n, u drive.ID, err error) {
+	n, err1 := drive.ParseID(node)
+	u, err2 := drive.ParseID(uuid)
+	if err := errors.Join(err1, err2); err != nil {
+		return n, u, invalid("%v", err)
+	}
+	return n, u, nil
+}
+
+func driveInfo(i drive.Info) ipc.DriveInfo {
+	info := ipc.DriveInfo{
+		Path: i.Path, Kind: i.Kind, Model: i.Model, Serial: i.Serial, Engine: i.Engine, Direct: i.Direct,
+		Flush: string(i.Flush), FlushWhy: i.FlushWhy, SizeBytes: i.Size,
+		LogicalBlock: i.LogicalBlock, PhysicalBlock: i.PhysicalBlock,
+		DataOffset: i.DataOffset, ExtentBytes: i.ExtentSize, Extents: i.Extents, Epoch: i.Epoch, Repaired: i.Repaired,
+	}
+	if i.UUID != (drive.ID{}) {
+		info.UUID = i.UUID.String()
+	}
+	return info
+}
+
+func findings(in []drive.Finding) []ipc.Finding {
+	out := make([]ipc.Finding, 0, len(in))
+	for _, f := range in {
+		out = append(out, ipc.Finding{Code: f.Code, Text: f.Text, Refuse: f.Refuse, Force: f.Force})
+	}
+	return out
+}

@@ -1,0 +1,107 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"vacate/internal/ipc"
+	"vacate/internal/mem"
+	"vacate/internal/sys"
+	"vacate/internal/volatile"
+	"vacate/internal/xts"
+)
+
+// Settings is what the keeper's caller wants of the engine. It travels as JSON
+// in the environment, which the keeper does not read.
+type Settings struct {
+	MaxConns    int    `json:"maxConns"`    // connections at once, over all leases
+	LockBuffers bool   `json:"lockBuffers"` // refuse to serve from memory that cannot be locked
+	Version     string `json:"version"`
+}
+
+// Files are the descriptors that a keeper gives its engine.
+type Files struct {
+	Link  *os.File // to the keeper
+	Death *os.File // a pipe whose other end only the keeper holds
+	Keys  *os.File
+	Table *os.File
+}
+
+// Run is the engine's process: it serves one control after the other, until the
+// keeper is gone. Then the process is ended, by the death pipe or here.
+func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
+	if err := errors.Join(sys.ExitOnEOF(f.Death), sys.Harden()); err != nil {
+		return fmt.Errorf("hardening the engine: %w", err)
+	}
+	link, err := volatile.NewLink(f.Link)
+	if err != nil {
+		return err
+	}
+	e, err := assemble(link, f, s, log)
+	if err != nil {
+		return errors.Join(err, link.Close())
+	}
+	for conn := range link.Control() {
+		// One control at a time: the keeper starts the next when the last is
+		// dead, and then this call has returned.
+		err := ipc.Serve(ctx, conn, e.Handle)
+		log.Debug("control is gone", "error", err)
+		conn.Close() //nolint:errcheck // Serve has its own duplicate
+	}
+	return volatile.ErrLink
+}
+
+// assemble makes the engine from the keeper's volatile memory.
+func assemble(k Keeper, f Files, s Settings, log *slog.Logger) (*Engine, error) {
+	keys, err := volatile.OpenKeys(f.Keys)
+	if err != nil {
+		return nil, fmt.Errorf("mapping the keys: %w", err)
+	}
+	table, err := volatile.OpenTable(f.Table)
+	if err != nil {
+		return nil, fmt.Errorf("mapping the lease table: %w", err)
+	}
+	head, err := table.Header()
+	if err != nil {
+		return nil, fmt.Errorf("reading the lease table: %w", err)
+	}
+	lock, locked, err := probeLock(s.LockBuffers)
+	if err != nil {
+		return nil, err
+	}
+	return New(Config{
+		Keeper: k, Keys: keys, Table: table, Generation: head.Generation,
+		MaxConns: s.MaxConns, Lock: lock, Log: log,
+		Hello: ipc.Hello{
+			Version: s.Version, PID: os.Getpid(), Buffers: locked, Cipher: xts.Implementation(),
+			KeeperID: fmt.Sprintf("%x", head.KeeperID),
+			EngineID: fmt.Sprintf("%x-%d", head.KeeperID[:4], head.Generation),
+			BootID:   fmt.Sprintf("%x", head.BootID),
+		},
+	}), nil
+}
+
+// bufferProbe is about what one connection needs: see whether that much can be
+// locked, beside the keys.
+const bufferProbe = 2 << 20
+
+// probeLock finds out whether buffers can be locked. Where they must be and
+// cannot, the engine does not start.
+func probeLock(must bool) (lock mem.Lock, status string, err error) {
+	lock = mem.TryLock
+	if must {
+		lock = mem.MustLock
+	}
+	r, err := mem.Map(bufferProbe, lock)
+	if err != nil {
+		return lock, "", fmt.Errorf("locking buffers: %w", err)
+	}
+	status = "locked"
+	if !r.Locked() {
+		status = fmt.Sprintf("not locked: %v", r.LockError())
+	}
+	return lock, status, r.Close()
+}

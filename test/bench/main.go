@@ -1,0 +1,96 @@
+// Command bench measures what Vacate promises and prints it: time from the
+// gate to the destroyed key, time to open, memory, and random reads beside
+// peers in the same run. `make bench` runs it. It asserts nothing: figures of
+// one machine are no test.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"vacate/test/daemon"
+)
+
+type options struct {
+	closes int
+	rounds int
+	span   time.Duration // of one measurement of reads
+	dir    string
+}
+
+func main() {
+	var o options
+	flag.IntVar(&o.closes, "closes", 1000, "closes to measure for each size")
+	flag.IntVar(&o.rounds, "rounds", 5, "rounds of reads for each contestant")
+	flag.DurationVar(&o.span, "span", 3*time.Second, "length of one measurement of reads")
+	flag.StringVar(&o.dir, "dir", "", "folder for journal and files (default: a temporary one)")
+	flag.Parse()
+	if err := run(o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(o options) (err error) {
+	dir, err := os.MkdirTemp(o.dir, "vb")
+	if err != nil {
+		return err
+	}
+	shm, err := os.MkdirTemp("/dev/shm", "vb")
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(dir))
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir), os.RemoveAll(shm)) }()
+	bin, err := daemon.Build(dir)
+	if err != nil {
+		return err
+	}
+	printMachine()
+	d, err := daemon.Start(bin, filepath.Join(dir, "d"), daemon.Options{Env: []string{"VACATE_LOG__LEVEL=warn"}})
+	if err != nil {
+		return err
+	}
+	defer d.Kill()
+	if err := lives(d, o, dir); err != nil {
+		return fmt.Errorf("opening and closing: %w", err)
+	}
+	if err := reads(d, o, shm); err != nil {
+		return fmt.Errorf("random reads: %w", err)
+	}
+	return d.Stop()
+}
+
+func printMachine() {
+	model := "unknown processor"
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if name, ok := strings.CutPrefix(line, "model name"); ok {
+				model = strings.Trim(name, "\t :\n")
+				break
+			}
+		}
+	}
+	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease") //nolint:errcheck // printed as empty
+	fmt.Printf("%s, %d cores of %s, Linux %s, %s\n", time.Now().Format("2006-01-02"), runtime.NumCPU(), model,
+		strings.TrimSpace(string(kernel)), runtime.Version())
+}
+
+// quantiles prints the spread of a list of durations.
+func quantiles(all []time.Duration) string {
+	slices.Sort(all)
+	at := func(q float64) time.Duration { return all[min(len(all)-1, int(q*float64(len(all))))] }
+	return fmt.Sprintf("median %v, 99th percentile %v, longest %v (%d)",
+		at(0.5).Round(time.Microsecond), at(0.99).Round(time.Microsecond), all[len(all)-1].Round(time.Microsecond), len(all))
+}
+
+func median(all []float64) float64 {
+	slices.Sort(all)
+	return all[len(all)/2]
+}

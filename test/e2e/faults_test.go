@@ -1,0 +1,292 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vacate/internal/nbdclient"
+	"vacate/test/daemon"
+)
+
+// A badDrive is a file that nbdfuse shows and nbdkit backs: a real drive to the
+// kernel, which can be made to hang (stop nbdkit) or to fail (kill it).
+type badDrive struct {
+	path   string // to enrol
+	kit    *exec.Cmd
+	fuse   *exec.Cmd
+	mount  string
+	ended  bool
+	halted bool
+}
+
+func newBadDrive(t *testing.T) *badDrive {
+	t.Helper()
+	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("a drive that hangs needs root and /dev/fuse: uid %d, %v", os.Geteuid(), err)
+		}
+		t.Skipf("a drive that hangs needs root and /dev/fuse: uid %d, %v", os.Geteuid(), err)
+	}
+	dir := shortDir(t)
+	back, sock := filepath.Join(dir, "back"), filepath.Join(dir, "sock")
+	b := &badDrive{mount: filepath.Join(dir, "mnt")}
+	b.path = filepath.Join(b.mount, "drive")
+	if err := errors.Join(os.WriteFile(back, nil, 0o600), os.Truncate(back, 64<<20), os.Mkdir(b.mount, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	b.kit = exec.Command("nbdkit", "-f", "-U", sock, "file", back)
+	b.fuse = exec.Command("nbdfuse", b.path, "nbd+unix:///?socket="+sock)
+	if err := b.kit.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.end(t) })
+	eventually(t, "nbdkit's socket", func() error { _, err := os.Stat(sock); return err })
+	if err := b.fuse.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "nbdfuse's file", func() error { _, err := os.Stat(b.path); return err })
+	return b
+}
+
+func (b *badDrive) hang(t *testing.T) {
+	t.Helper()
+	b.halted = true
+	if err := b.kit.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *badDrive) goOn(t *testing.T) {
+	t.Helper()
+	b.halted = false
+	if err := b.kit.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fail makes every further request end with an error.
+func (b *badDrive) fail() {
+	b.ended = true
+	b.kit.Process.Kill() //nolint:errcheck // it may have ended
+	b.kit.Wait()         //nolint:errcheck // killed
+}
+
+func (b *badDrive) end(t *testing.T) {
+	if b.halted {
+		b.goOn(t)
+	}
+	if !b.ended {
+		b.fail()
+	}
+	if b.fuse.Process != nil {
+		exec.Command("umount", "-l", b.mount).Run() //nolint:errcheck // it may not be mounted
+		b.fuse.Process.Kill()                       //nolint:errcheck // it may have ended
+		b.fuse.Wait()                               //nolint:errcheck // killed
+	}
+}
+
+type leaseInfo struct {
+	daemon.Lease
+	Erasure *struct {
+		GateToKeyDestroyedNs int64
+		ReadBack             bool
+		Drained              bool
+		Quarantined          bool
+	}
+}
+
+func show(t testing.TB, d *daemon.Daemon, id string) (l leaseInfo) {
+	t.Helper()
+	if err := d.JSON(&l, "lease", "show", id); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// TestL5CloseOnAHangingDrive: the key is gone at once, the space is not given to
+// anyone until the drive has answered.
+func TestL5CloseOnAHangingDrive(t *testing.T) {
+	b := newBadDrive(t)
+	d := start(t, daemon.Options{Env: []string{"VACATE_DRAIN_DEADLINE=300ms"}})
+	if out, err := d.Run("drive", "enroll", b.path); err != nil {
+		t.Fatal(err, out)
+	}
+	l := open(t, d, "--drive", b.path, "--size", "16MiB")
+	free := showDrive(t, d, b.path).FreeBytes
+	c := dial(t, l)
+	write(t, c, 0, bytes.Repeat([]byte{1}, 1<<20))
+
+	b.hang(t)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := c.WriteAt(bytes.Repeat([]byte{2}, 64<<10), 4<<20)
+		wrote <- err
+	}()
+	time.Sleep(300 * time.Millisecond) // the write hangs in the drive by now
+	select {
+	case err := <-wrote:
+		t.Fatalf("the drive does not hang: the write returned %v", err)
+	default:
+	}
+
+	began := time.Now()
+	if _, err := d.Run("lease", "close", l.ID); err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(began)
+	got := show(t, d, l.ID)
+	if got.State != "erased" || got.Erasure == nil || !got.Erasure.ReadBack || got.Erasure.Drained || !got.Erasure.Quarantined {
+		t.Fatalf("closed on a hanging drive: %+v %+v", got.Lease, got.Erasure)
+	}
+	destroyed := time.Duration(got.Erasure.GateToKeyDestroyedNs)
+	t.Logf("key destroyed %v after the gate was shut; close returned after %v", destroyed, took)
+	if destroyed > 50*time.Millisecond || took > 10*time.Second {
+		t.Error("the close waited for the drive")
+	}
+	if now := showDrive(t, d, b.path).FreeBytes; now != free {
+		t.Errorf("%d bytes are free, %d were before: space in quarantine was given up", now, free)
+	}
+	if again := show(t, d, l.ID); again.State != "erased" {
+		t.Errorf("state %q while the drive hangs", again.State)
+	}
+	other := open(t, d, "--size", "16MiB", "--drive", filepath.Join(d.Dir, "drive.img")) // the host goes on
+	oc := dial(t, other)
+	write(t, oc, 0, []byte("alive"))
+	oc.Close() //nolint:errcheck // done
+
+	b.goOn(t)
+	eventually(t, "the lease to be closed after the drive answered", func() error {
+		if s := show(t, d, l.ID); s.State != "closed" {
+			return fmt.Errorf("state %q", s.State)
+		}
+		if now := showDrive(t, d, b.path).FreeBytes; now != free+16<<20 {
+			return fmt.Errorf("%d bytes are free, want %d", now, free+16<<20)
+		}
+		return nil
+	})
+	if err := <-wrote; err == nil {
+		t.Error("the client was told that a write succeeded whose lease was closed")
+	}
+}
+
+// A drive that fails fails its own requests: the lease, the others and the
+// daemon live on.
+func TestDriveErrors(t *testing.T) {
+	b := newBadDrive(t)
+	d := start(t, daemon.Options{})
+	if _, err := d.Run("drive", "enroll", b.path); err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, d, "--drive", b.path, "--size", "16MiB")
+	other := open(t, d, "--drive", filepath.Join(d.Dir, "drive.img"), "--size", "16MiB")
+	c, oc := dial(t, l), dial(t, other)
+	write(t, c, 0, []byte("before"))
+	write(t, oc, 0, []byte("before"))
+
+	b.fail()
+	wantEIO(t, c)
+	if _, err := c.ReadAt(make([]byte, 4096), 12<<20); err != nil {
+		t.Errorf("an unwritten block needs no drive: %v", err)
+	}
+	write(t, oc, 4096, []byte("after"))
+	if s := show(t, d, l.ID); s.State != "open" {
+		t.Errorf("the lease is %s", s.State)
+	}
+	if _, err := d.Run("lease", "close", l.ID); err != nil {
+		t.Errorf("closing on a dead drive: %v", err)
+	}
+	if s := show(t, d, l.ID); s.Erasure == nil || !s.Erasure.ReadBack {
+		t.Errorf("closed on a dead drive: %+v", s)
+	}
+}
+
+func wantEIO(t *testing.T, c *nbdclient.Client) {
+	t.Helper()
+	var nbdErr *nbdclient.Error
+	_, err := c.WriteAt(make([]byte, 4096), 8<<20)
+	if !errors.As(err, &nbdErr) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("writing to a drive that fails: %v, want EIO", err)
+	}
+	// Read what was written, where no cache of the kernel's holds it.
+	_, err = c.ReadAt(make([]byte, 4096), 0)
+	if err != nil && !errors.Is(err, syscall.EIO) {
+		t.Errorf("reading from a drive that fails: %v, want EIO", err)
+	}
+}
+
+// A drive that is cut short under us answers EIO where it ends.
+func TestDriveTruncated(t *testing.T) {
+	d, drive := fileDrive(t, bin)
+	l := openAll(t, d, drive, "acme")
+	c := dial(t, l)
+	last := l.SizeBytes - 4096
+	write(t, c, last, []byte("tail"))
+	write(t, c, 0, []byte("head"))
+	if err := os.Truncate(drive, driveSize/2); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.ReadAt(make([]byte, 4096), last); !errors.Is(err, syscall.EIO) {
+		t.Errorf("reading behind the drive's end: %v, want EIO", err)
+	}
+	got := make([]byte, 4)
+	if _, err := c.ReadAt(got, 0); err != nil || string(got) != "head" {
+		t.Errorf("reading what is left: %q, %v", got, err)
+	}
+	c.Close() //nolint:errcheck // done
+	if _, err := d.Run("lease", "close", l.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// Closing while clients are connected and busy: they see errors, never success
+// after the close, and the close does not wait for them.
+func TestCloseUnderLoad(t *testing.T) {
+	d := start(t, daemon.Options{})
+	l := open(t, d, "--size", "64MiB")
+	ended := make(chan error, 4)
+	for range cap(ended) {
+		c := dial(t, l)
+		go func() {
+			buf := make([]byte, 64<<10)
+			for i := int64(0); ; i++ {
+				if _, err := c.WriteAt(buf, i%1000*64<<10%(60<<20)); err != nil {
+					ended <- err
+					return
+				}
+			}
+		}()
+	}
+	time.Sleep(200 * time.Millisecond)
+	if _, err := d.Run("lease", "close", l.ID); err != nil {
+		t.Fatal(err)
+	}
+	for range cap(ended) {
+		select {
+		case err := <-ended:
+			t.Logf("client: %v", err)
+		case <-time.After(10 * time.Second):
+			t.Fatal("a client is still writing after the close")
+		}
+	}
+	first := show(t, d, l.ID)
+	if first.State != "closed" || !first.Erasure.ReadBack {
+		t.Errorf("after close: %+v", first)
+	}
+	if _, err := d.Run("lease", "close", l.ID); err != nil {
+		t.Errorf("closing again: %v, want the same answer", err)
+	}
+	if _, err := os.Stat(l.Socket()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket after close: %v", err)
+	}
+	if _, err := d.Run("lease", "close", strings.Repeat("a", 16)); exitCode(err) != 3 {
+		t.Errorf("closing a lease that never was: %v, want exit code 3", err)
+	}
+}
