@@ -11,8 +11,9 @@ dir=$(mktemp -d) && trap 'rm -rf "$dir"' EXIT
 bugs=$(sed -nE 's/^[[:space:]]+[A-Za-z]+[[:space:]]*=[[:space:]]*"([a-z-]+)"[[:space:]]*\/\/ L([0-9]):.*/\1 \2/p' internal/plant/plant.go)
 [ -n "$bugs" ] || { echo "planted: no bugs found in internal/plant/plant.go" >&2; exit 1; }
 
-# Packages that hold tests of laws, each with the laws that it tests.
-laws=$(grep -rEo --include='*_test.go' '^func TestL[0-9]' . |
+# Packages that hold tests of laws, each with the laws that it tests. (Those in
+# test/ run the real binary, and plant their bugs in a binary of their own.)
+laws=$(grep -rEo --include='*_test.go' '^func TestL[0-9]' internal |
 	sed -E 's|^\./||; s|/[^/]*:func TestL([0-9])$| \1|' | sort -u)
 [ -n "$laws" ] || { echo "planted: no test of a law (TestL<n>) found" >&2; exit 1; }
 
