@@ -41,12 +41,15 @@ func usageErrorf(format string, args ...any) error {
 // exitCode is the exit code of an error.
 func exitCode(err error) int {
 	var ee *ExitError
+	var coded interface{ CommandExit() int } // of hooks; not exec.ExitError, whose code is another program's
 	var faults config.Faults
 	switch {
 	case err == nil:
 		return ExitOK
 	case errors.As(err, &ee):
 		return ee.Code
+	case errors.As(err, &coded):
+		return coded.CommandExit()
 	case errors.As(err, &faults):
 		return ExitUsage
 	}

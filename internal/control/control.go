@@ -27,13 +27,13 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"vacate/internal/config"
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
-	"vacate/internal/lease"
 	"vacate/internal/metrics"
 	"vacate/internal/node"
 	"vacate/internal/server"
@@ -58,6 +58,7 @@ type process struct {
 	engine  *ipc.Client
 	node    *node.Node
 	metrics *metrics.Metrics
+	up      atomic.Bool   // the start is done
 	granted chan struct{} // closed when a stop was granted
 	grant   func()
 }
@@ -110,11 +111,11 @@ func (p *process) serve(ctx context.Context, f Files) error {
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	defer cancel()
-	ended := make(chan error, 2)
-	n := stoppable{server.Of(p.node), p.grant}
+	ended := make(chan error, 3)
+	n := facade{server.Of(p.node), &p.up}
 	api, err := server.New(server.Config{
 		Node: n, UID: uint32(os.Geteuid()), Operators: p.cfg.Operators, Auditors: p.cfg.Auditors,
-		Log: p.log, Version: version.String(), DangerZone: p.cfg.DangerInForce(), Observe: p.metrics.Called,
+		Log: p.log, Version: version.String(), DangerZone: p.cfg.DangerInForce(), Warnings: hostWarnings(), Observe: p.metrics.Called, End: p.grant,
 	})
 	if err != nil {
 		return err
@@ -139,6 +140,12 @@ func (p *process) serve(ctx context.Context, f Files) error {
 	if err := p.enrollDev(ctx); err != nil {
 		return err
 	}
+	p.up.Store(true)
+	serving.Go(func() {
+		if err := server.Erasures(ctx, n, p.metrics.Erased); err != nil && ctx.Err() == nil {
+			ended <- fmt.Errorf("counting erasures: %w", err)
+		}
+	})
 	p.log.Info("ready", "api", p.cfg.APISocket(), "admin", p.cfg.AdminSocket())
 	return p.wait(ctx, ended)
 }
@@ -182,19 +189,18 @@ func (p *process) enrollDev(ctx context.Context) error {
 	return nil
 }
 
-// stoppable lets the process end when a stop that was asked for over the API has
-// been prepared; the answer has the grace of calls in progress.
-type stoppable struct {
+// A facade is the node as it is shown: not ready before all of the start is done.
+type facade struct {
 	server.Node
-	grant func()
+	up *atomic.Bool
 }
 
-func (s stoppable) Stop(ctx context.Context, erase bool) ([]lease.Lease, error) {
-	closed, err := s.Node.Stop(ctx, erase)
-	if err == nil {
-		s.grant()
+func (f facade) Status() node.Status {
+	s := f.Node.Status()
+	if s.Ready && !f.up.Load() {
+		s.Ready, s.ReadyWhy = false, "the daemon is starting"
 	}
-	return closed, err
+	return s
 }
 
 // A startError is one that another try will not mend.
@@ -205,5 +211,5 @@ func cannotStart(err error) error { return &startError{err} }
 // Unwrap returns what is wrong.
 func (e *startError) Unwrap() error { return e.error }
 
-// ExitCode tells the keeper that starting control again is of no use.
-func (e *startError) ExitCode() int { return 4 }
+// CommandExit tells the keeper that starting control again is of no use.
+func (e *startError) CommandExit() int { return 4 }

@@ -18,8 +18,8 @@ type RefusedError struct{ Text string }
 
 func (e *RefusedError) Error() string { return e.Text }
 
-// ExitCode is docs/ARCHITECTURE.md's "refused".
-func (e *RefusedError) ExitCode() int { return 4 }
+// CommandExit is docs/ARCHITECTURE.md's "refused".
+func (e *RefusedError) CommandExit() int { return 4 }
 
 // prepare makes the folders that are missing and takes the lock that keeps a
 // second daemon away. With --dev it makes the file that will be the drive.

@@ -135,9 +135,9 @@ func TestStopIsRefusedWithLeasesOpen(t *testing.T) {
 
 func TestSecondDaemon(t *testing.T) {
 	d, drive := fileDrive(t, bin)
-	_, err := daemon.Start(bin, d.Dir, daemon.Options{})
-	if err == nil || !strings.Contains(err.Error(), d.Dir) {
-		t.Errorf("a second daemon in one folder: %v, want it refused and the folder named", err)
+	_, err := try(bin, "serve", "--dev", d.Dir)
+	if exitCode(err) != 4 || !strings.Contains(err.Error(), d.Dir) {
+		t.Errorf("a second daemon in one folder: %v, want exit code 4 and the folder named", err)
 	}
 	usable(t, d)
 
