@@ -38,13 +38,13 @@ const table = `
 	# data plane: a request moves down, a completion up
 	data     export/nbd:       blk mem plant sys
 	data     volume:           blk mem plant
-	data     blockmap:         blk mem plant
+	data     blockmap:         blk plant
 	data     crypt:            blk mem plant xts
-	data     drive:            blk extent mem sys
-	data     engine:           blk blockmap crypt drive export/nbd extent ipc mem plant sys volatile volume xts
+	data     drive:            blk mem sys
+	data     engine:           blk blockmap crypt drive export/nbd extent ipc mem sys volatile volume xts
 
 	# between processes
-	shared   ipc:              extent sys
+	shared   ipc:              extent
 	shared   volatile:         mem plant sys
 
 	# control plane
@@ -52,7 +52,7 @@ const table = `
 	control  lease:            extent
 	control  journal:          extent lease go.etcd.io/bbolt
 	control  node:             extent ipc journal lease sys
-	control  control:          config ipc journal lease metrics node server sys version
+	control  control:          config ipc journal metrics node server sys version
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease metrics node
@@ -63,12 +63,12 @@ const table = `
 	public   api/vacate/v1/vacatev1connect:  api/vacate/v1 connectrpc.com/connect
 	public   client:                         api/vacate/v1 api/vacate/v1/vacatev1connect connectrpc.com/connect
 	control  cli:              api/vacate/v1 client config version
-	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra github.com/vbauerster/mpb/v8
+	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra
 	                           go.yaml.in/yaml/v3 golang.org/x/term google.golang.org/protobuf
 
 	# wiring
 	wiring   demo:             api/vacate/v1 client nbdclient
-	wiring   daemon:           config control engine keeper version
+	wiring   daemon:           config control engine keeper plant version
 	wiring   cmd/vacate:       cli daemon demo
 
 	# tests only
@@ -79,7 +79,7 @@ const table = `
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon
 	test     node/nodesim:     extent ipc journal lease
 	test     test/daemon:
-	test     test/e2e:         test/daemon
+	test     test/e2e:
 `
 
 // reach says which planes a plane may depend on, however indirectly.
