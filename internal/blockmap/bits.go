@@ -62,8 +62,9 @@ func span(w, lo, hi uint64) uint64 {
 	return mask
 }
 
-// set makes blocks lo … hi-1 written. REQUIRES: lo < hi ≤ Blocks.
-func (b *Bits) set(lo, hi uint64) {
+// set makes blocks lo … hi-1 written, and returns how many were not.
+// REQUIRES: lo < hi ≤ Blocks.
+func (b *Bits) set(lo, hi uint64) (changed int) {
 	for w := lo / 64; w <= (hi-1)/64; w++ {
 		mask := span(w, lo, hi)
 		if r := w / regionWords; b.Summary[r/64].Load()&(1<<(r%64)) == 0 {
@@ -73,23 +74,26 @@ func (b *Bits) set(lo, hi uint64) {
 		// discard clears the bit just after, it ran beside the write, and came
 		// last.
 		if b.Words[w].Load()&mask != mask {
-			b.Words[w].Or(mask)
+			changed += bits.OnesCount64(mask &^ b.Words[w].Or(mask))
 		}
 	}
+	return changed
 }
 
-// clear makes blocks lo … hi-1 unwritten. REQUIRES: lo < hi ≤ Blocks.
-func (b *Bits) clear(lo, hi uint64) {
+// clear makes blocks lo … hi-1 unwritten, and returns how many were written.
+// REQUIRES: lo < hi ≤ Blocks.
+func (b *Bits) clear(lo, hi uint64) (changed int) {
 	for w := lo / 64; w <= (hi-1)/64; {
 		if !b.touched(w) {
 			w = b.nextTouched(w)
 			continue
 		}
 		if mask := span(w, lo, hi); b.Words[w].Load()&mask != 0 {
-			b.Words[w].And(^mask)
+			changed += bits.OnesCount64(mask & b.Words[w].And(^mask))
 		}
 		w++
 	}
+	return changed
 }
 
 // nextTouched returns the first word after w, at the start of a region, whose

@@ -27,6 +27,7 @@ package blockmap
 
 import (
 	"fmt"
+	"sync/atomic"
 	"syscall"
 
 	"vacate/internal/blk"
@@ -37,6 +38,10 @@ import (
 type Map struct {
 	below blk.Device
 	bits  Bits
+
+	// written counts the blocks whose bit is set. It is touched only when a bit
+	// changes: rewriting a block, the common case, shares nothing.
+	written atomic.Int64
 }
 
 // New returns the device that the bits describe, on a device below that has
@@ -50,7 +55,9 @@ func New(below blk.Device, b Bits) *Map {
 	if have := below.Geometry().Size; have < int64(b.Blocks*blk.BlockSize) {
 		panic(fmt.Sprintf("blockmap: %d blocks on a device of %d bytes", b.Blocks, have))
 	}
-	return &Map{below: below, bits: b}
+	m := &Map{below: below, bits: b}
+	m.written.Store(int64(b.count()))
+	return m
 }
 
 // Geometry is the map's: whole blocks.
@@ -59,9 +66,21 @@ func (m *Map) Geometry() blk.Geometry {
 }
 
 // Written returns how many bytes are in written blocks. It may be called from
-// any goroutine; what changes meanwhile may or may not be counted. It reads the
-// bits of every region that was ever written: 32 MiB a TiB at most.
-func (m *Map) Written() int64 { return int64(m.bits.count() * blk.BlockSize) }
+// any goroutine, at any time, and costs nothing.
+func (m *Map) Written() int64 { return m.written.Load() * blk.BlockSize }
+
+// set and clear change blocks and count.
+func (m *Map) set(lo, hi uint64) {
+	if n := m.bits.set(lo, hi); n != 0 {
+		m.written.Add(int64(n))
+	}
+}
+
+func (m *Map) clear(lo, hi uint64) {
+	if n := m.bits.clear(lo, hi); n != 0 {
+		m.written.Add(-int64(n))
+	}
+}
 
 // Extents calls yield for the extents of the range of length bytes from off on,
 // in order, alternately written and unwritten, until it returns false. Together

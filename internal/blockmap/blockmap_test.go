@@ -2,6 +2,7 @@ package blockmap
 
 import (
 	"bytes"
+	"math/rand/v2"
 	"runtime"
 	"sync"
 	"syscall"
@@ -177,8 +178,8 @@ func (c *counter) Complete(*blk.Request) { *c++ }
 
 func TestExtents(t *testing.T) {
 	m, _ := newMap(t, 64*blk.BlockSize)
-	m.bits.set(2, 4)
-	m.bits.set(10, 11)
+	m.set(2, 4)
+	m.set(10, 11)
 	type extent struct {
 		off, length int64
 		written     bool
@@ -254,5 +255,32 @@ func TestMisfitPanics(t *testing.T) {
 			}()
 			New(d, b)
 		}()
+	}
+}
+
+// Written must stay what counting the bits gives, whoever changes them at once.
+func TestWrittenCounts(t *testing.T) {
+	m, _ := newMap(t, 4096*blk.BlockSize)
+	var wg sync.WaitGroup
+	for g := range uint64(4) {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(g, 7))
+			for range 5000 {
+				lo := rng.Uint64N(4095)
+				hi := lo + 1 + rng.Uint64N(min(200, 4096-lo))
+				if rng.IntN(2) == 0 {
+					m.set(lo, hi)
+				} else {
+					m.clear(lo, hi)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got, want := m.Written(), int64(m.bits.count()*blk.BlockSize); got != want || want == 0 {
+		t.Errorf("Written = %d, the bits say %d", got, want)
+	}
+	if again := New(m.below, m.bits); again.Written() != m.Written() {
+		t.Errorf("a map over the same bits starts from %d, want %d", again.Written(), m.Written())
 	}
 }

@@ -110,11 +110,11 @@ func (q *queue) start(r *blk.Request) bool {
 		return q.read(r)
 	case blk.OpWrite:
 		if plant.Is(plant.BitEarly) {
-			q.m.bits.set(lo, hi)
+			q.m.set(lo, hi)
 		}
 		q.pass(r)
 	case blk.OpDiscard, blk.OpWriteZeroes:
-		q.m.bits.clear(lo, hi)
+		q.m.clear(lo, hi)
 		q.finish(r, r.Len, 0)
 	default:
 		q.finish(r, 0, syscall.EOPNOTSUPP)
@@ -207,7 +207,7 @@ func (c *child) Complete(r *blk.Request) {
 		return
 	}
 	if r.Op == blk.OpWrite && r.Errno == 0 && !plant.Is(plant.BitEarly) {
-		q.m.bits.set(blocks(r)) // R1
+		q.m.set(blocks(r)) // R1
 	}
 	q.finish(parent, r.N, r.Errno)
 }
