@@ -80,6 +80,7 @@ const table = `
 	test     node/nodesim:     extent ipc journal lease
 	test     test/daemon:
 	test     test/e2e:
+	test     test/script:
 `
 
 // reach says which planes a plane may depend on, however indirectly.
