@@ -30,6 +30,7 @@
 package crypt
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"syscall"
@@ -118,8 +119,7 @@ func (c *Crypt) NewQueue(depth int) (blk.Queue, error) {
 	below, err := c.below.NewQueue(depth)
 	if err != nil {
 		c.gates.Drop(gate)
-		scratch.close() // nothing is in it yet
-		return nil, err
+		return nil, errors.Join(err, scratch.close())
 	}
 	q := &queue{
 		c: c, gate: gate, below: below, size: c.Geometry().Size,

@@ -122,7 +122,7 @@ func (s *story) plain() error {
 		return err
 	}
 	began := time.Now()
-	if err := s.writeImage(f, nil); err != nil {
+	if err := s.writeImage(f, func(_, _ int64) error { return nil }); err != nil {
 		return err
 	}
 	s.step(time.Since(began), "A writes it to its volume")
@@ -139,8 +139,8 @@ func (s *story) plain() error {
 	return os.Remove(path)
 }
 
-// writeImage writes tenant A's file system to w. Blocks of zeros are skipped as
-// any copying tool does, or handed to zero.
+// writeImage writes tenant A's file system to w, and hands chunks of zeros to
+// zero, as any copying tool does.
 func (s *story) writeImage(w io.WriterAt, zero func(off, n int64) error) error {
 	f, err := os.Open(s.image)
 	if err != nil {
@@ -150,15 +150,16 @@ func (s *story) writeImage(w io.WriterAt, zero func(off, n int64) error) error {
 	buf, none := make([]byte, chunk), make([]byte, chunk)
 	for off := int64(0); ; off += int64(len(buf)) {
 		n, err := io.ReadFull(f, buf)
-		switch {
-		case n == 0:
+		if errors.Is(err, io.EOF) {
 			return nil
-		case bytes.Equal(buf[:n], none[:n]) && zero != nil:
-			err = zero(off, int64(n))
-		case !bytes.Equal(buf[:n], none[:n]):
+		}
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return err
+		}
+		if !bytes.Equal(buf[:n], none[:n]) {
 			_, err = w.WriteAt(buf[:n], off)
-		default:
-			err = nil
+		} else {
+			err = zero(off, int64(n))
 		}
 		if err != nil {
 			return err
@@ -233,7 +234,7 @@ func (s *story) work(l *vacatev1.Lease, drive string) error {
 	}
 	s.step(time.Since(began), "A searches its volume: %d of %d letters found", len(got.letters), letters)
 	if len(got.letters) != letters {
-		return fmt.Errorf("A finds only %d of its %d letters", len(got.letters), letters)
+		return fmt.Errorf("tenant A finds only %d of its %d letters", len(got.letters), letters)
 	}
 	return s.searchDrive(drive, "A thief searches the drive meanwhile")
 }
@@ -283,7 +284,7 @@ func (s *story) readZeros(l *vacatev1.Lease) error {
 	s.step(time.Since(began), "B reads its volume whole, %s: %d bytes that are not zero, %d letters",
 		bytesText(got.read), got.nonzero, len(got.letters))
 	if got.nonzero != 0 || got.read != l.GetSizeBytes() {
-		return fmt.Errorf("B read %d bytes of %d, %d of them not zero", got.read, l.GetSizeBytes(), got.nonzero)
+		return fmt.Errorf("tenant B read %d bytes of %d, %d of them not zero", got.read, l.GetSizeBytes(), got.nonzero)
 	}
 	return nil
 }

@@ -42,7 +42,7 @@ func startNode(ctx context.Context, self, dir string) (*node, error) {
 		}
 		select {
 		case ended := <-n.done:
-			return nil, fmt.Errorf("the demo's daemon ended (%v): %s", ended, n.log.String())
+			return nil, fmt.Errorf("the demo's daemon has ended: %w: %s", errors.Join(ended, err), n.log.String())
 		default:
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {

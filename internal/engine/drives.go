@@ -60,7 +60,8 @@ func (e *Engine) openDrive(ctx context.Context, req *ipc.DriveOpenRequest) (*ipc
 		o := drive.OpenOptions{
 			Node: node, UUID: uuid, Epoch: req.Epoch, NewEpoch: req.NewEpoch, ForceForward: req.ForceForward,
 		}
-		opened, err := d.drive, error(nil) // busy: nobody else writes it
+		opened := d.drive // busy: nobody else writes it
+		var err error
 		if opened != nil {
 			err = opened.Renew(o)
 		} else {

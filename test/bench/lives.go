@@ -43,33 +43,36 @@ func lives(d *daemon.Daemon, o options, dir string) error {
 	defer c.Close()
 	fmt.Printf("\nGate to destroyed key, and time to open: with 32 random 64 KiB writes in flight on each lease, and 32 random 4 KiB reads on a neighbour\n")
 	for _, size := range sizes {
-		var erased, opened []time.Duration
+		var erased, ciphers, opened []time.Duration
 		for i := range o.closes {
 			e, t, err := life(c, drive, size.bytes, uint64(i))
 			if err != nil {
 				return fmt.Errorf("lease %d of %s: %w", i, size.name, err)
 			}
-			erased, opened = append(erased, e), append(opened, t)
+			erased = append(erased, time.Duration(e.GetGateToKeyDestroyedNs()))
+			ciphers = append(ciphers, time.Duration(e.GetGateToCiphersDoneNs()))
+			opened = append(opened, t)
 		}
 		fmt.Printf("  %s  gate to key destroyed: %s\n", size.name, quantiles(erased))
+		fmt.Printf("         of it for ciphers:     %s\n", quantiles(ciphers))
 		fmt.Printf("         open:                  %s\n", quantiles(opened))
 	}
 	return journalTimes(d, dir)
 }
 
 // life is one lease: opened, written to, closed in the middle of it.
-func life(c *client.Client, drive string, size int64, seed uint64) (erased, opened time.Duration, err error) {
+func life(c *client.Client, drive string, size int64, seed uint64) (erased *vacatev1.Erasure, opened time.Duration, err error) {
 	ctx := context.Background()
 	began := time.Now()
 	resp, err := c.Leases.Open(ctx, &vacatev1.LeaseServiceOpenRequest{SizeBytes: size, Drive: drive, Tenant: "bench"})
 	opened = time.Since(began)
 	if err != nil {
-		return 0, 0, err
+		return nil, 0, err
 	}
 	l := resp.GetLease()
 	nc, err := nbdclient.Dial(l.GetExports()[0].GetUri(), nbdclient.Options{})
 	if err != nil {
-		return 0, 0, err
+		return nil, 0, err
 	}
 	busy := make(chan struct{})
 	go func() {
@@ -82,13 +85,13 @@ func life(c *client.Client, drive string, size int64, seed uint64) (erased, open
 	<-busy
 	nc.Abort() //nolint:errcheck // the server has closed it
 	if err != nil {
-		return 0, 0, err
+		return nil, 0, err
 	}
 	e := closed.GetLease().GetErasure()
 	if !e.GetReadBack() {
-		return 0, 0, fmt.Errorf("lease %s is %v, its key was not read back", l.GetId(), closed.GetLease().GetState())
+		return nil, 0, fmt.Errorf("lease %s is %v, its key was not read back", l.GetId(), closed.GetLease().GetState())
 	}
-	return time.Duration(e.GetGateToKeyDestroyedNs()), opened, nil
+	return e, opened, nil
 }
 
 // neighbour keeps a lease busy until stop is called.

@@ -66,7 +66,7 @@ func (c *contestant) measure(span time.Duration) error {
 		return err
 	}
 	if r.Errors != 0 {
-		return fmt.Errorf("%d of %d reads failed, first with %v", r.Errors, r.Requests, r.FirstError)
+		return fmt.Errorf("%d of %d reads failed: first: %w", r.Errors, r.Requests, r.FirstError)
 	}
 	c.rates = append(c.rates, r.PerSecond())
 	return nil
