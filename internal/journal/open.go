@@ -100,7 +100,7 @@ func (b *Bolt) begin(fresh bool) error {
 		}); err != nil {
 			return err
 		}
-		if err := publish(b.opt.Dir); err != nil {
+		if err := publish(b.opt.Dir, !b.opt.NoSync); err != nil {
 			return err
 		}
 	}
@@ -116,13 +116,16 @@ func (b *Bolt) begin(fresh bool) error {
 
 // publish gives the journal its final name once it is whole, durably. Link
 // fails where the name is taken, so it never replaces a journal.
-func publish(dir string) error {
+func publish(dir string, sync bool) error {
 	from, to := filepath.Join(dir, newName), filepath.Join(dir, fileName)
 	if err := os.Link(from, to); err != nil {
 		return fmt.Errorf("naming the new journal: %w", err)
 	}
 	if err := os.Remove(from); err != nil {
 		return fmt.Errorf("naming the new journal: %w", err)
+	}
+	if !sync {
+		return nil
 	}
 	d, err := os.Open(dir)
 	if err != nil {
