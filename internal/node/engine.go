@@ -1,0 +1,61 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"vacate/internal/ipc"
+)
+
+// An Engine is the data plane, as node calls it. An error that is or wraps an
+// [*ipc.RemoteError] is an answer: the engine refused, and nothing was done. Any
+// other error leaves open whether it was done.
+//
+// What node relies on:
+//
+//	E1: before an engine answers Hello to a new control, every call of the last
+//	    one has ended.
+//	E2: CloseLease and Drain may be asked again. Of a lease that has gone lately
+//	    CloseLease returns the same erasure; of one that the engine never had it
+//	    returns CodeNotFound, and then no key of it exists in this engine.
+//	E3: CloseLease returns when the key was overwritten and read back. It never
+//	    waits for a device.
+//	E4: OpenDrive of a drive that this engine has open checks the epoch and writes
+//	    the new one all the same.
+//	E5: an engine that answers OpenDrive without error holds the fence: no I/O of
+//	    an earlier engine is in flight to that drive, or will be.
+type Engine interface {
+	Hello(ctx context.Context) (ipc.Hello, error)
+	Inspect(ctx context.Context, req ipc.InspectRequest) (ipc.Inspection, error)
+	Enroll(ctx context.Context, req ipc.EnrollRequest) (ipc.DriveInfo, error)
+	OpenDrive(ctx context.Context, req ipc.DriveOpenRequest) (ipc.DriveInfo, error)
+	CloseDrive(ctx context.Context, req ipc.DriveCloseRequest) error
+	OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listener *os.File) (ipc.LeaseOpened, error)
+	CloseLease(ctx context.Context, id string) (ipc.Erasure, error)
+	Drain(ctx context.Context, id string) error
+	Leases(ctx context.Context) (ipc.LeaseList, error)
+	Stats(ctx context.Context) (ipc.Stats, error)
+}
+
+// Sockets makes the places where clients reach a lease.
+type Sockets interface {
+	// Make makes the lease's folder and listens on a socket in it that only uid,
+	// root and the daemon can connect to. The caller closes the listener.
+	Make(id string, uid uint32) (*os.File, error)
+	// Path is where the lease's socket is, or would be.
+	Path(id string) string
+	// Remove removes socket and folder. What is not there is removed.
+	Remove(id string) error
+	// Clean removes the folders of all leases that keep does not name.
+	Clean(keep func(id string) bool) error
+}
+
+// codeOf is the code of the engine's answer, or empty if there was none.
+func codeOf(err error) string {
+	var re *ipc.RemoteError
+	if errors.As(err, &re) {
+		return re.Code
+	}
+	return ""
+}

@@ -1,0 +1,109 @@
+package node
+
+import (
+	"time"
+
+	"vacate/internal/lease"
+)
+
+// An entry is a lease whose space is not free. Node.mu guards its fields; the
+// channels are closed under it, once.
+type entry struct {
+	opened  chan struct{} // its opening has ended, either way
+	settled chan struct{} // callers of Close have waited enough
+	gone    chan struct{} // its space is free; the entry is in no map any more
+
+	l         lease.Lease
+	keyNs     int64       // when its key was generated, where this node saw it
+	openErr   error       // what its opening ended with
+	abandoned bool        // who opened it has left without a way to find it again
+	closing   bool        // a goroutine is closing it, or waits for its space
+	ttl       *time.Timer // nil without one
+	trouble   string      // why closing does not get on
+}
+
+func newEntry(l lease.Lease) *entry {
+	return &entry{l: l, opened: make(chan struct{}), settled: make(chan struct{}), gone: make(chan struct{})}
+}
+
+// closeOnce closes a channel that is not closed yet. REQUIRES: Node.mu is held.
+func closeOnce(c chan struct{}) {
+	select {
+	case <-c:
+	default:
+		close(c)
+	}
+}
+
+func (e *entry) finishOpening(err error) {
+	e.openErr = err
+	closeOnce(e.opened)
+}
+
+func (e *entry) disarm() {
+	if e.ttl != nil {
+		e.ttl.Stop()
+	}
+}
+
+// view is the lease as others see it.
+func (e *entry) view() lease.Lease {
+	l := e.l
+	if e.trouble != "" {
+		l.Text = e.trouble
+	}
+	return l
+}
+
+// move applies events to a lease. An event that cannot happen is a bug here.
+// REQUIRES: n.mu is held.
+func (n *Node) move(e *entry, events ...lease.Event) {
+	for _, ev := range events {
+		if err := e.l.Apply(ev); err != nil {
+			panic("node: lease " + e.l.ID + ": " + err.Error())
+		}
+	}
+	n.publish(e.view())
+}
+
+// arm starts the time to live of an open lease. REQUIRES: n.mu is held.
+func (n *Node) arm(e *entry) {
+	if e.l.ExpiresAt.IsZero() {
+		return
+	}
+	left := max(0, e.l.ExpiresAt.Sub(n.cfg.Clock()))
+	e.ttl = time.AfterFunc(left, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if e.l.State == lease.Open {
+			n.cfg.Log.Info("time to live is over", "lease_id", e.l.ID)
+			n.startClose(e)
+		}
+	})
+}
+
+// forget takes the entry out of the maps: its space, slot and key are free.
+// REQUIRES: n.mu is held; N2.
+func (n *Node) forget(e *entry) {
+	for _, p := range e.l.Pieces {
+		n.drives[p.Drive].space.Free(p.Range)
+	}
+	n.slots[e.l.Slot] = false
+	delete(n.leases, e.l.ID)
+	closeOnce(e.opened)
+	closeOnce(e.settled)
+	closeOnce(e.gone)
+	n.kickLocked()
+}
+
+// stuck notes why closing does not get on; the first time of a reason it is
+// logged.
+func (n *Node) stuck(e *entry, why string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if e.trouble != why {
+		e.trouble = why
+		n.cfg.Log.Warn("closing does not get on", "lease_id", e.l.ID, "state", e.l.State, "error", why)
+		n.publish(e.view())
+	}
+}

@@ -1,0 +1,59 @@
+package nodesim
+
+import (
+	"maps"
+	"os"
+	"slices"
+	"sync"
+)
+
+// Sockets are names in a set. They survive a node, as folders do.
+type Sockets struct {
+	F *Faults
+
+	mu  sync.Mutex
+	ids map[string]bool
+}
+
+// Make implements node.Sockets. The listener is /dev/null.
+func (s *Sockets) Make(id string, uid uint32) (*os.File, error) {
+	return run(s.F, "Make", func() (*os.File, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.ids == nil {
+			s.ids = map[string]bool{}
+		}
+		s.ids[id] = true
+		return os.Open(os.DevNull)
+	})
+}
+
+// Path implements node.Sockets.
+func (s *Sockets) Path(id string) string { return "/leases/" + id + "/nbd.sock" }
+
+// Remove implements node.Sockets.
+func (s *Sockets) Remove(id string) error {
+	return run0(s.F, "Remove", func() error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.ids, id)
+		return nil
+	})
+}
+
+// Clean implements node.Sockets.
+func (s *Sockets) Clean(keep func(string) bool) error {
+	return run0(s.F, "Clean", func() error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		maps.DeleteFunc(s.ids, func(id string, _ bool) bool { return !keep(id) })
+		return nil
+	})
+}
+
+// IDs are the leases that have sockets.
+func (s *Sockets) IDs() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.ids))
+}

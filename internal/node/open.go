@@ -1,0 +1,282 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"vacate/internal/ipc"
+	"vacate/internal/journal"
+	"vacate/internal/lease"
+)
+
+// This file opens leases:
+//
+//	1. admit: id, space and slot are taken in memory.
+//	2. The journal holds the lease, its extents and its OPEN record, durably.
+//	3. Folder and socket are made.
+//	4. The engine makes key, map and export.
+//
+// When 2 surely did nothing, 1 is taken back. When 3, 4, or perhaps 2, fail, the
+// lease is closed like any other, with the result "failed".
+
+// OpenRequest says what volume is wanted.
+type OpenRequest struct {
+	SizeBytes    int64         // a multiple of 4096
+	Tenant       string        // who the lease is for; may be empty
+	Drive        string        // path, UUID or serial; empty lets the node choose, and span drives
+	LogicalBlock int           // 512 or 4096; 0 means 512
+	UID          uint32        // who may connect, besides root and the daemon
+	TTL          time.Duration // 0 is for ever
+	Key          string        // idempotency key; see Open
+}
+
+func (r *OpenRequest) check() error {
+	if r.LogicalBlock == 0 {
+		r.LogicalBlock = 512
+	}
+	if r.Tenant != "" {
+		if err := lease.CheckTenant(r.Tenant); err != nil {
+			return invalid(r.Tenant, "%v", err)
+		}
+	}
+	if r.Key != "" {
+		if err := lease.CheckKey(r.Key); err != nil {
+			return invalid(r.Key, "%v", err)
+		}
+	}
+	size := fmt.Sprint(r.SizeBytes)
+	switch {
+	case r.SizeBytes == 0:
+		return invalid(size, "a lease of 0 bytes holds nothing: ask for at least %d", lease.BlockBytes)
+	case r.SizeBytes < 0:
+		return invalid(size, "the size %d is negative", r.SizeBytes)
+	case r.SizeBytes > lease.MaxBytes:
+		return invalid(size, "the size %d is over the largest that a lease can have, 2^62", r.SizeBytes)
+	case r.SizeBytes%lease.BlockBytes != 0:
+		up := r.SizeBytes - r.SizeBytes%lease.BlockBytes + lease.BlockBytes
+		return invalid(size, "the size %d is not a multiple of %d: the next is %d", r.SizeBytes, lease.BlockBytes, up)
+	case r.LogicalBlock != 512 && r.LogicalBlock != 4096:
+		return invalid(fmt.Sprint(r.LogicalBlock), "logical blocks have 512 or 4096 bytes, not %d", r.LogicalBlock)
+	case r.TTL < 0 || r.TTL > 0 && r.TTL < time.Second:
+		return invalid(r.TTL.String(), "a time to live of %v is too short: a second is the least", r.TTL)
+	}
+	return nil
+}
+
+// same reports whether l is what r asks for.
+func (r OpenRequest) same(l lease.Lease) bool {
+	return r.SizeBytes == l.SizeBytes && r.Tenant == l.Tenant && r.Drive == l.Drive && r.LogicalBlock == l.LogicalBlock &&
+		r.UID == l.UID && r.TTL == l.TTL
+}
+
+// Open opens a lease and returns when it is open. With an idempotency key, a
+// second call of the same tenant returns the lease of the first, whatever has
+// become of it, unless the first failed; with other parameters it is refused.
+//
+// A caller who leaves early: with a key, the lease is opened all the same and
+// the key finds it; without one, nobody could know its id, so it is closed again.
+func (n *Node) Open(ctx context.Context, req OpenRequest) (lease.Lease, error) {
+	if err := req.check(); err != nil {
+		return lease.Lease{}, err
+	}
+	e, done, err := n.admit(req)
+	if err != nil || e == nil {
+		return done, err
+	}
+	select {
+	case <-e.opened:
+	case <-n.ctx.Done():
+		return lease.Lease{}, errEnded
+	case <-ctx.Done():
+		n.abandon(e)
+		return lease.Lease{}, ctx.Err()
+	}
+	n.mu.Lock()
+	l, err := e.view(), e.openErr
+	n.mu.Unlock()
+	if err == nil {
+		return l, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.CloseWait)
+	defer cancel()
+	select { // its space should be free again when the caller reads the error
+	case <-e.settled:
+	case <-n.ctx.Done():
+	case <-ctx.Done():
+	}
+	return lease.Lease{}, err
+}
+
+// admit takes id, slot and space, and starts the opening. Where the idempotency
+// key is known it returns the opening that has it, or (e is nil) the lease.
+func (n *Node) admit(req OpenRequest) (e *entry, done lease.Lease, err error) {
+	id, err := lease.NewID(n.cfg.Rand)
+	if err != nil {
+		return nil, done, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if req.Key != "" {
+		if id, ok := n.keys[req.Tenant+"\x00"+req.Key]; ok {
+			return n.again(id, req)
+		}
+	}
+	if err := n.taking(); err != nil {
+		return nil, done, err
+	}
+	if n.leases[id] != nil {
+		return nil, done, fmt.Errorf("node: the random lease id %s is taken", id) // once in 2^80
+	}
+	slot, err := n.freeSlot()
+	if err != nil {
+		return nil, done, err
+	}
+	rooms, err := n.rooms(req.Drive)
+	if err != nil {
+		return nil, done, err
+	}
+	pieces, err := place(rooms, req.SizeBytes)
+	if err != nil {
+		return nil, done, err
+	}
+	now := n.cfg.Clock().UTC().Round(0)
+	l := lease.Lease{
+		ID: id, Tenant: req.Tenant, SizeBytes: req.SizeBytes, LogicalBlock: req.LogicalBlock, UID: req.UID,
+		Pieces: pieces, Slot: slot, Key: req.Key, Drive: req.Drive, TTL: req.TTL, OpenedAt: now,
+		Origin: lease.Origin{BootID: n.hello.BootID, KeeperID: n.hello.KeeperID, EngineID: n.hello.EngineID},
+		State:  lease.Opening, Space: lease.Held,
+	}
+	if req.TTL > 0 {
+		l.ExpiresAt = now.Add(req.TTL)
+	}
+	n.takeSlot(slot)
+	e = newEntry(l)
+	n.leases[id] = e
+	n.bindKey(l)
+	n.goLocked(func() { n.finishOpen(e) })
+	return e, done, nil
+}
+
+// again answers a request whose idempotency key lease id has. REQUIRES: n.mu is held.
+func (n *Node) again(id string, req OpenRequest) (*entry, lease.Lease, error) {
+	e, l := n.leases[id], n.past.byID[id]
+	if e != nil {
+		l = e.view()
+	}
+	switch {
+	case !req.same(l):
+		return nil, lease.Lease{}, &Error{Kind: Refused, Object: id,
+			Text: fmt.Sprintf("idempotency key %q belongs to lease %s, which was opened with other parameters", req.Key, id),
+			Next: "use another key for another lease"}
+	case e != nil && l.Result == lease.Failed:
+		return nil, lease.Lease{}, &Error{Kind: Unavailable, Object: id,
+			Text: fmt.Sprintf("the first opening with idempotency key %q failed and is being undone", req.Key), Next: "try again"}
+	}
+	return e, l, nil
+}
+
+// taking says why no lease can be opened now. REQUIRES: n.mu is held.
+func (n *Node) taking() error {
+	switch {
+	case n.ended:
+		return errEnded
+	case n.stopping:
+		return &Error{Kind: Unavailable, Text: "the daemon is stopping", Next: "try again when it is back"}
+	case !n.ready:
+		return &Error{Kind: Unavailable, Text: "the daemon is recovering from a restart", Next: "try again in a moment"}
+	}
+	for id := range n.strangers {
+		return &Error{Kind: Unavailable, Object: id,
+			Text: fmt.Sprintf("the engine holds lease %s, which the journal does not know, and where it lies is unknown", id),
+			Next: "try again when it has drained"}
+	}
+	return nil
+}
+
+// freeSlot finds a slot of the volatile memory. REQUIRES: n.mu is held.
+func (n *Node) freeSlot() (int, error) {
+	for i := range n.hello.Slots {
+		if i >= len(n.slots) || !n.slots[i] {
+			return i, nil
+		}
+	}
+	return 0, &Error{Kind: Full, Text: fmt.Sprintf("%d leases are open or not drained yet, that is the most", n.hello.Slots),
+		Next: "close one"}
+}
+
+// abandon is called by who opened e and cannot wait.
+func (n *Node) abandon(e *entry) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if e.l.Key != "" {
+		return
+	}
+	e.abandoned = true
+	if e.l.State == lease.Open {
+		n.startClose(e)
+	}
+}
+
+// finishOpen carries out steps 2 to 4.
+func (n *Node) finishOpen(e *entry) {
+	n.mu.Lock()
+	l := e.l
+	n.mu.Unlock()
+	stored, err := n.cfg.Store.OpenLease(l)
+	if err != nil && errors.Is(n.storeFailed(err), journal.ErrUnchanged) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.unbindKey(e.l)
+		n.forget(e)
+		e.openErr = err
+		return
+	}
+	if err != nil {
+		n.failOpen(e, err)
+		return
+	}
+	n.mu.Lock()
+	e.l.OpenSeq = stored.OpenSeq
+	n.publish(e.l)
+	n.mu.Unlock()
+
+	listener, err := n.cfg.Sockets.Make(l.ID, l.UID)
+	if err != nil {
+		n.failOpen(e, err)
+		return
+	}
+	// Not bound to the caller's patience: E1 and E2 hold for calls that have ended.
+	opened, err := n.cfg.Engine.OpenLease(n.ctx, ipc.LeaseOpenRequest{Lease: l.ID, Slot: l.Slot, SizeBytes: l.SizeBytes,
+		LogicalBlock: l.LogicalBlock, Pieces: l.Pieces, UID: l.UID}, listener)
+	if cerr := listener.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		n.failOpen(e, err)
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e.keyNs = opened.KeyGeneratedNs
+	n.cfg.Log.Info("lease open", "lease_id", l.ID, "size_bytes", l.SizeBytes)
+	n.move(e, lease.Opened)
+	e.finishOpening(nil)
+	n.arm(e)
+	if e.abandoned {
+		n.startClose(e)
+	}
+}
+
+// failOpen closes a lease whose opening did not succeed, or not surely.
+func (n *Node) failOpen(e *entry, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e.l.Result = lease.Failed
+	e.l.Text = "opening failed: " + err.Error()
+	n.cfg.Log.Warn("opening failed", "lease_id", e.l.ID, "error", err)
+	n.move(e, lease.OpenFailed)
+	e.finishOpening(fmt.Errorf("opening lease %s: %w", e.l.ID, err))
+	n.startClose(e)
+}

@@ -1,0 +1,135 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"vacate/internal/ipc"
+	"vacate/internal/lease"
+)
+
+// This file brings journal and engine together, at the start and when an engine
+// took the place of another:
+//
+//	lease in          becomes
+//	both              open, as it was: only control was restarted
+//	the journal only  closed, by close.go, which finds out how its key ended
+//	the engine only   closed in the engine; nothing is recorded, it had no space
+//	                  of this journal. No lease is opened until it has drained.
+//
+// Leases whose CLOSE record is durable, but whose space is not free, wait for
+// their drives to be quiet, as they did before.
+
+func (n *Node) recover(ctx context.Context, first bool) error {
+	n.recoverMu.Lock()
+	defer n.recoverMu.Unlock()
+	n.mu.Lock()
+	n.ready = false
+	n.mu.Unlock()
+	hello, err := n.cfg.Engine.Hello(ctx)
+	if err != nil {
+		return fmt.Errorf("asking the engine who it is: %w", err)
+	}
+	if hello.Slots <= 0 || hello.EngineID == "" || hello.KeeperID == "" || hello.BootID == "" {
+		return fmt.Errorf("node: the engine does not say who it is: %+v", hello)
+	}
+	n.mu.Lock()
+	n.hello = hello
+	n.mu.Unlock()
+	problem := n.openDrives(ctx, hello.EngineID)
+	n.warn(problem)
+	list, err := n.cfg.Engine.Leases(ctx)
+	if err != nil {
+		return fmt.Errorf("asking the engine for its leases: %w", err)
+	}
+	if first {
+		open := func(id string) bool {
+			return slices.ContainsFunc(list.Leases, func(s ipc.LeaseStatus) bool { return s.Lease == id })
+		}
+		if err := n.cfg.Sockets.Clean(open); err != nil {
+			return fmt.Errorf("cleaning up sockets: %w", err)
+		}
+	}
+	n.reconcile(list)
+	return nil
+}
+
+// reconcile decides about every lease, and starts what is to be done.
+func (n *Node) reconcile(list ipc.LeaseList) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	held := map[string]ipc.LeaseStatus{}
+	for _, s := range list.Leases {
+		held[s.Lease] = s
+		if n.leases[s.Lease] == nil && !n.strangers[s.Lease] {
+			n.strangers[s.Lease] = true
+			n.cfg.Log.Warn("the engine holds a lease that the journal does not know", "lease_id", s.Lease)
+			n.goLocked(func() { n.closeStranger(s.Lease) })
+		}
+	}
+	for _, e := range sortedEntries(n.leases) {
+		s, ok := held[e.l.ID]
+		switch {
+		case e.closing || e.l.State == lease.Opening && !isClosed(e.opened):
+			// Whoever closes or opens it meets the new engine by itself.
+		case e.l.CloseSeq != 0:
+			e.closing = true
+			closeOnce(e.settled)
+			n.goLocked(func() { n.awaitQuiet(e) })
+		case ok && !s.Erased && s.Slot == e.l.Slot:
+			if e.l.State == lease.Opening { // as the journal has it
+				n.move(e, lease.Opened)
+				n.arm(e)
+			}
+		default:
+			n.startClose(e)
+		}
+	}
+	n.ready = true
+	n.kickLocked()
+}
+
+func isClosed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// sortedEntries are all entries by id, so that a run with the same faults does
+// the same things.
+func sortedEntries(m map[string]*entry) []*entry {
+	all := make([]*entry, 0, len(m))
+	for _, e := range m {
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b *entry) int { return strings.Compare(a.l.ID, b.l.ID) })
+	return all
+}
+
+// closeStranger closes a lease in the engine that is not the journal's.
+func (n *Node) closeStranger(id string) {
+	var b backoff
+	for {
+		_, err := n.cfg.Engine.CloseLease(n.ctx, id)
+		if err == nil || codeOf(err) == ipc.CodeNotFound {
+			err = n.cfg.Engine.Drain(n.ctx, id)
+		}
+		if err == nil || codeOf(err) == ipc.CodeNotFound {
+			break
+		}
+		if !b.wait(n, nil) {
+			return
+		}
+	}
+	if err := n.cfg.Sockets.Remove(id); err != nil {
+		n.cfg.Log.Warn("removing sockets", "lease_id", id, "error", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.strangers, id)
+}
