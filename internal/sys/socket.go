@@ -129,7 +129,9 @@ func SetSocketBuffers(fd, snd, rcv int) error {
 // Listener returns a second descriptor of the listening socket l, for a
 // goroutine that accepts connections without keeping a thread: it sleeps in
 // Go's poller, through the file's SyscallConn, and Close of the file wakes it.
-// l stays the caller's; its open file description becomes non-blocking.
+// l stays the caller's; its open file description becomes non-blocking. What is
+// no socket, or does not listen, is refused: accepting from it would fail for
+// ever.
 func Listener(l *os.File) (*os.File, error) {
 	raw, err := l.SyscallConn()
 	if err != nil {
@@ -137,6 +139,13 @@ func Listener(l *os.File) (*os.File, error) {
 	}
 	fd, dupErr := -1, error(nil)
 	err = raw.Control(func(old uintptr) {
+		listens, sockErr := unix.GetsockoptInt(int(old), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		if sockErr == nil && listens == 0 {
+			sockErr = unix.EINVAL // as accept(2) says it
+		}
+		if dupErr = sockErr; dupErr != nil {
+			return
+		}
 		if fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0); dupErr == nil {
 			dupErr = unix.SetNonblock(fd, true)
 		}

@@ -2,6 +2,7 @@ package sys
 
 import (
 	"bytes"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -147,6 +148,24 @@ func TestListener(t *testing.T) {
 	}
 	if _, err := Listener(mine); err == nil {
 		t.Error("Listener of a closed file succeeds")
+	}
+}
+
+// TestListenerRefuses what no client could ever be accepted from.
+func TestListenerRefuses(t *testing.T) {
+	pair := socketpair(t)
+	closeFD(t, pair[1])
+	connected := os.NewFile(uintptr(pair[0]), "connected")
+	defer connected.Close()
+	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for f, want := range map[*os.File]syscall.Errno{file: syscall.ENOTSOCK, connected: syscall.EINVAL} {
+		if _, err := Listener(f); !errors.Is(err, want) {
+			t.Errorf("Listener of %s: %v, want %v", f.Name(), err, want)
+		}
 	}
 }
 
