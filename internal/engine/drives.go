@@ -34,11 +34,8 @@ func (e *Engine) enroll(ctx context.Context, req *ipc.EnrollRequest) (*ipc.Drive
 		info, err := drive.Enroll(req.Path, drive.EnrollOptions{
 			Node: node, UUID: uuid, Epoch: req.Epoch, Force: req.Force, Confirm: req.Confirm,
 		})
-		if errors.Is(err, drive.ErrRefused) {
-			return nil, &ipc.RemoteError{Code: ipc.CodeRefused, Text: err.Error()}
-		}
 		if err != nil {
-			return nil, err
+			return nil, coded(err)
 		}
 		answer := driveInfo(info)
 		return &answer, nil
@@ -59,6 +56,7 @@ func (e *Engine) openDrive(ctx context.Context, req *ipc.DriveOpenRequest) (*ipc
 	return apart(ctx, func() (*ipc.DriveInfo, error) {
 		o := drive.OpenOptions{
 			Node: node, UUID: uuid, Epoch: req.Epoch, NewEpoch: req.NewEpoch, ForceForward: req.ForceForward,
+			FenceWait: e.cfg.FenceWait,
 		}
 		opened := d.drive // busy: nobody else writes it
 		var err error
@@ -72,6 +70,7 @@ func (e *Engine) openDrive(ctx context.Context, req *ipc.DriveOpenRequest) (*ipc
 			return nil, coded(err)
 		}
 		info := driveInfo(opened.Info())
+		info.Epoch = req.NewEpoch // Info is of when it was opened first
 		return &info, nil
 	})
 }
@@ -102,21 +101,25 @@ func (e *Engine) settleDrive(uuid string, d *openDrive, now *drive.Drive) {
 	}
 }
 
-// closeDrive gives up a drive that no lease uses.
-func (e *Engine) closeDrive(req *ipc.DriveCloseRequest) (*ipc.Empty, error) {
+// closeDrive gives up a drive that no lease uses. Closing a file may wait for
+// what lies below it (close(2) on FUSE and NFS).
+func (e *Engine) closeDrive(ctx context.Context, req *ipc.DriveCloseRequest) (*ipc.Empty, error) {
 	d, err := e.reserveUnused(req.UUID)
 	if err != nil {
 		return nil, err
 	}
-	still := d.drive
-	if err = still.Close(); err == nil {
-		still = nil
-	}
-	e.settleDrive(req.UUID, d, still)
-	if err != nil {
-		return nil, err
-	}
-	return &ipc.Empty{}, nil
+	return apart(ctx, func() (*ipc.Empty, error) {
+		still := d.drive
+		err := still.Close()
+		if err == nil {
+			still = nil
+		}
+		e.settleDrive(req.UUID, d, still)
+		if err != nil {
+			return nil, err
+		}
+		return &ipc.Empty{}, nil
+	})
 }
 
 // reserveUnused marks an open drive without leases as closing: none is admitted
@@ -185,10 +188,13 @@ func apart[T any](ctx context.Context, fn func() (*T, error)) (*T, error) {
 	}
 }
 
-// coded gives the errors of opening the code that control branches on.
+// coded gives the errors of enrolling and opening the code that control branches
+// on.
 func coded(err error) error {
 	code := ipc.CodeInternal
 	switch {
+	case errors.Is(err, drive.ErrRefused):
+		code = ipc.CodeRefused
 	case errors.Is(err, drive.ErrFenced):
 		code = ipc.CodeBusy
 	case errors.Is(err, drive.ErrEpoch), errors.Is(err, drive.ErrForeign),

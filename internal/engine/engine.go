@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"vacate/internal/drive"
 	"vacate/internal/ipc"
@@ -39,10 +40,11 @@ type Config struct {
 	Keeper     Keeper
 	Keys       *volatile.Keys
 	Table      *volatile.Table
-	Hello      ipc.Hello // what it says of itself; the engine fills in what it knows
-	Generation uint64    // of this engine, from the table's header
-	MaxConns   int       // connections at once, over all leases
-	Lock       mem.Lock  // what becomes of buffers that cannot be locked
+	Hello      ipc.Hello     // what it says of itself; the engine fills in what it knows
+	Generation uint64        // of this engine, from the table's header
+	MaxConns   int           // connections at once, over all leases
+	Lock       mem.Lock      // what becomes of buffers that cannot be locked
+	FenceWait  time.Duration // how long a drive's fence is waited for; 0: as drive does
 	Log        *slog.Logger
 }
 

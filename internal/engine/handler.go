@@ -22,7 +22,7 @@ func (e *Engine) Handle(ctx context.Context, method string, body []byte, file *o
 	case ipc.MethodDriveOpen:
 		return call(body, func(req *ipc.DriveOpenRequest) (*ipc.DriveInfo, error) { return e.openDrive(ctx, req) })
 	case ipc.MethodDriveClose:
-		return call(body, e.closeDrive)
+		return call(body, func(req *ipc.DriveCloseRequest) (*ipc.Empty, error) { return e.closeDrive(ctx, req) })
 	case ipc.MethodLeaseOpen:
 		return call(body, func(req *ipc.LeaseOpenRequest) (*ipc.LeaseOpened, error) { return e.openLease(req, file) })
 	case ipc.MethodLeaseClose:

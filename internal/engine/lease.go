@@ -39,8 +39,9 @@ type tenancy struct {
 	server *nbd.Server
 	gone   chan struct{} // closed after step 5
 
-	mu      sync.Mutex      // held through steps 1 to 4
+	mu      sync.Mutex      // held through steps 1 to 4; never together with Engine.mu
 	rec     volatile.Record // as it stands in the lease table
+	shut    ipc.Erasure     // when steps 1 and 2 were done, by the first close that came
 	erasure *ipc.Erasure    // nil until step 3 has succeeded
 }
 
@@ -66,22 +67,23 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 	if err != nil {
 		return nil, err
 	}
-	undo := []func(){func() { e.forget(t) }}
+	undo := []func() error{func() error { e.forget(t); return nil }}
 	fail := func(err error) (*ipc.LeaseOpened, error) {
+		errs := []error{err}
 		for i := len(undo) - 1; i >= 0; i-- {
-			undo[i]()
+			errs = append(errs, undo[i]())
 		}
-		return nil, fmt.Errorf("opening lease %s: %w", req.Lease, err)
+		return nil, fmt.Errorf("opening lease %s: %w", req.Lease, errors.Join(errs...))
 	}
 
 	if t.bits, err = e.newMap(t, req.SizeBytes); err != nil {
 		return fail(err)
 	}
-	undo = append(undo, func() { e.dropMap(t) })
+	undo = append(undo, func() error { return e.dropMap(t) })
 	if err := e.table.Put(t.slot, t.rec); err != nil {
 		return fail(err)
 	}
-	undo = append(undo, func() { e.clearRecord(t) }, func() { e.destroyUnused(t) })
+	undo = append(undo, func() error { return e.clearRecord(t) }, func() error { _, err := e.destroy(t); return err })
 	sched, err := e.newKey(t)
 	if err != nil {
 		return fail(err)
@@ -106,7 +108,7 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 	}
 	t.rec.State = volatile.StateOpen
 	if err := e.table.Put(t.slot, t.rec); err != nil {
-		undo = append(undo, func() { t.server.Close(); t.server.Wait() })
+		undo = append(undo, func() error { t.server.Close(); t.server.Wait(); return nil })
 		return fail(err)
 	}
 	e.mu.Lock()
@@ -172,26 +174,17 @@ func (e *Engine) newMap(t *tenancy, size int64) (*volatile.Map, error) {
 	return m, nil
 }
 
-// dropMap, clearRecord and destroyUnused take back what an opening made, or a
-// close has done with. What they cannot take back stays, and is logged: the
-// slot's next lease starts from a map and a key of its own all the same.
-func (e *Engine) dropMap(t *tenancy) {
+// dropMap and clearRecord take back what an opening made, or a close has done
+// with. Where that fails the slot is free all the same: the keeper makes no map
+// in one that still has a key or a map.
+func (e *Engine) dropMap(t *tenancy) error {
 	if err := errors.Join(t.bits.Close(), e.keeper.Unmap(t.slot)); err != nil {
-		e.cfg.Log.Error("giving back a block map", "lease_id", t.id, "slot", t.slot, "error", err)
+		return fmt.Errorf("giving back the block map of slot %d: %w", t.slot, err)
 	}
+	return nil
 }
 
-func (e *Engine) clearRecord(t *tenancy) {
-	if err := e.table.Put(t.slot, volatile.Record{}); err != nil {
-		e.cfg.Log.Error("clearing a slot of the lease table", "lease_id", t.id, "slot", t.slot, "error", err)
-	}
-}
-
-func (e *Engine) destroyUnused(t *tenancy) {
-	if _, err := e.destroy(t); err != nil {
-		e.cfg.Log.Error("destroying a key that was never used", "lease_id", t.id, "slot", t.slot, "error", err)
-	}
-}
+func (e *Engine) clearRecord(t *tenancy) error { return e.table.Put(t.slot, volatile.Record{}) }
 
 // newKey fills t's key slot: a fresh key, straight from the generator into
 // volatile memory, and its schedule behind it.
@@ -250,17 +243,24 @@ func (e *Engine) closeLease(id string) (*ipc.Erasure, error) {
 
 // erase is steps 1 to 3. REQUIRES: t.mu is held.
 func (e *Engine) erase(t *tenancy) (*ipc.Erasure, error) {
-	er := &ipc.Erasure{GateClosedNs: sys.BoottimeNs()}
-	t.path.volume.Shut()
-	t.path.cipher.Revoke() // the key is of no use to this process any more
-	er.CiphersDoneNs = sys.BoottimeNs()
+	if t.shut.CiphersDoneNs == 0 {
+		t.shut.GateClosedNs = sys.BoottimeNs()
+		t.path.volume.Shut()
+		t.path.cipher.Revoke() // the key is of no use to this process any more
+		t.shut.CiphersDoneNs = sys.BoottimeNs()
+	}
 	w, err := e.destroy(t)
 	if err != nil {
 		return nil, err
 	}
+	er := t.shut
 	er.KeyDestroyedNs, er.ReadBack = w.DoneNs, w.ReadBack
 	t.rec.State, t.rec.GateClosedNs, t.rec.KeyDestroyedNs = volatile.StateErased, er.GateClosedNs, er.KeyDestroyedNs
-	return er, e.table.Put(t.slot, t.rec)
+	if err := e.table.Put(t.slot, t.rec); err != nil {
+		// The key is gone, and that is what was asked: the answer says so.
+		e.cfg.Log.Error("noting an erasure in the lease table", "lease_id", t.id, "slot", t.slot, "error", err)
+	}
+	return &er, nil
 }
 
 // leave is step 5. It ends when the last thread of the export has, which may be
@@ -268,8 +268,9 @@ func (e *Engine) erase(t *tenancy) (*ipc.Erasure, error) {
 func (e *Engine) leave(t *tenancy) {
 	t.server.Wait()
 	<-t.path.volume.Drained()
-	e.dropMap(t)
-	e.clearRecord(t)
+	if err := errors.Join(e.dropMap(t), e.clearRecord(t)); err != nil {
+		e.cfg.Log.Error("giving back a slot", "lease_id", t.id, "slot", t.slot, "error", err)
+	}
 	e.mu.Lock()
 	delete(e.leases, t.id)
 	delete(e.ready, t.id)

@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"vacate/internal/blk"
 	"vacate/internal/blockmap"
@@ -53,10 +55,13 @@ type room struct {
 
 // place turns pieces of enrolled drives into pieces of devices, size bytes in
 // all. The last piece may be longer than what is left of the volume, by less
-// than an extent.
+// than an extent. No extent comes twice.
 func place(pieces []extent.Piece, size int64, rooms map[string]room) ([]drive.SpanPiece, error) {
 	placed := make([]drive.SpanPiece, 0, len(pieces))
 	left := size
+	if what, twice := repeated(pieces); twice {
+		return nil, invalid("%s come twice in one volume", what)
+	}
 	for _, p := range pieces {
 		r, ok := rooms[p.Drive]
 		if !ok {
@@ -69,6 +74,9 @@ func place(pieces []extent.Piece, size int64, rooms map[string]room) ([]drive.Sp
 			return nil, invalid("extents %v of drive %s lie behind the volume's end", p.Range, p.Drive)
 		}
 		length := min(left, int64(p.Count)*r.extentBytes)
+		if int64(p.Count)*r.extentBytes-length >= r.extentBytes {
+			return nil, invalid("extents %v of drive %s are more than the volume's last %d bytes need", p.Range, p.Drive, left)
+		}
 		placed = append(placed, drive.SpanPiece{Drive: r.device, Off: int64(p.First) * r.extentBytes, Len: length})
 		left -= length
 	}
@@ -76,6 +84,19 @@ func place(pieces []extent.Piece, size int64, rooms map[string]room) ([]drive.Sp
 		return nil, invalid("the pieces lack %d of the volume's %d bytes", left, size)
 	}
 	return placed, nil
+}
+
+// repeated returns a piece that shares an extent with another of the same volume.
+func repeated(pieces []extent.Piece) (string, bool) {
+	byStart := slices.SortedFunc(slices.Values(pieces), func(a, b extent.Piece) int {
+		return cmp.Or(cmp.Compare(a.Drive, b.Drive), cmp.Compare(a.First, b.First))
+	})
+	for i := 1; i < len(byStart); i++ {
+		if what, both := overlap(byStart[i:i+1], byStart[i-1:i]); both {
+			return what, true
+		}
+	}
+	return "", false
 }
 
 // overlap returns the first piece of a that shares an extent with one of b.
