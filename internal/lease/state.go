@@ -6,14 +6,12 @@ import "fmt"
 
 // A State is where a lease stands.
 //
-//	                OpenFailed                      Freed
-//	opening ──────────────────────> closing        ┌──────> closed
-//	   │  │         CloseAsked       ^   │ KeyGone │
-//	   │  │ Opened                   │   v         │
-//	   │  └────────> open ───────────┘  erased ────┘
-//	   │              │ CloseAsked
-//	   │ Lost         │ Lost         closing ──Lost──> lost
-//	   └──────────────┴──────────────────────────────> lost
+//	           Opened         CloseAsked          KeyGone           Freed
+//	opening ──────────> open ────────────> closing ────────> erased ───────> closed
+//	   │ │                │                 ^   │
+//	   │ └─ OpenFailed, CloseAsked ─────────┘   │
+//	   │                  │                     │
+//	   └──── KeyLost ─────┴────── KeyLost ──────┴─> lost
 //
 // The states are strings because they are shown, sent and stored as they are.
 //
