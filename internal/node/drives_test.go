@@ -170,6 +170,13 @@ func TestEnroll(t *testing.T) {
 		if got := w.n.Drives(w.ctx); len(got) != 1 {
 			t.Errorf("a refused drive is listed: %+v", got)
 		}
+		w.e.With("/b", func(d *nodesim.Disk) { d.Held = true })
+		_, err = w.n.Enroll(w.ctx, EnrollRequest{Path: "/b", Force: true, Confirm: "Sb"})
+		kind(t, err, Refused)
+		if got := w.n.Drives(w.ctx); len(got) != 1 {
+			t.Errorf("a drive that someone else holds is listed: %+v", got)
+		}
+		w.e.With("/b", func(d *nodesim.Disk) { d.Held = false })
 		w.must(w.n.Enroll(w.ctx, EnrollRequest{Path: "/b", Force: true, Confirm: "Sb"}))
 		w.expectFree(12)
 		w.restart()

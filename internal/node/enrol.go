@@ -104,7 +104,7 @@ func (n *Node) enrol(ctx context.Context, req EnrollRequest, uuid string) (*driv
 	n.mu.Unlock()
 	_, err := n.cfg.Engine.Enroll(ctx, ipc.EnrollRequest{Path: req.Path, Node: n.cfg.Store.NodeID(), UUID: uuid,
 		Epoch: firstEpoch, Force: req.Force, Confirm: req.Confirm})
-	if nothingWritten(err) || codeOf(err) == ipc.CodeNotFound {
+	if nothingWritten(err) || codeOf(err) == ipc.CodeNotFound || codeOf(err) == ipc.CodeBusy {
 		n.dropDrive(d, err)
 		return nil, err
 	}

@@ -230,7 +230,8 @@ func (n *Node) finishOpen(e *entry) {
 		defer n.mu.Unlock()
 		n.unbindKey(e.l)
 		n.forget(e)
-		e.openErr = err
+		e.openErr = &Error{Kind: Unavailable, Object: l.ID, Text: "the journal could not be written, so no lease was opened", Err: err,
+			Next: "see that the file system of the state folder has room and is writable"}
 		return
 	}
 	if err != nil {

@@ -63,6 +63,7 @@ func TestFullDisk(t *testing.T) {
 		if !errors.Is(err, errDiskFull) {
 			t.Errorf("opening on a full disk: %v", err)
 		}
+		kind(t, err, Unavailable)
 		w.expectFree(7)
 		c := w.close(l.ID)
 		if c.State != lease.Erased || c.Space != lease.Held || c.CloseSeq != 0 || !strings.Contains(c.Text, "no space left") ||

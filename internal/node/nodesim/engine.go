@@ -235,6 +235,8 @@ func (e *Engine) Enroll(ctx context.Context, req ipc.EnrollRequest) (ipc.DriveIn
 		switch {
 		case d == nil || d.Missing:
 			return ipc.DriveInfo{}, refuse(ipc.CodeNotFound, "there is nothing at %s", req.Path)
+		case d.Held:
+			return ipc.DriveInfo{}, refuse(ipc.CodeBusy, "%s is held by someone else", req.Path)
 		case d.UUID != "" && (!req.Force || req.Confirm != d.Info.Serial):
 			return ipc.DriveInfo{}, refuse(ipc.CodeRefused, "%s is enrolled already", req.Path)
 		}
