@@ -118,7 +118,7 @@ func TestErrors(t *testing.T) {
 		{"lease show nope", ExitNotFound, []string{`error: there is no lease "nope"`}},
 		{"lease open --size 4097", ExitUsage, []string{"error: not a multiple of 4096"}},
 		{"lease open --size 2TiB", ExitFailed, []string{"error: there is not that much space", "next: 900 GiB are free"}},
-		{"lease open", ExitUsage, []string{"error: the lease's size is missing: write --size 10GiB"}},
+		{"lease open", ExitUsage, []string{"error: the lease's size is missing: write --size 1GiB"}},
 		{"lease open --size 10G", ExitUsage, []string{"10GiB (powers of 1024)", "see `vacate lease open --help`"}},
 		{"lease open --size=-5GiB", ExitUsage, []string{"is negative"}},
 		{"lease open --size 1GiB --uid nosuchuser", ExitUsage, []string{"no such user"}},

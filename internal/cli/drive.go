@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -61,6 +61,9 @@ func (a *app) enroll(ctx context.Context, c *client.Client, req *vacatev1.DriveS
 	}
 	res, err := c.Drives.Enroll(ctx, req)
 	if err != nil {
+		if fs := client.ProblemOf(err).GetFindings(); refused(fs, false) {
+			err = &ExitError{Code: exitCode(err), Err: err, Next: forceHint(req, fs)}
+		}
 		return err
 	}
 	if a.format != formatTable {
@@ -191,6 +194,21 @@ func (a *app) printDrives(drives []*vacatev1.Drive) error {
 	return nil
 }
 
+// driveName makes a path that was typed relative to this folder one that the
+// daemon knows. UUIDs and serial numbers stay as they are.
+func driveName(s string) string {
+	if s == "" || filepath.IsAbs(s) {
+		return s
+	}
+	if _, err := os.Stat(s); err != nil {
+		return s
+	}
+	if abs, err := filepath.Abs(s); err == nil {
+		return abs
+	}
+	return s
+}
+
 func (a *app) driveShowCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "show DRIVE",
@@ -198,7 +216,7 @@ func (a *app) driveShowCommand() *cobra.Command {
 		Args:  needArgs(1, 1, "one drive"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			return a.call(func(ctx context.Context, c *client.Client) error {
-				res, err := c.Drives.Get(ctx, &vacatev1.DriveServiceGetRequest{Drive: args[0]})
+				res, err := c.Drives.Get(ctx, &vacatev1.DriveServiceGetRequest{Drive: driveName(args[0])})
 				if err != nil {
 					return err
 				}
@@ -230,6 +248,10 @@ func (a *app) showDrive(d *vacatev1.Drive) {
 		}
 		return formatSize(n)
 	}
+	extents := ""
+	if d.GetExtents() > 0 {
+		extents = fmt.Sprintf("%d of %s", d.GetExtents(), formatSize(d.GetExtentBytes()))
+	}
 	pairs(a.out, p, []pair{
 		{"drive", cell{text: printable(d.GetPath()), paint: p.bold}},
 		{"state", cell{text: printable(d.GetState()), paint: p.state}},
@@ -245,7 +267,7 @@ func (a *app) showDrive(d *vacatev1.Drive) {
 		{"engine", plain(engine)},
 		{"flush", plain(strings.TrimSuffix(d.GetFlush()+": "+d.GetFlushWhy(), ": "))},
 		{"blocks", plain(fmt.Sprintf("%d bytes logical, %d physical", d.GetLogicalBlock(), d.GetPhysicalBlock()))},
-		{"extents", plain(strconv.Itoa(int(d.GetExtents())) + " of " + formatSize(d.GetExtentBytes()))},
+		{"extents", plain(extents)},
 		{"errors", plain(failed)},
 		{"mended", plain(strings.Join(d.GetRepaired(), ", "))},
 	})

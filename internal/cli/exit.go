@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -102,8 +103,23 @@ func reportOf(err error) report {
 }
 
 func (r *report) fill(p *vacatev1.Problem) {
-	r.Kind, r.Object, r.Next = p.GetKind(), p.GetObject(), p.GetNext()
+	r.Kind, r.Object = p.GetKind(), p.GetObject()
+	if p.GetNext() != "" {
+		r.Next = p.GetNext()
+	}
 	r.Findings = findingViews(p.GetFindings())
+}
+
+// rest is the message without the lines that repeat a finding.
+func (r *report) rest() string {
+	lines := strings.Split(r.Message, "\n")
+	kept := slices.DeleteFunc(slices.Clone(lines), func(line string) bool {
+		return slices.ContainsFunc(r.Findings, func(f findingView) bool { return strings.TrimSpace(line) == f.Text })
+	})
+	if len(kept) == 1 && len(lines) > 1 {
+		return strings.TrimSuffix(kept[0], ":")
+	}
+	return strings.Join(kept, "\n")
 }
 
 // printError writes an error for people, or as JSON for programs that asked for it.
@@ -118,7 +134,7 @@ func (a *app) printError(w io.Writer, err error) {
 	for _, f := range r.Findings {
 		printFinding(w, p, f)
 	}
-	fmt.Fprintf(w, "%s %s\n", p.red("error:"), r.Message)
+	fmt.Fprintf(w, "%s %s\n", p.red("error:"), r.rest())
 	if r.Next != "" {
 		fmt.Fprintf(w, "%s %s\n", p.dim("next:"), r.Next)
 	}

@@ -36,9 +36,9 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !size.set {
-				return usageErrorf("the lease's size is missing: write --size 10GiB")
+				return usageErrorf("the lease's size is missing: write --size 1GiB")
 			}
-			req := &vacatev1.LeaseServiceOpenRequest{SizeBytes: size.bytes, Tenant: tenant, Drive: drive,
+			req := &vacatev1.LeaseServiceOpenRequest{SizeBytes: size.bytes, Tenant: tenant, Drive: driveName(drive),
 				LogicalBlock: logical, IdempotencyKey: key}
 			if c.Flags().Changed("ttl") {
 				req.Ttl = durationpb.New(ttl)
@@ -64,6 +64,7 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 	f.StringVar(&tenant, "tenant", "", "who the lease is for: any name")
 	f.StringVar(&drive, "drive", "", "path or UUID of the drive to take (default: by free space)")
 	f.DurationVar(&ttl, "ttl", 0, "close the lease by itself after this time, as 24h (default: never)")
+	f.Lookup("ttl").DefValue = "" // the help says it already
 	f.Uint32Var(&logical, "logical-block", 0, "logical block size in bytes, 512 or 4096 (default 512)")
 	f.StringVar(&key, "idempotency-key", "", "a second open with the same key returns the lease of the first")
 	f.StringVar(&uid, "uid", "", "user, by name or number, that may connect to the volume (default: you)")
@@ -159,7 +160,7 @@ func (a *app) printLeases(leases []*vacatev1.Lease, all bool) error {
 		if all {
 			fmt.Fprintln(a.out, "no leases")
 		} else {
-			fmt.Fprintln(a.out, "no open leases; open one with `vacate lease open --size 10GiB`, see those that ended with --all")
+			fmt.Fprintln(a.out, "no open leases; open one with `vacate lease open --size 1GiB`, see those that ended with --all")
 		}
 		return nil
 	}

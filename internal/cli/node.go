@@ -53,7 +53,7 @@ func (a *app) serveCommand() *cobra.Command {
 
 func (a *app) printConfig(cfg config.Config) error {
 	if a.format == formatJSON {
-		return encode(a.out, a.format, cfg)
+		return encode(a.out, a.format, configViewOf(cfg))
 	}
 	if a.format == formatTable {
 		fmt.Fprintln(a.out, "# config ok; these values are in force")

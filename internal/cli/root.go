@@ -15,6 +15,7 @@ import (
 
 	"charm.land/fang/v2"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"vacate/client"
 	"vacate/internal/config"
@@ -124,7 +125,7 @@ func (a *app) root() *cobra.Command {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &ExitError{Code: ExitUsage, Err: err, Next: fmt.Sprintf("see `%s --help`", c.CommandPath())}
+		return &ExitError{Code: ExitUsage, Err: flagError(err), Next: fmt.Sprintf("see `%s --help`", c.CommandPath())}
 	})
 	root.PersistentFlags().StringVar(&a.addr, "addr", "", "socket of the daemon (default $VACATE_ADDR, then "+client.DefaultSocket+", then ./vacate-dev/vacate.sock)")
 	root.PersistentFlags().VarP(&a.format, "output", "o", "how to print: table, json or yaml")
@@ -132,6 +133,16 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.serveCommand(), a.demoCommand(), a.stopCommand(), a.statusCommand(),
 		a.driveCommand(), a.leaseCommand(), a.versionCommand())
 	return root
+}
+
+// flagError is what a flag's value says is wrong with it, without the words
+// that the parser wraps around.
+func flagError(err error) error {
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) {
+		return fmt.Errorf("--%s: %w", invalid.GetFlag().Name, errors.Unwrap(err))
+	}
+	return err
 }
 
 // group is a command that only holds others.

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	vacatev1 "vacate/api/vacate/v1"
+	"vacate/internal/config"
 )
 
 // The views are what -o json and -o yaml print. They are part of the interface:
@@ -231,9 +232,41 @@ type stopView struct {
 	Stopping bool     `json:"stopping"`
 }
 
-func orEmpty(s []string) []string {
+// configView is what --check-config prints with -o json. In YAML it prints the
+// file that would give these values.
+type configView struct {
+	Dev             string   `json:"dev,omitempty"`
+	StateDir        string   `json:"stateDir"`
+	RunDir          string   `json:"runDir"`
+	MaxConnections  int      `json:"maxConnections"`
+	DrainDeadlineNs int64    `json:"drainDeadlineNs"`
+	Operators       []uint32 `json:"operators"`
+	Auditors        []uint32 `json:"auditors"`
+	Log             struct {
+		Level  string `json:"level"`
+		Format string `json:"format"`
+	} `json:"log"`
+	Metrics struct {
+		PerLease bool `json:"perLease"`
+	} `json:"metrics"`
+	DangerZone struct {
+		Enabled      bool     `json:"enabled"`
+		ForceForward []string `json:"forceForward"`
+	} `json:"dangerZone"`
+}
+
+func configViewOf(c config.Config) configView {
+	v := configView{Dev: c.Dev, StateDir: c.StateDir, RunDir: c.RunDir, MaxConnections: c.MaxConnections,
+		DrainDeadlineNs: c.DrainDeadline.Nanoseconds(), Operators: orEmpty(c.Operators), Auditors: orEmpty(c.Auditors)}
+	v.Log.Level, v.Log.Format = strings.ToLower(c.Log.Level.String()), c.Log.Format
+	v.Metrics.PerLease = c.Metrics.PerLease
+	v.DangerZone.Enabled, v.DangerZone.ForceForward = c.DangerZone.Enabled, orEmpty(c.DangerZone.ForceForward)
+	return v
+}
+
+func orEmpty[E any](s []E) []E {
 	if s == nil {
-		return []string{}
+		return []E{}
 	}
 	return s
 }
