@@ -90,7 +90,7 @@ func (c *Crypt) Revoke() {
 	// A call lasts microseconds, a wake-up through the scheduler may take a
 	// hundred (DATAPLANE: hot spots): look first, and sleep only when a cipher
 	// thread has lost its processor.
-	for range 1000 {
+	for range 50 {
 		select {
 		case <-c.gates.Drained():
 			return

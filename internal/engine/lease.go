@@ -228,7 +228,8 @@ func (e *Engine) closeLease(id string) (*ipc.Erasure, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.erasure == nil {
-		er, err := e.erase(t)
+		var er *ipc.Erasure
+		urgently(func() { er, err = e.erase(t) })
 		if err != nil {
 			return nil, err
 		}
@@ -241,11 +242,12 @@ func (e *Engine) closeLease(id string) (*ipc.Erasure, error) {
 	return &answer, nil
 }
 
-// erase is steps 1 to 3. REQUIRES: t.mu is held.
+// erase is steps 1 to 3, on an urgent thread. REQUIRES: t.mu is held.
 func (e *Engine) erase(t *tenancy) (*ipc.Erasure, error) {
 	if t.shut.CiphersDoneNs == 0 {
 		t.shut.GateClosedNs = sys.BoottimeNs()
 		t.path.volume.Shut()
+		t.server.Hurry()
 		t.path.cipher.Revoke() // the key is of no use to this process any more
 		t.shut.CiphersDoneNs = sys.BoottimeNs()
 	}

@@ -37,7 +37,7 @@ func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
 	if err := errors.Join(sys.ExitOnEOF(f.Death), sys.Harden()); err != nil {
 		return fmt.Errorf("hardening the engine: %w", err)
 	}
-	runtime.GOMAXPROCS(processors(s.MaxConns))
+	runtime.GOMAXPROCS(processors())
 	link, err := volatile.NewLink(f.Link)
 	if err != nil {
 		return err
@@ -59,10 +59,9 @@ func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
 // processors is how many threads may run Go code at once. An export's threads
 // compute and block in the kernel, and seldom come to Go's scheduler, which
 // preempts nobody here (GODEBUG=asyncpreemptoff): with as few as the machine has
-// processors, a close waited up to 14 ms for one of two to be given up, and at
-// most 4 ms with 32. So let the kernel's scheduler decide, for as many threads
-// as there are connections, within reason.
-func processors(conns int) int { return runtime.NumCPU() + min(conns, 62) }
+// processors, a close waited up to 14 ms for one of two to be given up. So let
+// the kernel's scheduler decide, which preempts; each costs some memory.
+func processors() int { return runtime.NumCPU() + 14 }
 
 // assemble makes the engine from the keeper's volatile memory.
 func assemble(k Keeper, f Files, s Settings, log *slog.Logger) (*Engine, error) {

@@ -6,14 +6,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
-
-// ExitOrphaned is the code with which a process ends itself when its parent is
-// gone ([ExitOnEOF]).
-const ExitOrphaned = 3
 
 // Harden keeps this process's memory out of core dumps and out of other
 // processes' reach: RLIMIT_CORE is 0 and the process is not dumpable, so that
@@ -46,18 +41,44 @@ func Hardened() (bool, error) {
 
 // ExitOnEOF ends this process, at once and whatever else it does, when the
 // other end of the pipe f is closed: its holder is dead, or wants it. It takes
-// f over. (PR_SET_PDEATHSIG would follow the parent's thread, not the parent:
-// golang/go#27505.)
-func ExitOnEOF(f *os.File) {
-	go func() {
-		var b [1]byte
-		for {
-			n, err := f.Read(b[:])
-			if n == 0 && !errors.Is(err, syscall.EINTR) {
-				os.Exit(ExitOrphaned)
+// f over, into which nothing may be written.
+//
+// The kernel does it, by SIGKILL: a Go program whose threads all compute, or are
+// stuck, would not come to read the end of the pipe. (PR_SET_PDEATHSIG is no
+// alternative: it follows the parent's thread, not the parent, golang/go#27505.)
+func ExitOnEOF(f *os.File) error {
+	var err error
+	cerr := control(f, func(fd int) {
+		// F_SETSIG: the signal that is sent in place of SIGIO; pipe_release in
+		// fs/pipe.c sends it when the last end for writing is closed.
+		for _, set := range []struct{ cmd, arg int }{
+			{unix.F_SETOWN, os.Getpid()},
+			{unix.F_SETSIG, int(unix.SIGKILL)},
+			{unix.F_SETFL, unix.O_ASYNC},
+		} {
+			if _, e := unix.FcntlInt(uintptr(fd), set.cmd, set.arg); e != nil && err == nil {
+				err = os.NewSyscallError("fcntl", e)
 			}
 		}
+		// It may have been closed before the kernel was told to watch.
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		if n, _ := unix.Poll(p, 0); n == 1 && p[0].Revents&unix.POLLHUP != 0 {
+			endSelf()
+		}
+	})
+	if err := errors.Join(cerr, err); err != nil {
+		return fmt.Errorf("watching the parent's pipe: %w", err)
+	}
+	go func() { // for a kernel that takes F_SETSIG and sends nothing; and this keeps f
+		var b [1]byte
+		f.Read(b[:]) //nolint:errcheck // whatever it is, it is the end
+		endSelf()
 	}()
+	return nil
+}
+
+func endSelf() {
+	unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // cannot fail for oneself
 }
 
 // BoottimeNs reads CLOCK_BOOTTIME: nanoseconds since this boot, sleep included;
@@ -89,9 +110,16 @@ func BootID() (id [16]byte, err error) {
 //
 // REQUIRES: the goroutine is locked to its thread, and the thread sleeps nearly
 // always: in "fifo" it keeps every ordinary thread off its processor.
-func Urgent() string {
-	err := unix.SchedSetAttr(0, &unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: 1}, 0)
-	if err == nil {
+func Urgent() string { return urgent(0) }
+
+// Hurry does the same for another thread of this process, which is about to do
+// its last work. A thread that has ended is left alone.
+func Hurry(tid int) { urgent(tid) }
+
+// urgent does it for the thread tid, or the calling one if it is 0.
+func urgent(tid int) string {
+	fifo := unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+	if unix.SchedSetAttr(tid, &fifo, 0) == nil {
 		return "fifo"
 	}
 	// A short slice is a near deadline, and preempts. Any process may ask for
@@ -99,11 +127,11 @@ func Urgent() string {
 	// the field is ignored).
 	const slice = 100_000 // ns, the least
 	attr := unix.SchedAttr{Policy: unix.SCHED_NORMAL, Nice: -19, Runtime: slice}
-	if unix.SchedSetAttr(0, &attr, 0) == nil {
+	if unix.SchedSetAttr(tid, &attr, 0) == nil {
 		return "nice -19, slice 0.1 ms"
 	}
 	attr.Nice = 0
-	if unix.SchedSetAttr(0, &attr, 0) == nil {
+	if unix.SchedSetAttr(tid, &attr, 0) == nil {
 		return "slice 0.1 ms"
 	}
 	return "normal"

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -44,7 +45,7 @@ type conn struct {
 	head, tail       int
 	batch            batch
 	tally            tally
-	tid              int // of the thread
+	tid              atomic.Int32 // of the thread; 0 before it runs
 
 	mu   sync.Mutex
 	gone bool // under mu: fd is closed, and its number may be another file's
@@ -55,7 +56,7 @@ type conn struct {
 func (c *conn) run() {
 	// Never unlocked: the thread ends with the connection.
 	runtime.LockOSThread()
-	c.tid = syscall.Gettid()
+	c.tid.Store(int32(syscall.Gettid()))
 	defer c.server.forget(c)
 
 	timeout := time.AfterFunc(c.server.cfg.HandshakeTimeout, c.shutdown)
@@ -155,7 +156,7 @@ func (c *conn) shutdown() {
 // transmit serves requests until the client leaves.
 func (c *conn) transmit() error {
 	for {
-		if checked && syscall.Gettid() != c.tid {
+		if checked && syscall.Gettid() != int(c.tid.Load()) {
 			panic("nbd: connection left its thread")
 		}
 		next := c.gather()
