@@ -128,14 +128,19 @@ func (c Config) DevDrive() string {
 	return filepath.Join(c.Dev, "drive.img")
 }
 
-// DangerInForce names the switches of danger_zone that have an effect, for the
-// status of the daemon.
-func (c Config) DangerInForce() []string {
+// ForceForward are the paths of danger_zone.force_forward, if it is in force.
+func (c Config) ForceForward() []string {
 	if !c.DangerZone.Enabled {
 		return nil
 	}
+	return c.DangerZone.ForceForward
+}
+
+// DangerInForce names the switches of danger_zone that have an effect, for the
+// status of the daemon.
+func (c Config) DangerInForce() []string {
 	var on []string
-	for _, p := range c.DangerZone.ForceForward {
+	for _, p := range c.ForceForward() {
 		on = append(on, "force_forward "+p)
 	}
 	return on

@@ -96,7 +96,7 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 	defer func() { err = errors.Join(err, sockets.Close()) }()
 	p.node, err = node.New(node.Config{
 		Store: store, Engine: engine{p.engine}, Sockets: sockets, Log: p.log,
-		DrainDeadline: p.cfg.DrainDeadline, ForceForward: len(p.cfg.DangerInForce()) > 0,
+		DrainDeadline: p.cfg.DrainDeadline, ForceForward: p.cfg.ForceForward(),
 	})
 	if err != nil {
 		return cannotStart(err)

@@ -172,7 +172,7 @@ func (n *Node) openDrive(ctx context.Context, d *drive, engineID string, intende
 		return n.resolveEnrolment(ctx, d, engineID)
 	}
 	req := ipc.DriveOpenRequest{Path: j.Path, Node: n.cfg.Store.NodeID(), UUID: j.UUID, Epoch: j.Epoch, NewEpoch: j.Epoch,
-		ForceForward: n.cfg.ForceForward}
+		ForceForward: slices.Contains(n.cfg.ForceForward, j.Path)}
 	if j.Next != 0 {
 		req.NewEpoch = j.Next
 		if !intended {

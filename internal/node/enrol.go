@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 
 	"vacate/internal/extent"
 	"vacate/internal/ipc"
@@ -127,7 +128,7 @@ func (n *Node) resolveEnrolment(ctx context.Context, d *drive, engineID string) 
 	j := d.j
 	n.mu.Unlock()
 	info, err := n.askOpenDrive(ctx, ipc.DriveOpenRequest{Path: j.Path, Node: n.cfg.Store.NodeID(), UUID: j.UUID,
-		Epoch: firstEpoch, NewEpoch: firstEpoch, ForceForward: n.cfg.ForceForward})
+		Epoch: firstEpoch, NewEpoch: firstEpoch, ForceForward: slices.Contains(n.cfg.ForceForward, j.Path)})
 	if nothingWritten(err) {
 		n.dropDrive(d, err)
 		return false

@@ -56,8 +56,9 @@ type Config struct {
 	RetryMax      time.Duration // 5 s
 	MaxWatches    int           // 128
 
-	// ForceForward is danger_zone's: all drives get the flush class "forward".
-	ForceForward bool
+	// ForceForward is danger_zone's: paths of drives that get the flush class
+	// "forward", whatever was probed.
+	ForceForward []string
 
 	// PredecessorGone returns nil when no engine or keeper of an earlier keeper can
 	// be alive. It is asked only for leases on drives whose fence cannot be taken,
