@@ -10,8 +10,8 @@ import (
 )
 
 // memory prints the resident memory of the daemon's processes.
-func memory(d *daemon.Daemon) error {
-	fmt.Printf("\nResident memory with two leases open, 1.25 GiB of them written, one client connected\n")
+func memory(d *daemon.Daemon, before int) error {
+	fmt.Printf("\nResident memory after %d leases, with one open, 1 GiB of it written\n", before)
 	total := 0
 	for _, name := range []string{"keeper", "engine", "control"} {
 		pid := d.PID()

@@ -32,7 +32,7 @@ func reads(d *daemon.Daemon, o options, shm string) (err error) {
 		}
 	}()
 	for _, start := range []func(string) (*contestant, error){
-		func(shm string) (*contestant, error) { return ours(d, shm) }, luks, raw, kit,
+		func(shm string) (*contestant, error) { return ours(d, shm, o.closes*len(sizes)) }, luks, raw, kit,
 	} {
 		c, err := start(shm)
 		if err != nil {
@@ -91,7 +91,7 @@ func prepare(c *contestant) (*contestant, error) {
 	return c, nil
 }
 
-func ours(d *daemon.Daemon, shm string) (*contestant, error) {
+func ours(d *daemon.Daemon, shm string, before int) (*contestant, error) {
 	drive := filepath.Join(shm, "drive")
 	if err := errors.Join(os.WriteFile(drive, nil, 0o600), os.Truncate(drive, readSpan+64<<20)); err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ func ours(d *daemon.Daemon, shm string) (*contestant, error) {
 		return err
 	}})
 	if err == nil {
-		err = memory(d)
+		err = memory(d, before)
 	}
 	return c, err
 }
