@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"syscall"
 
 	"connectrpc.com/connect"
 
@@ -92,6 +93,9 @@ func reportOf(err error) report {
 	if errors.As(err, &de) {
 		r.Kind, r.Object, r.Message, r.Next = "no-daemon", de.Socket, de.Error(), dialHint(de)
 	}
+	if cutOff(err) {
+		r.Kind, r.Message, r.Next = "unavailable", "the daemon ended before it had answered", "see whether it has stopped or is back: `vacate status`"
+	}
 	var ee *ExitError
 	if errors.As(err, &ee) && ee.Next != "" {
 		r.Next = ee.Next
@@ -100,6 +104,15 @@ func reportOf(err error) report {
 		r.fill(p)
 	}
 	return r
+}
+
+// cutOff tells whether err is a connection that the daemon's end cut off.
+func cutOff(err error) bool {
+	var ce *connect.Error
+	if !errors.As(err, &ce) {
+		return false // not a call
+	}
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func (r *report) fill(p *vacatev1.Problem) {
