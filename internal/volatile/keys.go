@@ -132,6 +132,9 @@ func (k *Keys) Slot(i int) []byte {
 	return k.region.Bytes()[at : at+KeySlotSize : at+KeySlotSize]
 }
 
+// Empty reports whether slot i holds no key.
+func (k *Keys) Empty(i int) bool { return mem.IsZero(k.Slot(i)) }
+
 // Wipe overwrites slot i and reads it back through the mapping. An error means
 // that the key must be taken to exist still. Wiping an empty slot is fine.
 func (k *Keys) Wipe(i int) error {

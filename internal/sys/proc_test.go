@@ -1,0 +1,135 @@
+package sys
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The test binary runs itself as a child that plays a part of the test.
+const partEnv = "SYS_TEST_PART"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(partEnv) {
+	case "orphan":
+		partOrphan()
+	case "harden":
+		before, err1 := Hardened()
+		err2 := Harden()
+		after, err3 := Hardened()
+		fmt.Println(before, after, err1, err2, err3)
+		os.Exit(0)
+	case "urgent":
+		runtime.LockOSThread()
+		fmt.Println(Urgent())
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func part(name string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), partEnv+"="+name)
+	return cmd
+}
+
+// partOrphan watches its pipe while its only processor computes, and nothing
+// can interrupt it.
+func partOrphan() {
+	if err := ExitOnEOF(os.NewFile(3, "death")); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("watching")
+	for x := uint64(1); x != 0; x |= x << 1 { //nolint:staticcheck // spins for ever
+	}
+}
+
+func TestExitOnEOF(t *testing.T) {
+	for _, early := range []bool{false, true} {
+		t.Run(fmt.Sprintf("closed before=%v", early), func(t *testing.T) {
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := part("orphan")
+			cmd.Env = append(cmd.Env, "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1")
+			cmd.ExtraFiles = []*os.File{r}
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if early {
+				w.Close()
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			r.Close()
+			if !early {
+				b := make([]byte, 8)
+				if n, err := out.Read(b); string(b[:n]) != "watching" {
+					t.Fatalf("the child said %q, %v", b[:n], err)
+				}
+				time.Sleep(20 * time.Millisecond)
+				if err := cmd.Process.Signal(syscall.Signal(0)); err != nil {
+					t.Fatalf("it ended before its parent let go: %v", err)
+				}
+				w.Close()
+			}
+			late := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
+			err = cmd.Wait()
+			if !late.Stop() {
+				t.Error("it went on for 10 s")
+			}
+			if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signal() != syscall.SIGKILL {
+				t.Errorf("it ended with %v", err)
+			}
+		})
+	}
+}
+
+func TestHarden(t *testing.T) {
+	out, err := part("harden").CombinedOutput()
+	if got := strings.TrimSpace(string(out)); err != nil || got != "false true <nil> <nil> <nil>" {
+		t.Errorf("before, after, errors: %q, %v", got, err)
+	}
+}
+
+func TestUrgent(t *testing.T) {
+	cmd := part("urgent")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	switch got := strings.TrimSpace(string(out)); got {
+	case "fifo", "nice -19, slice 0.1 ms", "slice 0.1 ms", "normal":
+		t.Logf("this process gets %q", got)
+	default:
+		t.Errorf("Urgent() = %q", got)
+	}
+}
+
+func TestBoottime(t *testing.T) {
+	a := BoottimeNs()
+	time.Sleep(time.Millisecond)
+	if d := BoottimeNs() - a; a <= 0 || d < int64(time.Millisecond) || d > int64(10*time.Second) {
+		t.Errorf("from %d, a millisecond took %d ns", a, d)
+	}
+	id, err := BootID()
+	if err != nil || id == [16]byte{} {
+		t.Errorf("BootID: % x, %v", id, err)
+	}
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprintf("%x-%x-%x-%x-%x\n", id[:4], id[4:6], id[6:8], id[8:10], id[10:]); got != string(text) {
+		t.Errorf("BootID is %s, the kernel says %s", got, text)
+	}
+}
