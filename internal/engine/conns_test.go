@@ -1,0 +1,116 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"vacate/internal/ipc"
+	"vacate/internal/nbdclient"
+)
+
+// TestConnectionBudget: the host's maximum counts over all leases. Who comes
+// too late is told why, and gets in when another has left.
+func TestConnectionBudget(t *testing.T) {
+	h := newHost(t, func(c *Config) { c.MaxConns = 2 })
+	_, uuid := h.drive(h.dir)
+	a, b := h.open(request(0, uuid, 0)), h.open(request(1, uuid, 1))
+	first, _ := dial(t, a, nbdclient.Options{})
+	second, _ := dial(t, b, nbdclient.Options{})
+	for i, socket := range []string{a, b} {
+		_, err := nbdclient.Dial(socket, nbdclient.Options{})
+		var refusal *nbdclient.Refusal
+		if !errors.As(err, &refusal) || !strings.Contains(refusal.Text, "at most 2 connections") || !strings.Contains(refusal.Text, "max_connections") {
+			t.Errorf("a third connection: %v, want a refusal that says how many, and what to do", err)
+		}
+		if s := h.stats(); s.Connections != 2 || s.Refused != uint64(i+1) {
+			t.Errorf("%d connections, %d refused; want 2, %d", s.Connections, s.Refused, i+1)
+		}
+	}
+	check(t, first.Close())
+	eventually(t, "the place to be given back", func() bool { return h.stats().Connections == 1 })
+	third, _ := dial(t, b, nbdclient.Options{})
+	check(t, errors.Join(second.Flush(), third.Flush()))
+
+	_, err := h.close(leaseID(1)) // with two clients connected
+	check(t, err)
+	h.drained(leaseID(1))
+	if n := h.stats().Connections; n != 0 {
+		t.Errorf("%d places are taken after all clients' lease is gone", n)
+	}
+	release, err := h.conns.admit()
+	check(t, err)
+	release()
+	release() // a second time does nothing
+	if n := h.stats().Connections; n != 0 {
+		t.Errorf("%d places are taken", n)
+	}
+}
+
+// TestAllow: a lease's socket serves root, the daemon, and the lease's user.
+func TestAllow(t *testing.T) {
+	h := newHost(t)
+	allow := h.allow(1234)
+	for uid, want := range map[uint32]bool{0: true, uint32(os.Geteuid()): true, 1234: true, 1235: false, 1<<32 - 1: false} {
+		if got := allow(uid); got != want {
+			t.Errorf("user %d: %v, want %v", uid, got, want)
+		}
+	}
+}
+
+// TestStats: what clients did is counted, a lease and a drive; an erased lease
+// has no counters any more.
+func TestStats(t *testing.T) {
+	h := newHost(t)
+	_, uuid := h.drive(h.dir)
+	req := request(0, uuid, 0)
+	if s := h.stats(); len(s.Leases) != 0 || len(s.Drives) != 1 || s.Connections != 0 {
+		t.Errorf("before: %+v", s)
+	}
+	c, _ := dial(t, h.open(req), nbdclient.Options{})
+	buf := make([]byte, 64<<10)
+	check(t, errors.Join(c.WriteFlags(buf, 0, 0), c.WriteFlags(buf, 1<<20, 0), c.ReadFlags(buf, 0, 0), c.Flush(), c.Trim(0, 8192, 0)))
+	if err := c.ReadFlags(buf, c.Size(), 0); err == nil {
+		t.Error("read behind the end")
+	}
+	s, err := do[ipc.Stats](h, ipc.MethodStats, ipc.Empty{}, nil)
+	check(t, err)
+	want := ipc.LeaseStats{Lease: req.Lease, Connections: 1, Reads: 1, Writes: 2, Discards: 1, Flushes: 1,
+		ReadBytes: 64 << 10, WriteBytes: 128 << 10, Written: 120 << 10}
+	if len(s.Leases) != 1 || s.Leases[0] != want {
+		t.Errorf("lease %+v, want %+v", s.Leases, want)
+	}
+	if d := s.Drives[0]; d.UUID != uuid || d.WriteBytes != 128<<10 || d.ReadBytes != 64<<10 || d.Errors != 0 {
+		t.Errorf("drive %+v", d)
+	}
+	release := h.hang(req.Lease)
+	_, err = h.close(req.Lease)
+	check(t, err)
+	if s := h.stats(); len(s.Leases) != 0 || len(s.Drives) != 1 {
+		t.Errorf("after the erasure: %+v", s)
+	}
+	release()
+	h.drained(req.Lease)
+}
+
+// TestEndings: how a lease ended is remembered, of the last maxEndings leases.
+func TestEndings(t *testing.T) {
+	var n endings
+	const more = 10
+	for i := range maxEndings + more {
+		n.add(fmt.Sprint(i), ipc.Erasure{KeyDestroyedNs: int64(i)})
+	}
+	if len(n.byID) != maxEndings || len(n.order) != maxEndings {
+		t.Fatalf("%d and %d endings, want %d", len(n.byID), len(n.order), maxEndings)
+	}
+	if _, ok := n.byID[fmt.Sprint(more-1)]; ok {
+		t.Error("an old ending is remembered, a newer one is not")
+	}
+	for _, i := range []int{more, maxEndings + more - 1} {
+		if er, ok := n.byID[fmt.Sprint(i)]; !ok || er.KeyDestroyedNs != int64(i) || !er.Drained {
+			t.Errorf("ending %d: %+v, %v", i, er, ok)
+		}
+	}
+}
