@@ -63,7 +63,7 @@ const table = `
 	public   api/vacate/v1/vacatev1connect:  api/vacate/v1 connectrpc.com/connect
 	public   client:                         api/vacate/v1 api/vacate/v1/vacatev1connect connectrpc.com/connect
 	control  cli:              api/vacate/v1 client config version
-	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra
+	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra github.com/spf13/pflag
 	                           go.yaml.in/yaml/v3 golang.org/x/term google.golang.org/protobuf
 
 	# wiring
