@@ -67,6 +67,9 @@ var (
 	ErrShrunk = errors.New("the drive has shrunk")
 )
 
+// ErrQueues is wrapped by the error of a Close that was refused.
+var ErrQueues = errors.New("queues are open")
+
 // A Drive is an open drive whose fence is held. It is a [blk.Device] over the
 // extents, in order; its methods may be called from any goroutine.
 type Drive struct {
@@ -225,22 +228,33 @@ func (d *Drive) Stats() Stats {
 	return s
 }
 
-// Close gives up the fence. It fails while queues are open: their I/O would
-// outlive the fence.
+// Close gives up the fence. While queues are open it fails with [ErrQueues], and
+// keeps the drive open: their I/O would outlive the fence. Any other error comes
+// from a drive that is closed all the same (close(2)). It may wait for the file
+// system below.
 func (d *Drive) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if n := len(d.queues); n > 0 {
-		return fmt.Errorf("closing drive %s: %d queues are open", d.info.Path, n)
+	fd, err := d.shut()
+	if err != nil || fd < 0 {
+		return err
 	}
-	if d.closed {
-		return nil
-	}
-	d.closed = true
-	fd := d.t.fd
-	d.t.fd = -1
 	if err := sys.CloseFD(fd); err != nil {
 		return fmt.Errorf("closing drive %s: %w", d.info.Path, err)
 	}
 	return nil
+}
+
+// shut refuses new queues and returns the descriptor, -1 if that was done before.
+func (d *Drive) shut() (fd int, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n := len(d.queues); n > 0 {
+		return -1, fmt.Errorf("closing drive %s: %d: %w", d.info.Path, n, ErrQueues)
+	}
+	if d.closed {
+		return -1, nil
+	}
+	d.closed = true
+	fd = d.t.fd
+	d.t.fd = -1
+	return fd, nil
 }

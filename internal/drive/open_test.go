@@ -332,8 +332,8 @@ func TestL1DriveFence(t *testing.T) {
 	if after := superblocks(t, path); string(after[0]) != string(before[0]) || string(after[1]) != string(before[1]) {
 		t.Error("the superblocks were written without the fence")
 	}
-	if err := d.Close(); err == nil {
-		t.Fatal("Close gave up the fence with a queue open")
+	if err := d.Close(); !errors.Is(err, ErrQueues) {
+		t.Fatalf("Close with a queue open: %v, want ErrQueues: it gives up the fence", err)
 	}
 	buf := blktest.Buffer(blk.BlockSize)
 	if err := blk.Do(q, &blk.Request{Op: blk.OpRead, Len: blk.BlockSize, Buf: buf}); err != nil {

@@ -211,8 +211,7 @@ func TestL5DamagedTable(t *testing.T) {
 	_, uuid := h.drive(h.dir)
 	req := request(4, uuid, 0)
 	h.open(req)
-	_, err := h.table.File().WriteAt(bytes.Repeat([]byte{0x5a}, 256), 4096+256*4)
-	check(t, err)
+	h.damage(int64(req.Slot))
 	er, err := h.close(req.Lease)
 	if err != nil || !er.ReadBack || !h.keys.Empty(req.Slot) {
 		t.Errorf("close: %+v, %v; the key is gone: %v", er, err, h.keys.Empty(req.Slot))

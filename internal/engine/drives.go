@@ -109,10 +109,10 @@ func (e *Engine) closeDrive(ctx context.Context, req *ipc.DriveCloseRequest) (*i
 		return nil, err
 	}
 	return apart(ctx, func() (*ipc.Empty, error) {
-		still := d.drive
-		err := still.Close()
-		if err == nil {
-			still = nil
+		var still *drive.Drive
+		err := d.drive.Close()
+		if errors.Is(err, drive.ErrQueues) {
+			still = d.drive
 		}
 		e.settleDrive(req.UUID, d, still)
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"vacate/internal/drive"
 	"vacate/internal/ipc"
 )
 
@@ -130,6 +131,19 @@ func TestDriveBusy(t *testing.T) {
 	wantCode(t, err, ipc.CodeBusy)
 	h.open(request(0, uuid, 0)) // its extents stay what they are
 	h.settleDrive(uuid, d, d.drive)
+}
+
+// TestDriveCloseRefused: a drive that would not close stays the engine's.
+func TestDriveCloseRefused(t *testing.T) {
+	h := newHost(t)
+	_, uuid := h.drive(h.dir)
+	q, err := h.openDrives()[uuid].NewQueue(1)
+	check(t, err)
+	if _, err := h.closeDriveByID(uuid); !errors.Is(err, drive.ErrQueues) {
+		t.Errorf("closing with a queue open: %v, want ErrQueues", err)
+	}
+	check(t, q.Close())
+	h.open(request(0, uuid, 0))
 }
 
 // TestEnrollErrors: what is refused, and what is in use.

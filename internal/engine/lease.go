@@ -95,6 +95,11 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 	if err != nil {
 		return fail(err)
 	}
+	t.rec.State = volatile.StateOpen
+	if err := e.table.Put(t.slot, t.rec); err != nil {
+		return fail(err)
+	}
+	// Last: what fails from here on would have a client's requests in flight.
 	t.server, err = nbd.Serve(listener, nbd.Config{
 		Export: t.path.volume,
 		Map:    t.path.blocks.Extents,
@@ -104,11 +109,6 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 		Log:    e.cfg.Log.With("lease_id", t.id),
 	})
 	if err != nil {
-		return fail(err)
-	}
-	t.rec.State = volatile.StateOpen
-	if err := e.table.Put(t.slot, t.rec); err != nil {
-		undo = append(undo, func() error { t.server.Close(); t.server.Wait(); return nil })
 		return fail(err)
 	}
 	e.mu.Lock()

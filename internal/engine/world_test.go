@@ -19,6 +19,7 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/mem"
 	"vacate/internal/nbdclient"
+	"vacate/internal/sys"
 	"vacate/internal/volatile"
 )
 
@@ -84,9 +85,9 @@ func (k *testKeeper) Wipe(slot int) (w volatile.Wiped, err error) {
 	if k.onWipe != nil {
 		k.onWipe(slot)
 	}
-	w.StartedNs = time.Now().UnixNano()
+	w.StartedNs = sys.BoottimeNs()
 	err = k.keys.Wipe(slot)
-	w.DoneNs = time.Now().UnixNano()
+	w.DoneNs = sys.BoottimeNs()
 	w.ReadBack = err == nil
 	return w, err
 }
