@@ -83,7 +83,7 @@ func (c *child) wait(d time.Duration) bool {
 }
 
 // cannotStart reports whether c, which is done, asks not to be started again.
-func (c *child) cannotStart() bool { return c.code == exitUsage || c.code == exitRefused }
+func (c *child) cannotStart() bool { return c.code == exitRefused }
 
 // how says how c ended, for the log.
 func (c *child) how() error { return fmt.Errorf("%s: %v", c.name, c.cmd.ProcessState) }

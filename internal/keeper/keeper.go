@@ -72,12 +72,10 @@ func (c *Config) validate() error {
 	return errors.Join(errs...)
 }
 
-// Exit codes of a child that say that starting it again will not help: wrong
-// usage, and refused (docs/ARCHITECTURE.md). Others are crashes.
-const (
-	exitUsage   = 2
-	exitRefused = 4
-)
+// exitRefused is the exit code of a child that says that starting it again will
+// not help: refused (docs/ARCHITECTURE.md). All others are crashes; 2, wrong
+// usage, too: Go ends a program with it that panics.
+const exitRefused = 4
 
 // A ChildError is a child that cannot start. It has said why on its standard
 // error.

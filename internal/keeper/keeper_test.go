@@ -168,6 +168,7 @@ func TestEngineDeath(t *testing.T) {
 		"killed":          func(_ *house, pid int) { syscall.Kill(pid, syscall.SIGKILL) },
 		"stopped, killed": func(_ *house, pid int) { syscall.Kill(pid, syscall.SIGSTOP); syscall.Kill(pid, syscall.SIGKILL) },
 		"crash":           func(h *house, _ int) { ask(h.api, "engine exit 1") },
+		"panic":           func(h *house, _ int) { ask(h.api, "engine panic") },
 		"exit 0":          func(h *house, _ int) { ask(h.api, "engine exit 0") },
 		"garbage":         func(h *house, _ int) { ask(h.api, "engine garbage 64") },
 		"short garbage":   func(h *house, _ int) { ask(h.api, "engine garbage 10") },
@@ -239,6 +240,15 @@ func TestControlRestarts(t *testing.T) {
 	h.want("engine map 3", "asking the keeper for a block map in slot 3: file exists")
 }
 
+// TestControlPanics ends control as a bug would, with no lease open: that is no
+// reason to end the daemon.
+func TestControlPanics(t *testing.T) {
+	h := open(t, nil)
+	control := h.pid("pid", 0)
+	ask(h.api, "panic")
+	h.pid("pid", control)
+}
+
 // TestStop is K3: control may refuse, and grants.
 func TestStop(t *testing.T) {
 	h := open(t, nil)
@@ -287,7 +297,6 @@ func TestCannotStart(t *testing.T) {
 		want   ChildError
 	}{
 		"engine refuses":  {func(c *Config) { c.EngineArgs = []string{"exit", "4"} }, ChildError{"engine", 4}},
-		"engine's usage":  {func(c *Config) { c.EngineArgs = []string{"exit", "2"} }, ChildError{"engine", 2}},
 		"control refuses": {func(c *Config) { c.ControlArgs = []string{"exit", "4"} }, ChildError{"control", 4}},
 	} {
 		t.Run(name, func(t *testing.T) {

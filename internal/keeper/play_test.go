@@ -142,6 +142,8 @@ func (e *fakeEngine) answer(words []string) string {
 		return e.bench(slot, number(words[2]))
 	case "exit":
 		os.Exit(slot)
+	case "panic":
+		panic("a bug in the engine")
 	default:
 		err = errors.New("what?")
 	}
@@ -235,6 +237,8 @@ func playControl(args []string) {
 				return strconv.Itoa(int(asked.Load()))
 			case "exit":
 				os.Exit(number(words[1]))
+			case "panic":
+				panic("a bug in control")
 			case "engine":
 				mu.Lock()
 				defer mu.Unlock()
