@@ -33,6 +33,11 @@ const (
 	newName  = "journal.db.new"
 )
 
+const (
+	mapBytes  = 256 << 20 // of address space: no journal should outgrow it
+	growBytes = 256 << 10 // by how much the file grows
+)
+
 func (o Options) path() string { return filepath.Join(o.Dir, fileName) }
 
 func (o Options) withDefaults() Options {
@@ -264,10 +269,14 @@ func openBolt(f *os.File, opt Options) (db *bbolt.DB, err error) {
 		Timeout:      opt.LockTimeout,
 		NoSync:       opt.NoSync,
 		FreelistType: bbolt.FreelistMapType,
-		OpenFile:     func(string, int, os.FileMode) (*os.File, error) { return f, nil },
+		// Mapped once: to map a file anew fails when its file system has turned
+		// read-only under errors=remount-ro, and leaves bbolt without a mapping.
+		InitialMmapSize: mapBytes,
+		OpenFile:        func(string, int, os.FileMode) (*os.File, error) { return f, nil },
 	})
 	if err != nil {
 		return nil, folderError(opt.Dir, err)
 	}
+	db.AllocSize = growBytes
 	return db, nil
 }
