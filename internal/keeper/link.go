@@ -24,7 +24,7 @@ type link struct {
 	mapped atomic.Int32             // how many of maps are not nil
 	urgent chan string              // gets one value: how the kernel prefers the thread
 	done   chan struct{}            // closed when the goroutine has ended
-	sends  sync.WaitGroup           // calls of sendControl
+	others sync.WaitGroup           // what sendControl and unmap have begun
 }
 
 // newLink returns a link and the engine's end of its socket.
@@ -50,7 +50,7 @@ func (l *link) close() error {
 		return err
 	}
 	<-l.done
-	l.sends.Wait()
+	l.others.Wait()
 	errs := []error{l.conn.Close()}
 	for i, f := range l.maps {
 		if f != nil {
@@ -66,7 +66,7 @@ func (l *link) close() error {
 func (l *link) sendControl(f *os.File) {
 	var b [volatile.MessageSize]byte
 	(&volatile.Message{Kind: volatile.KindControl}).Encode(&b)
-	l.sends.Go(func() {
+	l.others.Go(func() {
 		defer f.Close()      //nolint:errcheck // the engine has its own
 		l.conn.Send(b[:], f) //nolint:errcheck // the engine is ending, and that is seen elsewhere
 	})
@@ -153,7 +153,10 @@ func (l *link) unmap(slot int) syscall.Errno {
 	case l.maps[slot] == nil:
 		return 0
 	}
-	l.maps[slot].Close() //nolint:errcheck // a memfd: closing frees it, nothing is written
+	// Freeing a map takes a millisecond a TiB that was written, and another lease's
+	// key must not wait for that.
+	f := l.maps[slot]
+	l.others.Go(func() { f.Close() }) //nolint:errcheck // a memfd: closing frees it, nothing is written
 	l.maps[slot] = nil
 	l.mapped.Add(-1)
 	return 0
