@@ -77,7 +77,10 @@ func (a *app) printClosed(l *vacatev1.Lease) {
 	fmt.Fprintf(a.out, "%s  %s", l.GetId(), p.state(stateName(l.GetState())))
 	switch e := l.GetErasure(); {
 	case e != nil:
-		fmt.Fprintf(a.out, "  %s\n", erasureText(e))
+		fmt.Fprintf(a.out, "  %s\n", erasureText(l))
+		if e.GetQuarantined() && l.GetText() != "" {
+			fmt.Fprintf(a.out, "  %s %s\n", p.yellow("note:"), printable(l.GetText()))
+		}
 	case l.GetText() != "":
 		fmt.Fprintf(a.out, "  %s: %s\n", l.GetResult(), printable(l.GetText()))
 	default:

@@ -159,7 +159,7 @@ func (a *app) driveListCommand() *cobra.Command {
 		Short: "List the enrolled drives",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return a.call(func(ctx context.Context, c *client.Client) error {
+			return a.query(func(ctx context.Context, c *client.Client) error {
 				res, err := c.Drives.List(ctx, &vacatev1.DriveServiceListRequest{})
 				if err != nil {
 					return err
@@ -215,7 +215,7 @@ func (a *app) driveShowCommand() *cobra.Command {
 		Short: "Show one drive, by path, UUID or serial number",
 		Args:  needArgs(1, 1, "one drive"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			return a.call(func(ctx context.Context, c *client.Client) error {
+			return a.query(func(ctx context.Context, c *client.Client) error {
 				res, err := c.Drives.Get(ctx, &vacatev1.DriveServiceGetRequest{Drive: driveName(args[0])})
 				if err != nil {
 					return err

@@ -138,7 +138,7 @@ func (a *app) leaseListCommand() *cobra.Command {
 		Short: "List the leases that you may see",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return a.call(func(ctx context.Context, c *client.Client) error {
+			return a.query(func(ctx context.Context, c *client.Client) error {
 				res, err := c.Leases.List(ctx, &vacatev1.LeaseServiceListRequest{Tenant: tenant, IncludeEnded: all})
 				if err != nil {
 					return err
@@ -197,7 +197,7 @@ func (a *app) leaseShowCommand() *cobra.Command {
 		Args:              needArgs(1, 1, "one lease id"),
 		ValidArgsFunction: a.completeLeases,
 		RunE: func(_ *cobra.Command, args []string) error {
-			return a.call(func(ctx context.Context, c *client.Client) error {
+			return a.query(func(ctx context.Context, c *client.Client) error {
 				res, err := c.Leases.Get(ctx, &vacatev1.LeaseServiceGetRequest{Id: args[0]})
 				if err != nil {
 					return err
@@ -243,14 +243,16 @@ func (a *app) showLease(l *vacatev1.Lease) {
 			pair{"flushes", plain(strconv.FormatUint(s.GetFlushes(), 10))},
 			pair{"errors", plain(strconv.FormatUint(s.GetErrors(), 10))})
 	}
-	if e := l.GetErasure(); e != nil {
-		lines = append(lines, pair{"erasure", plain(erasureText(e))})
+	if l.GetErasure() != nil {
+		lines = append(lines, pair{"erasure", plain(erasureText(l))})
 	}
 	pairs(a.out, p, lines)
 }
 
-// erasureText says what was observed when a key was destroyed, and no more.
-func erasureText(e *vacatev1.Erasure) string {
+// erasureText says what was observed when a lease's key was destroyed, and no
+// more. REQUIRES: l has an erasure.
+func erasureText(l *vacatev1.Lease) string {
+	e := l.GetErasure()
 	parts := []string{fmt.Sprintf("key destroyed %s after the gate shut", micros(e.GetGateToKeyDestroyedNs()))}
 	if e.GetReadBack() {
 		parts = append(parts, "read back as zeros")
@@ -260,6 +262,8 @@ func erasureText(e *vacatev1.Erasure) string {
 	switch {
 	case e.GetDrained():
 		parts = append(parts, "I/O drained")
+	case e.GetQuarantined() && l.GetText() != "": // which says until when
+		parts = append(parts, "space quarantined")
 	case e.GetQuarantined():
 		parts = append(parts, "space quarantined until I/O has drained")
 	default:
@@ -333,8 +337,8 @@ func (a *app) printChange(w io.Writer, l *vacatev1.Lease) error {
 	if l.GetTenant() != "" {
 		line += "  " + printable(l.GetTenant())
 	}
-	if e := l.GetErasure(); e != nil {
-		line += "  " + erasureText(e)
+	if l.GetErasure() != nil {
+		line += "  " + erasureText(l)
 	}
 	_, err := fmt.Fprintln(w, line)
 	return err

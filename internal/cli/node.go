@@ -140,7 +140,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Short: "Show the daemon: processes, space, leases, warnings",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return a.call(func(ctx context.Context, c *client.Client) error {
+			return a.query(func(ctx context.Context, c *client.Client) error {
 				res, err := c.Node.Status(ctx, &vacatev1.NodeServiceStatusRequest{})
 				if err != nil {
 					return err

@@ -99,12 +99,14 @@ type app struct {
 	getenv func(string) string
 	loc    *time.Location // of times for people
 
+	patience time.Duration // see query
+
 	addr   string // --addr
 	format format // --output
 }
 
 func newApp(hooks Hooks, s Streams) *app {
-	return &app{hooks: hooks, in: s.In, out: s.Out, err: s.Err, getenv: s.Getenv, format: formatTable, loc: time.Local}
+	return &app{hooks: hooks, in: s.In, out: s.Out, err: s.Err, getenv: s.Getenv, format: formatTable, loc: time.Local, patience: patience}
 }
 
 func (a *app) root() *cobra.Command {
@@ -218,6 +220,24 @@ func (a *app) call(f func(ctx context.Context, c *client.Client) error) error {
 		return &ExitError{Code: ExitFailed, Err: errors.New("interrupted"), Next: "what the daemon was asked before, it carries out"}
 	}
 	return err
+}
+
+// patience is how long a question may wait for its answer. The keeper holds the
+// socket while control starts anew, so that a call may find nobody behind it.
+const patience = 10 * time.Second
+
+// query is call for what the daemon answers at once, unless something is wrong.
+func (a *app) query(f func(ctx context.Context, c *client.Client) error) error {
+	return a.call(func(ctx context.Context, c *client.Client) error {
+		ctx, cancel := context.WithTimeout(ctx, a.patience)
+		defer cancel()
+		err := f(ctx, c)
+		if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return &ExitError{Code: ExitFailed, Err: fmt.Errorf("the daemon at %s has taken the call, and not answered for %v", a.socket(), a.patience),
+				Next: "see its log: the process that answers may be unable to start; volumes are served all the same"}
+		}
+		return err
+	})
 }
 
 // dialHint says what to do when no daemon answers.
