@@ -36,9 +36,12 @@ func startNode(ctx context.Context, self, dir string) (*node, error) {
 	go func() { n.done <- n.cmd.Wait() }()
 	n.c = client.Dial(filepath.Join(dev, "vacate.sock"))
 	for deadline := time.Now().Add(readyWithin); ; time.Sleep(10 * time.Millisecond) {
-		_, err := n.c.Node.Status(ctx, &vacatev1.NodeServiceStatusRequest{})
-		if err == nil {
+		s, err := n.c.Node.Status(ctx, &vacatev1.NodeServiceStatusRequest{})
+		if err == nil && s.GetReady() {
 			return n, nil
+		}
+		if err == nil {
+			err = errors.New(s.GetReadyWhy())
 		}
 		select {
 		case ended := <-n.done:

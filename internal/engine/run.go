@@ -108,9 +108,14 @@ func probeLock(must bool) (lock mem.Lock, status string, err error) {
 	if err != nil {
 		return lock, "", fmt.Errorf("locking buffers: %w", err)
 	}
-	status = "locked"
-	if !r.Locked() {
+	limit, bound := sys.MemlockBound()
+	switch {
+	case !r.Locked():
 		status = fmt.Sprintf("not locked: %v", r.LockError())
+	case bound && !must: // later connections may find nothing left
+		status = fmt.Sprintf("locked, as far as RLIMIT_MEMLOCK (%d KiB) reaches: about %d clients", limit>>10, limit/bufferProbe)
+	default:
+		status = "locked"
 	}
 	return lock, status, r.Close()
 }

@@ -180,3 +180,23 @@ func control(f *os.File, fn func(fd int)) error {
 	}
 	return c.Control(func(fd uintptr) { fn(int(fd)) })
 }
+
+// MemlockBound returns how many bytes this process may lock, and whether that
+// binds it: not where the limit is infinite, nor with CAP_IPC_LOCK.
+func MemlockBound() (limit uint64, bound bool) {
+	limit, _ = Memlock()
+	if limit == unix.RLIM_INFINITY {
+		return limit, false
+	}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return limit, true
+	}
+	for line := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			caps, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			return limit, err != nil || caps&(1<<unix.CAP_IPC_LOCK) == 0
+		}
+	}
+	return limit, true
+}
