@@ -7,11 +7,17 @@ import (
 	"os/exec"
 	"syscall"
 	"time"
+
+	"vacate/internal/sys"
 )
 
 // endTimeout is how long a child has to end on its own, and then to be reaped
 // after SIGKILL. A process that the kernel holds (a hung device) is left behind.
 const endTimeout = 5 * time.Second
+
+// heldAfter is how long a child that has ended has to be reaped: far longer than
+// the kernel takes, unless a drive hangs.
+const heldAfter = 200 * time.Millisecond
 
 // A child is a process that was started. Its fields but code and done belong to
 // the keeper's goroutine.
@@ -66,11 +72,24 @@ func (k *keeper) start(name string, args, env []string, before, after []*os.File
 // instruction of its program can run any more in either case.
 func (c *child) end() bool {
 	c.death.Close() //nolint:errcheck // nothing was written to it
-	if c.wait(endTimeout) {
-		return true
+	for range 2 {
+		for start := time.Now(); time.Since(start) < endTimeout; {
+			if c.wait(heldAfter) {
+				return true
+			}
+			if sys.Dying(c.cmd.Process.Pid) {
+				return false
+			}
+		}
+		c.cmd.Process.Kill() //nolint:errcheck // it has ended meanwhile: fine
 	}
-	c.cmd.Process.Kill() //nolint:errcheck // it has ended meanwhile: fine
-	return c.wait(endTimeout)
+	return false
+}
+
+// held reports whether c has ended, but cannot be reaped: the kernel holds a
+// thread of it, which waits for a drive that hangs.
+func (c *child) held() bool {
+	return sys.Dying(c.cmd.Process.Pid) && !c.wait(heldAfter)
 }
 
 func (c *child) wait(d time.Duration) bool {

@@ -73,6 +73,8 @@ func (g *generation) start() error {
 // generation follows.
 func (g *generation) watch(ctx context.Context) (done bool, err error) {
 	linkDown := g.link.done
+	look := time.NewTicker(heldAfter)
+	defer look.Stop()
 	for {
 		var controlDone chan struct{}
 		if g.control != nil {
@@ -84,6 +86,10 @@ func (g *generation) watch(ctx context.Context) (done bool, err error) {
 				return true, &ChildError{Name: nameEngine, Code: g.engine.code}
 			}
 			return false, g.engine.how()
+		case <-look.C:
+			if g.engine.held() {
+				return false, fmt.Errorf("%s: it has ended, and the kernel holds a thread of it: one of its drives does not answer", nameEngine)
+			}
 		case <-linkDown:
 			g.engine.cmd.Process.Kill() //nolint:errcheck // it has ended: engine.done follows
 			linkDown = nil

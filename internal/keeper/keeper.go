@@ -17,7 +17,9 @@
 //	    started, and both get a new socket to each other.
 //	K2: the engine ends, however: every key is destroyed at once and read back,
 //	    maps and table are emptied, control is ended, and both start afresh.
-//	    The leases are lost; control's recovery records them.
+//	    The leases are lost; control's recovery records them. That is not put
+//	    off while the kernel holds a thread of it, which waits for a drive that
+//	    hangs: until that answers, there is neither an exit code nor an EOF.
 //	K3: control exits with code 0: it grants a stop. The engine is ended, then
 //	    every key is destroyed, then Run returns nil.
 //	K4: the keeper is killed: the children end on their pipes, and the memory

@@ -170,6 +170,7 @@ func TestEngineDeath(t *testing.T) {
 		"crash":           func(h *house, _ int) { ask(h.api, "engine exit 1") },
 		"panic":           func(h *house, _ int) { ask(h.api, "engine panic") },
 		"exit 0":          func(h *house, _ int) { ask(h.api, "engine exit 0") },
+		"held":            func(h *house, _ int) { ask(h.api, "engine zombie") }, // as by a drive that hangs
 		"garbage":         func(h *house, _ int) { ask(h.api, "engine garbage 64") },
 		"short garbage":   func(h *house, _ int) { ask(h.api, "engine garbage 10") },
 		"long garbage":    func(h *house, _ int) { ask(h.api, "engine garbage 1000") },

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -76,9 +77,19 @@ type fakeEngine struct {
 	link  *volatile.Link
 	keys  *volatile.Keys
 	table *volatile.Table
+
+	zombie chan struct{} // closed to end the first thread
 }
 
 var fakeLease = volatile.LeaseID([]byte("abcdefghijklmn27"))
+
+// An engine's main goroutine keeps to the process' first thread, so that it can
+// end that.
+func init() {
+	if len(os.Args) > 1 && os.Args[1] == nameEngine {
+		runtime.LockOSThread()
+	}
+}
 
 func playEngine(args []string) {
 	exitIfTold(args)
@@ -91,10 +102,16 @@ func playEngine(args []string) {
 	e.keys, errs[2] = volatile.OpenKeys(os.NewFile(5, "keys"))
 	e.table, errs[3] = volatile.OpenTable(os.NewFile(6, "table"))
 	die(errors.Join(errs[:]...))
-	for c := range e.link.Control() {
-		go converse(c, e.answer)
-	}
-	os.Exit(1)
+	e.zombie = make(chan struct{})
+	go func() {
+		for c := range e.link.Control() {
+			go converse(c, e.answer)
+		}
+		os.Exit(1)
+	}()
+	<-e.zombie
+	// The first thread is a zombie, and the others hold the process.
+	syscall.RawSyscall(syscall.SYS_EXIT, 0, 0, 0)
 }
 
 func (e *fakeEngine) answer(words []string) string {
@@ -144,6 +161,8 @@ func (e *fakeEngine) answer(words []string) string {
 		os.Exit(slot)
 	case "panic":
 		panic("a bug in the engine")
+	case "zombie":
+		close(e.zombie)
 	default:
 		err = errors.New("what?")
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -79,6 +80,31 @@ func ExitOnEOF(f *os.File) error {
 
 func endSelf() {
 	unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // cannot fail for oneself
+}
+
+// Dying reports whether the process pid is at its end: no instruction of its
+// program runs any more, or within microseconds. Its parent may come to know of it
+// much later: a thread that waits in the kernel, for a drive that hangs, keeps the
+// process, its files and its memory there until it comes back. A pid that is
+// nobody's is not dying.
+func Dying(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	// What ends a process, exit_group(2) or a signal, sends SIGKILL to each of its
+	// threads. The first thread has ended by it (Z), or waits in the kernel and has
+	// it pending.
+	for line := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(line, "State:"); ok && strings.HasPrefix(strings.TrimSpace(v), "Z") {
+			return true
+		}
+		if v, ok := strings.CutPrefix(line, "SigPnd:"); ok {
+			set, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			return err == nil && set&(1<<(unix.SIGKILL-1)) != 0
+		}
+	}
+	return false
 }
 
 // BoottimeNs reads CLOCK_BOOTTIME: nanoseconds since this boot, sleep included;

@@ -14,6 +14,12 @@ import (
 // The test binary runs itself as a child that plays a part of the test.
 const partEnv = "SYS_TEST_PART"
 
+func init() {
+	if os.Getenv(partEnv) == "zombie" {
+		runtime.LockOSThread() // the main goroutine keeps to the first thread
+	}
+}
+
 func TestMain(m *testing.M) {
 	switch os.Getenv(partEnv) {
 	case "orphan":
@@ -24,6 +30,10 @@ func TestMain(m *testing.M) {
 		after, err3 := Hardened()
 		fmt.Println(before, after, err1, err2, err3)
 		os.Exit(0)
+	case "zombie": // its first thread ends, the others stay
+		fmt.Println("alive")
+		os.Stdin.Read(make([]byte, 1)) //nolint:errcheck // until it is told
+		syscall.RawSyscall(syscall.SYS_EXIT, 0, 0, 0)
 	case "urgent":
 		runtime.LockOSThread()
 		fmt.Println(Urgent())
@@ -91,6 +101,44 @@ func TestExitOnEOF(t *testing.T) {
 				t.Errorf("it ended with %v", err)
 			}
 		})
+	}
+}
+
+// TestDying has a process whose end its parent is not told, as when a thread of
+// it waits for a drive that hangs.
+func TestDying(t *testing.T) {
+	cmd := part("zombie")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	if Dying(cmd.Process.Pid) {
+		t.Error("a process that lives is said to be dying")
+	}
+	in.Close()
+	for deadline := time.Now().Add(10 * time.Second); !Dying(cmd.Process.Pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a process whose first thread is a zombie is not dying")
+		}
+	}
+	var ws syscall.WaitStatus
+	if pid, err := syscall.Wait4(cmd.Process.Pid, &ws, syscall.WNOHANG, nil); pid != 0 || err != nil {
+		t.Errorf("it can be reaped: %d, %v; so the test shows nothing", pid, err)
+	}
+	cmd.Process.Kill()
+	cmd.Wait() //nolint:errcheck // it was killed
+	if Dying(cmd.Process.Pid) {
+		t.Error("a process that is gone is said to be dying")
 	}
 }
 
