@@ -331,9 +331,9 @@ func (a *app) printChange(w io.Writer, l *vacatev1.Lease) error {
 	if a.format != formatTable {
 		return encodeLine(w, a.format, leaseViewOf(l))
 	}
-	p := a.paint(w)
+	p, state := a.paint(w), stateName(l.GetState())
 	line := fmt.Sprintf("%s  %s  %s  %s", time.Now().In(a.loc).Format("15:04:05"), l.GetId(),
-		p.state(fmt.Sprintf("%-7s", stateName(l.GetState()))), formatSize(l.GetSizeBytes()))
+		p.state(state)+strings.Repeat(" ", max(0, len("opening")-len(state))), formatSize(l.GetSizeBytes()))
 	if l.GetTenant() != "" {
 		line += "  " + printable(l.GetTenant())
 	}

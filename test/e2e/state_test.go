@@ -40,7 +40,9 @@ func stateOn(t *testing.T, mount func(state string) []string) (dir, state string
 }
 
 func onTmpfs(options string) func(string) []string {
-	return func(state string) []string { return []string{"-t", "tmpfs", "-o", "mode=0700," + options, "tmpfs", state} }
+	return func(state string) []string {
+		return []string{"-t", "tmpfs", "-o", "mode=0700," + options, "tmpfs", state}
+	}
 }
 
 // A daemon is not started on a state folder that it could not write.
