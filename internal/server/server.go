@@ -90,6 +90,7 @@ func New(cfg Config) (*Server, error) {
 	opts := []connect.HandlerOption{
 		connect.WithInterceptors(interceptor{s}),
 		connect.WithReadMaxBytes(maxRequestBytes),
+		strictCodecs(),
 		connect.WithCompression("gzip", nil, nil), // messages are small, and never leave the host
 	}
 	s.mux.Handle(vacatev1connect.NewLeaseServiceHandler(leases{s}, opts...))
