@@ -68,6 +68,10 @@ func TestGolden(t *testing.T) {
 	for _, tt := range tests {
 		for _, format := range []string{"table", "json", "yaml"} {
 			t.Run(tt.name+"/"+format, func(t *testing.T) {
+				sock := sock
+				if tt.name == "stop" { // which ends the daemon
+					_, sock = startFake(t)
+				}
 				r := run(t, sock, Hooks{}, append(strings.Fields(tt.args), "-o", format)...)
 				if r.code != tt.code {
 					t.Errorf("exit code %d, want %d: %s", r.code, tt.code, r.err)

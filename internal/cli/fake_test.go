@@ -24,6 +24,7 @@ type fake struct {
 	opened *vacatev1.LeaseServiceOpenRequest
 	enroll *vacatev1.DriveServiceEnrollRequest
 	stop   *vacatev1.NodeServiceStopRequest
+	sock   string
 }
 
 const (
@@ -186,6 +187,9 @@ func (f nodeFake) Stop(_ context.Context, req *vacatev1.NodeServiceStopRequest) 
 	case !req.GetErase():
 		return nil, fakeError(connect.CodeFailedPrecondition, "1 lease is open", &vacatev1.Problem{Kind: "refused", Next: "close it, or stop with --erase"})
 	}
+	if err := os.Remove(f.sock); err != nil { // as a daemon does at its end
+		return nil, err
+	}
 	return &vacatev1.NodeServiceStopResponse{Leases: []string{idOpen}, Stopping: true}, nil
 }
 
@@ -201,7 +205,7 @@ func startFake(t *testing.T) (*fake, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{}
+	f := &fake{sock: sock}
 	mux := http.NewServeMux()
 	mux.Handle(vacatev1connect.NewLeaseServiceHandler(leaseFake{f}))
 	mux.Handle(vacatev1connect.NewDriveServiceHandler(driveFake{f}))

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -93,6 +95,9 @@ func (a *app) stopCommand() *cobra.Command {
 			return a.call(func(ctx context.Context, c *client.Client) error {
 				stop := a.spin("stopping")
 				res, err := c.Node.Stop(ctx, req)
+				if err == nil && res.GetStopping() {
+					err = waitGone(ctx, c.Socket())
+				}
 				stop()
 				if err != nil {
 					return err
@@ -106,6 +111,26 @@ func (a *app) stopCommand() *cobra.Command {
 	return c
 }
 
+// goneWithin is how long a daemon that was told to stop may take to be gone.
+const goneWithin = 15 * time.Second
+
+// waitGone waits until the daemon has removed its socket, the last thing that it
+// does: whoever starts another one after `vacate stop` finds the folder free.
+func waitGone(ctx context.Context, socket string) error {
+	ctx, cancel := context.WithTimeout(ctx, goneWithin)
+	defer cancel()
+	for {
+		if _, err := os.Lstat(socket); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("the daemon was told to stop, and %s is still there after %v: see the daemon's log", socket, goneWithin)
+		}
+	}
+}
+
 func (a *app) printStop(res *vacatev1.NodeServiceStopResponse) error {
 	if a.format != formatTable {
 		return encode(a.out, a.format, stopView{Leases: orEmpty(res.GetLeases()), Stopping: res.GetStopping()})
@@ -113,9 +138,9 @@ func (a *app) printStop(res *vacatev1.NodeServiceStopResponse) error {
 	n := len(res.GetLeases())
 	switch {
 	case res.GetStopping() && n > 0:
-		fmt.Fprintf(a.out, "%s closed; stopping\n", leasesWord(n))
+		fmt.Fprintf(a.out, "%s closed; stopped\n", leasesWord(n))
 	case res.GetStopping():
-		fmt.Fprintln(a.out, "stopping")
+		fmt.Fprintln(a.out, "stopped")
 	case n > 0:
 		fmt.Fprintf(a.out, "plan: stopping needs --erase, and would erase %s; nothing was changed\n", leasesWord(n))
 	default:

@@ -182,7 +182,7 @@ func TestFioVerify(t *testing.T) {
 	l := open(t, d, "--size", "128MiB")
 	out := command(t, "fio", "--name=verify", "--ioengine=nbd", "--uri="+l.URI(), "--rw=randwrite",
 		"--bsrange=512-64k", "--bs_unaligned=0", "--blockalign=512", "--iodepth=16", "--size=48M", "--numjobs=2", "--offset_increment=64M",
-		"--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--randrepeat=1", "--group_reporting")
+		"--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--randrepeat=1", "--group_reporting", "--aux-path="+t.TempDir())
 	if !strings.Contains(out, "err= 0") {
 		t.Fatal(out)
 	}
