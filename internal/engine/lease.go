@@ -107,6 +107,8 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 		Allow:  e.allow(req.UID),
 		Lock:   e.cfg.Lock,
 		Log:    e.cfg.Log.With("lease_id", t.id),
+
+		MaxHandshakes: maxHandshakes,
 	})
 	if err != nil {
 		return fail(err)
@@ -116,6 +118,11 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 	e.ready[t.id] = t
 	return &ipc.LeaseOpened{KeyGeneratedNs: t.rec.KeyGeneratedNs}, nil
 }
+
+// maxHandshakes is how many clients of one lease may be in the handshake at once.
+// Each has a thread, and Go ends a program that has more than 10,000: with all
+// slots' leases attacked by clients that connect and say nothing, at most 4,096.
+const maxHandshakes = 4
 
 func checkLease(req *ipc.LeaseOpenRequest, listener *os.File) error {
 	switch {
