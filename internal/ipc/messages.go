@@ -128,7 +128,7 @@ type LeaseRef struct {
 // Erasure is what was observed when a lease's key was destroyed. Times are
 // CLOCK_BOOTTIME in nanoseconds.
 type Erasure struct {
-	GateClosedNs   int64 `json:"gateClosedNs"`
+	GateClosedNs   int64 `json:"gateClosedNs"`  // read right before the gate was shut
 	CiphersDoneNs  int64 `json:"ciphersDoneNs"` // no cipher call was in progress any more
 	KeyDestroyedNs int64 `json:"keyDestroyedNs"`
 	ReadBack       bool  `json:"readBack"` // the keeper overwrote the key and read zeros back
