@@ -12,7 +12,7 @@ import (
 // Go ends a program that has 10,000. So few are served at once that all leases of
 // a host together stay below; the others wait in the backlog.
 func TestSilentClients(t *testing.T) {
-	const goThreads = 10_000 // runtime/debug.SetMaxThreads
+	const goThreads = 10_000                                           // runtime/debug.SetMaxThreads
 	if n := volatile.Slots * (maxHandshakes + 1); n > goThreads-2000 { // connections and drives have some too
 		t.Errorf("%d threads for handshakes and closes, of %d for all", n, goThreads)
 	}
