@@ -375,23 +375,25 @@ func TestConfig(t *testing.T) {
 func BenchmarkWipe(b *testing.B) {
 	for _, burners := range []int{0, 2, 4} {
 		b.Run(fmt.Sprintf("burners=%d", burners), func(b *testing.B) {
-			h := &house{api: filepath.Join(b.TempDir(), "api")}
+			api := filepath.Join(b.TempDir(), "api")
 			self, err := os.Executable()
 			if err != nil {
 				b.Fatal(err)
 			}
-			cmd := exec.Command(self, "keeper", h.api)
+			cmd := exec.Command(self, "keeper", api)
 			cmd.Stderr = os.Stderr
 			if err := cmd.Start(); err != nil {
 				b.Fatal(err)
 			}
 			defer cmd.Wait()
 			defer cmd.Process.Kill()
-			for ask(h.api, "engine pid") == "" {
-				time.Sleep(time.Millisecond)
+			for start := time.Now(); ask(api, "engine pid") == ""; time.Sleep(time.Millisecond) {
+				if time.Since(start) > 10*time.Second {
+					b.Fatal("the engine does not answer")
+				}
 			}
 			for range b.N {
-				fields := strings.Fields(ask(h.api, fmt.Sprintf("engine bench 300 %d", burners)))
+				fields := strings.Fields(ask(api, fmt.Sprintf("engine bench 300 %d", burners)))
 				for i, name := range []string{"destroyed-p50-us", "destroyed-p99-us", "destroyed-p99.9-us", "trip-p50-us", "trip-p99-us", "trip-p99.9-us"} {
 					ns, err := strconv.Atoi(fields[i])
 					if err != nil {

@@ -93,12 +93,14 @@ func init() {
 
 func playEngine(args []string) {
 	exitIfTold(args)
+	runtime.GOMAXPROCS(runtime.NumCPU() + 14) // as the engine does
 	die(sys.ExitOnEOF(os.NewFile(4, "death")))
 	die(sys.Harden())
 	var e fakeEngine
 	var errs [4]error
-	e.raw, errs[0] = sys.NewPacketConn(os.NewFile(3, "link"))
-	e.link, errs[1] = volatile.NewLink(os.NewFile(3, "link"))
+	link := os.NewFile(3, "link")
+	e.raw, errs[0] = sys.NewPacketConn(link)
+	e.link, errs[1] = volatile.NewLink(link)
 	e.keys, errs[2] = volatile.OpenKeys(os.NewFile(5, "keys"))
 	e.table, errs[3] = volatile.OpenTable(os.NewFile(6, "table"))
 	die(errors.Join(errs[:]...))
@@ -279,7 +281,7 @@ func playKeeper(path string) {
 	die(err)
 	f, err := l.(*net.UnixListener).File()
 	die(err)
-	die(Run(context.Background(), Config{Self: os.Args[:1], API: f, Admin: f, Log: quiet, EngineEnv: strings.Fields(os.Getenv("KEEPER_TEST_ENGINE_ENV"))}))
+	die(Run(context.Background(), Config{Self: os.Args[:1], API: f, Admin: f, Log: quiet}))
 	os.Exit(0)
 }
 
