@@ -18,8 +18,8 @@ const (
 
 // engineEnv comes after Config.EngineEnv. A preempted thread's registers, keys
 // among them, would be saved to its stack and stay there: so no asynchronous
-// preemption. The heap is small, and stays small.
-var engineEnv = []string{"GODEBUG=asyncpreemptoff=1", "GOGC=50", "GOMEMLIMIT=48MiB"}
+// preemption. The heap is small: let it stay so.
+var engineEnv = []string{"GODEBUG=asyncpreemptoff=1", "GOGC=50"}
 
 // A generation is one engine and the controls that it lives to see.
 type generation struct {
