@@ -40,12 +40,45 @@ func TestConnectionBudget(t *testing.T) {
 	if n := h.stats().Connections; n != 0 {
 		t.Errorf("%d places are taken after all clients' lease is gone", n)
 	}
-	release, err := h.conns.admit()
+	release, err := h.conns.lease()()
 	check(t, err)
 	release()
 	release() // a second time does nothing
 	if n := h.stats().Connections; n != 0 {
 		t.Errorf("%d places are taken", n)
+	}
+}
+
+// TestBudgetKeepsPlaces: a lease that takes all connections it can get leaves
+// some to the others: one each.
+func TestBudgetKeepsPlaces(t *testing.T) {
+	b := &budget{max: 8}
+	greedy, second, third, fourth := b.lease(), b.lease(), b.lease(), b.lease()
+	var release func()
+	for i := range 6 {
+		var err error
+		if release, err = greedy(); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+	refused := func(who string, admit func() (func(), error), says string) {
+		t.Helper()
+		if _, err := admit(); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want a refusal that says %q", who, err, says)
+		}
+	}
+	refused("the greedy lease's seventh", greedy, "keeps the last 2")
+	if _, err := second(); err != nil {
+		t.Errorf("a neighbour's first: %v", err)
+	}
+	refused("the neighbour's second", second, "keeps the last 2")
+	if _, err := third(); err != nil {
+		t.Errorf("another neighbour's first: %v", err)
+	}
+	refused("a third neighbour's first, over the maximum", fourth, "at most 8 connections at once: ")
+	release()
+	if _, err := fourth(); err != nil {
+		t.Errorf("its first, when a place was given up: %v", err)
 	}
 }
 

@@ -91,7 +91,9 @@ func (e *Engine) allow(uid uint32) func(uint32) bool {
 	return func(peer uint32) bool { return peer == 0 || peer == self || peer == uid }
 }
 
-// A budget bounds the connections of the host.
+// A budget bounds the connections of the host. Its last quarter is kept for
+// leases that have none: whoever takes all that it can get does not lock its
+// neighbours out.
 type budget struct {
 	max     int64
 	mu      sync.Mutex
@@ -99,19 +101,28 @@ type budget struct {
 	refused uint64
 }
 
-func (b *budget) admit() (release func(), err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.used >= b.max {
-		b.refused++
-		return nil, fmt.Errorf("this host serves at most %d connections at once: close one, or raise max_connections", b.max)
-	}
-	b.used++
-	return sync.OnceFunc(func() {
+// lease returns what admits the connections of one lease.
+func (b *budget) lease() (admit func() (release func(), err error)) {
+	var held int64 // by this lease; under b.mu
+	return func() (func(), error) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.used--
-	}), nil
+		limit, kept := b.max, ""
+		if held > 0 && b.max >= 4 {
+			limit -= b.max / 4
+			kept = fmt.Sprintf(", and keeps the last %d for leases that have none", b.max/4)
+		}
+		if b.used >= limit {
+			b.refused++
+			return nil, fmt.Errorf("this host serves at most %d connections at once%s: close one, or raise max_connections", b.max, kept)
+		}
+		b.used, held = b.used+1, held+1
+		return sync.OnceFunc(func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.used, held = b.used-1, held-1
+		}), nil
+	}
 }
 
 func (b *budget) counts() (used int64, refused uint64) {

@@ -103,7 +103,7 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 	t.server, err = nbd.Serve(listener, nbd.Config{
 		Export: t.path.volume,
 		Map:    t.path.blocks.Extents,
-		Admit:  e.conns.admit,
+		Admit:  e.conns.lease(),
 		Allow:  e.allow(req.UID),
 		Lock:   e.cfg.Lock,
 		Log:    e.cfg.Log.With("lease_id", t.id),
