@@ -146,6 +146,9 @@ func (p *process) serve(ctx context.Context, f Files) error {
 			ended <- fmt.Errorf("counting erasures: %w", err)
 		}
 	})
+	if err := sys.TrimProgram(); err != nil {
+		p.log.Debug("giving back pages of the program", "error", err) // it only costs memory
+	}
 	p.log.Info("ready", "api", p.cfg.APISocket(), "admin", p.cfg.AdminSocket())
 	return p.wait(ctx, ended)
 }

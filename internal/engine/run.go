@@ -46,6 +46,9 @@ func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
 	if err != nil {
 		return errors.Join(err, link.Close())
 	}
+	if err := sys.TrimProgram(); err != nil {
+		log.Debug("giving back pages of the program", "error", err) // it only costs memory
+	}
 	for conn := range link.Control() {
 		// One control at a time: the keeper starts the next when the last is
 		// dead, and then this call has returned.

@@ -105,6 +105,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	if err := sys.TrimProgram(); err != nil {
+		k.log.Debug("giving back pages of the program", "error", err) // it only costs memory
+	}
 	return errors.Join(k.run(ctx), k.close())
 }
 

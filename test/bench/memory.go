@@ -12,7 +12,7 @@ import (
 // memory prints the resident memory of the daemon's processes.
 func memory(d *daemon.Daemon, before int) error {
 	fmt.Printf("\nResident memory after %d leases, with one open, 1 GiB of it written\n", before)
-	total := 0
+	total, shares := 0, 0
 	for _, name := range []string{"keeper", "engine", "control"} {
 		pid := d.PID()
 		if name != "keeper" {
@@ -33,11 +33,31 @@ func memory(d *daemon.Daemon, before int) error {
 				kib[key] = n
 			}
 		}
-		total += kib["VmRSS"]
+		share, err := proportional(pid)
+		if err != nil {
+			return err
+		}
+		total, shares = total+kib["VmRSS"], shares+share
 		fmt.Printf("  %-8s %6.1f MiB (anonymous %.1f, files %.1f, shared %.1f)\n", name, mib(kib["VmRSS"]), mib(kib["RssAnon"]), mib(kib["RssFile"]), mib(kib["RssShmem"]))
 	}
-	fmt.Printf("  together %6.1f MiB; the program's pages, which all three share, are counted three times\n", mib(total))
+	fmt.Printf("  together %6.1f MiB; with pages that processes share counted once (PSS) %.1f MiB\n", mib(total), mib(shares))
 	return nil
+}
+
+// proportional is a process' proportional set size in KiB: a page that n
+// processes share counts as 1/n.
+func proportional(pid int) (kib int, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+			_, err = fmt.Sscanf(strings.TrimSpace(rest), "%d kB", &kib)
+			return kib, err
+		}
+	}
+	return 0, fmt.Errorf("process %d has no Pss", pid)
 }
 
 func mib(kib int) float64 { return float64(kib) / 1024 }
