@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -188,27 +189,37 @@ func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
 // Child returns the process id of "engine" or "control".
 func (d *Daemon) Child(name string) (int, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", d.PID(), d.PID()))
+	pids, err := d.Children(name)
+	if err == nil && len(pids) == 0 {
+		err = fmt.Errorf("the keeper (pid %d) has no child %q", d.PID(), name)
+	}
 	if err != nil {
 		return 0, err
 	}
+	return pids[len(pids)-1], nil
+}
+
+// Children returns the process ids of all children of that name, dead ones that
+// the kernel holds included where it still tells their name.
+func (d *Daemon) Children(name string) (pids []int, err error) {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.PID()))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, t := range tasks { // a child belongs to the thread that made it
-		more, _ := os.ReadFile(t)
-		b = append(append(b, ' '), more...)
-	}
-	for _, field := range strings.Fields(string(b)) {
-		cmdline, _ := os.ReadFile("/proc/" + field + "/cmdline")
-		if words := strings.Split(string(cmdline), "\x00"); len(words) > 1 && words[1] == name {
-			var pid int
-			_, err := fmt.Sscan(field, &pid)
-			return pid, err
+		b, _ := os.ReadFile(t) //nolint:errcheck // the thread has ended
+		for _, field := range strings.Fields(string(b)) {
+			cmdline, _ := os.ReadFile("/proc/" + field + "/cmdline") //nolint:errcheck // the child has ended
+			if words := strings.Split(string(cmdline), "\x00"); len(words) > 1 && words[1] == name {
+				pid, err := strconv.Atoi(field)
+				if err != nil {
+					return nil, err
+				}
+				pids = append(pids, pid)
+			}
 		}
 	}
-	return 0, fmt.Errorf("the keeper (pid %d) has no child %q", d.PID(), name)
+	return pids, nil
 }
 
 // Signal sends sig to the keeper.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -289,4 +290,51 @@ func TestCloseUnderLoad(t *testing.T) {
 	if _, err := d.Run("lease", "close", strings.Repeat("a", 16)); exitCode(err) != 3 {
 		t.Errorf("closing a lease that never was: %v, want exit code 3", err)
 	}
+}
+
+// TestEngineEndsOnAHangingDrive: a thread that waits for a drive holds its dead
+// process, and with it the fences of all its drives. The keys do not wait for
+// that; everything else goes on when the drive has answered.
+func TestEngineEndsOnAHangingDrive(t *testing.T) {
+	b := newBadDrive(t)
+	d := start(t, daemon.Options{})
+	t.Cleanup(func() { // before the daemon is stopped, which would wait for it
+		if b.halted {
+			b.goOn(t)
+		}
+	})
+	if out, err := d.Run("drive", "enroll", b.path); err != nil {
+		t.Fatal(err, out)
+	}
+	l := open(t, d, "--drive", b.path, "--size", "16MiB")
+	c := dial(t, l)
+	write(t, c, 0, bytes.Repeat([]byte{1}, 1<<20))
+	b.hang(t)
+	go c.WriteAt(bytes.Repeat([]byte{2}, 64<<10), 4<<20) //nolint:errcheck // it never succeeds
+	time.Sleep(300 * time.Millisecond)                   // it hangs in the drive by now
+
+	first, err := d.Child("engine")
+	must(t, err)
+	kill(t, d, "engine")
+	began := time.Now()
+	eventually(t, "the keeper to go on without it, which it does when the keys are destroyed", func() error {
+		pids, err := d.Children("engine")
+		if err == nil && !slices.ContainsFunc(pids, func(pid int) bool { return pid != first }) {
+			err = errors.New("there is no second engine")
+		}
+		return err
+	})
+	t.Logf("a second engine %v after the first was killed", time.Since(began))
+	b.goOn(t)
+	eventually(t, "the loss to be recorded when the drive has answered", func() error {
+		var s leaseInfo
+		if err := d.JSON(&s, "lease", "show", l.ID); err != nil {
+			return err
+		}
+		if s.State != "lost" || s.Result != "lost_engine" {
+			return fmt.Errorf("state %s, result %s", s.State, s.Result)
+		}
+		return nil
+	})
+	usable(t, d)
 }
