@@ -29,6 +29,7 @@ const table = `
 	leaf     blk:
 	leaf     extent:
 	leaf     plant:
+	leaf     fail:
 	leaf     sys:              golang.org/x/sys/unix
 	leaf     mem:              plant sys
 	leaf     xts:              golang.org/x/sys/cpu
@@ -38,10 +39,10 @@ const table = `
 	# data plane: a request moves down, a completion up
 	data     export/nbd:       blk mem plant sys
 	data     volume:           blk mem plant
-	data     blockmap:         blk plant
+	data     blockmap:         blk fail plant
 	data     crypt:            blk mem plant xts
 	data     drive:            blk mem sys
-	data     engine:           blk blockmap crypt drive export/nbd extent ipc mem sys volatile volume xts
+	data     engine:           blk blockmap crypt drive export/nbd extent fail ipc mem sys volatile volume xts
 
 	# between processes
 	shared   ipc:              extent
@@ -51,8 +52,8 @@ const table = `
 	control  keeper:           sys volatile
 	control  lease:            extent
 	control  journal:          extent lease go.etcd.io/bbolt
-	control  node:             extent ipc journal lease sys
-	control  control:          config ipc journal metrics node server sys version
+	control  node:             extent fail ipc journal lease sys
+	control  control:          config fail ipc journal metrics node server sys version volatile
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease metrics node
@@ -79,6 +80,7 @@ const table = `
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon
 	test     node/nodesim:     extent ipc journal lease
 	test     test/daemon:
+	test     test/hunt:        test/daemon nbdclient
 	test     test/e2e:
 	test     test/script:
 `

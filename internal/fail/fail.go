@@ -1,0 +1,41 @@
+// Package fail names the points at which a hunt ends a process: each is a
+// moment between two steps of which a crash must leave the first done and the
+// second not, or the other way round.
+//
+// In every build without the tag "failpoints", [At] is empty, and the compiler
+// removes the call. With the tag, the environment variable VACATE_FAIL names a
+// file that all processes of a daemon map. Whoever comes first to the point that
+// the file names takes the name out and ends its process with SIGKILL.
+package fail
+
+// A Point is a place in the program.
+type Point string
+
+// The points of the engine's take-over, of a lease's opening and close, and of
+// the data path. A name says in which process it lies.
+const (
+	EngineStarted    Point = "engine.started"     // nothing is taken over yet
+	EngineScanned    Point = "engine.scanned"     // the table was read, the keeper was not told
+	EngineUp         Point = "engine.up"          // the keeper was told, nothing is served yet
+	EngineFenced     Point = "engine.fenced"      // a drive's fence is held, its leases are not served yet
+	EngineServing    Point = "engine.serving"     // a lease that was taken over is served
+	EngineLeaving    Point = "engine.leaving"     // a connection was passed on, others were not
+	OpenMapped       Point = "engine.open.mapped" // the block map is made, the slot says opening
+	OpenKeyed        Point = "engine.open.keyed"  // the key is made
+	OpenWritten      Point = "engine.open.open"   // the slot says open, nobody was told
+	CloseNoted       Point = "engine.close.noted" // the slot says closing
+	CloseShut        Point = "engine.close.shut"  // the gates are shut
+	CloseWiped       Point = "engine.close.wiped" // the keeper has destroyed the key
+	CloseErased      Point = "engine.close.erased"
+	CloseDrained     Point = "engine.close.drained" // nothing is in flight
+	CloseEnded       Point = "engine.close.ended"   // map given back, slot says ended
+	DriveNoted       Point = "engine.drive.noted"   // the table holds a drive's new epoch, its superblock may not
+	WriteDone        Point = "engine.write.done"    // the drive has written, the bit is not set
+	WriteMarked      Point = "engine.write.marked"  // the bit is set, the client was not told
+	ControlStarted   Point = "control.started"
+	ControlOpening   Point = "control.open.stored"  // the journal holds the lease, the engine does not
+	ControlOpened    Point = "control.open.opened"  // the engine holds it, nobody was told
+	ControlErased    Point = "control.close.erased" // the key is gone, no record is written
+	ControlRecorded  Point = "control.close.recorded"
+	ControlRecovered Point = "control.recovered"
+)

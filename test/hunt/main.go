@@ -1,0 +1,41 @@
+// Command hunt looks for what must not be found: each hunt drives real daemons
+// with a random, replayable mix of work and faults, and fails at the first thing
+// that a law forbids.
+//
+//	go run ./test/hunt NAME [flags]
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+)
+
+// A hunt runs with its own flags and returns an error for what it found.
+type hunt struct {
+	name string
+	what string
+	run  func(args []string) error
+}
+
+var hunts = []hunt{}
+
+func main() {
+	if len(os.Args) > 1 {
+		i := slices.IndexFunc(hunts, func(h hunt) bool { return h.name == os.Args[1] })
+		if i >= 0 {
+			if err := hunts[i].run(os.Args[2:]); err != nil {
+				fmt.Fprintf(os.Stderr, "hunt %s: %v\n", hunts[i].name, err)
+				os.Exit(1)
+			}
+			return
+		}
+	}
+	var b strings.Builder
+	for _, h := range hunts {
+		fmt.Fprintf(&b, "  %-12s %s\n", h.name, h.what)
+	}
+	fmt.Fprintf(os.Stderr, "usage: hunt NAME [flags]\n\n%s\nhunt NAME -h lists a hunt's flags\n", b.String())
+	os.Exit(2)
+}
