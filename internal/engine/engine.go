@@ -26,9 +26,9 @@ import (
 
 // A Keeper holds the volatile memory: the process above, or a test's.
 type Keeper interface {
-	// Map makes the block map of a lease of so many blocks, in a memfd of the
-	// layout of docs/spec/volatile.md.
-	Map(slot int, blocks uint64, lease volatile.LeaseID) (*os.File, error)
+	// Map makes the block map of a lease of so many blocks and extents, in a memfd
+	// of the layout of docs/spec/volatile.md.
+	Map(slot int, blocks uint64, extents int, lease volatile.LeaseID) (*os.File, error)
 	// Unmap drops the keeper's hold on it.
 	Unmap(slot int) error
 	// Wipe overwrites the key slot and reads it back.

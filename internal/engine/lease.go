@@ -170,7 +170,7 @@ func (e *Engine) forget(t *tenancy) {
 }
 
 func (e *Engine) newMap(t *tenancy, size int64) (*volatile.Map, error) {
-	f, err := e.keeper.Map(t.slot, uint64(size)/blk.BlockSize, t.rec.Lease)
+	f, err := e.keeper.Map(t.slot, uint64(size)/blk.BlockSize, len(t.pieces), t.rec.Lease)
 	if err != nil {
 		return nil, err
 	}

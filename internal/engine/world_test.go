@@ -42,7 +42,7 @@ type testKeeper struct {
 	onUnmap func(int)
 }
 
-func (k *testKeeper) Map(slot int, blocks uint64, lease volatile.LeaseID) (*os.File, error) {
+func (k *testKeeper) Map(slot int, blocks uint64, extents int, lease volatile.LeaseID) (*os.File, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {

@@ -109,6 +109,8 @@ func (l *link) answer() error {
 		file, reply.Errno = l.mapSlot(int(m.Slot), &m)
 	case m.Kind == volatile.KindUnmap:
 		reply.Errno, file = l.unmap(int(m.Slot)), nil
+	default:
+		reply.Errno, file = syscall.ENOSYS, nil
 	}
 	reply.Encode(&b)
 	return l.conn.Send(b[:], file)

@@ -55,7 +55,7 @@ func TestL5WipeWaitsForNoMap(t *testing.T) {
 // writtenMap makes a map of so many blocks in slot 0 and touches all of its pages.
 func writtenMap(t *testing.T, engine *volatile.Link, blocks uint64) {
 	t.Helper()
-	f, err := engine.Map(0, blocks, fakeLease)
+	f, err := engine.Map(0, blocks, 1, fakeLease)
 	if err != nil {
 		t.Fatal(err)
 	}

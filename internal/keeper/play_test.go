@@ -129,7 +129,7 @@ func (e *fakeEngine) answer(words []string) string {
 		return strings.Join(os.Environ(), " ")
 	case "map":
 		var f *os.File
-		if f, err = e.link.Map(slot, 1<<28, fakeLease); err == nil {
+		if f, err = e.link.Map(slot, 1<<28, 1, fakeLease); err == nil {
 			var m *volatile.Map
 			if m, err = volatile.OpenMap(f); err == nil {
 				m.Summary()[0].Store(1)

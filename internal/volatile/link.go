@@ -4,40 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
-	"sync"
 	"syscall"
-
-	"vacate/internal/sys"
 )
 
-// ErrLink is wrapped by every error that means that the keeper no longer
-// answers: it is gone, or the link was closed.
-var ErrLink = errors.New("the keeper's link is down")
-
 // A Link is the engine's end of the socket to its keeper. Its methods may be
-// called from any goroutine.
-//
-//  1. A call takes a fresh id, notes where its reply goes, and sends.
-//  2. One goroutine, started by [NewLink], receives. It hands each reply to the
-//     call that waits for it, and connections to control to [Link.Control].
-//  3. When receiving fails, every call that waits or comes later gets ErrLink.
+// called from any goroutine. What it sends stays the caller's, what it returns
+// becomes the caller's. Errors of the keeper are [syscall.Errno]; [ErrLink] says
+// that it no longer answers.
 type Link struct {
-	conn    *sys.PacketConn
-	control chan *os.File
-	stopped chan struct{} // closed when the receiver has ended
-
-	mu      sync.Mutex
-	next    uint64
-	waiting map[uint64]chan answer
-	down    error          // set once, by the receiver
-	calls   sync.WaitGroup // calls that may be using conn
-}
-
-type answer struct {
-	msg  Message
-	file *os.File
-	err  error
+	*line
 }
 
 // Wiped is what the keeper observed when it destroyed a key. Times are
@@ -51,37 +26,30 @@ type Wiped struct {
 // NewLink uses the socket f and closes it: the engine's descriptor from its
 // keeper. Close ends the link.
 func NewLink(f *os.File) (*Link, error) {
-	conn, err := sys.NewPacketConn(f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("opening the keeper's link: %w", err)
+	l, err := newLine(f, make(chan struct{}))
+	if err != nil {
+		return nil, err
 	}
-	l := &Link{
-		conn:    conn,
-		control: make(chan *os.File, 1),
-		stopped: make(chan struct{}),
-		waiting: make(map[uint64]chan answer),
-	}
-	go l.receive()
-	return l, nil
+	return &Link{line: l}, nil
 }
 
 // Map asks for a new block map in slot, which must have neither map nor key.
 // The file is the caller's, for [OpenMap]; the keeper keeps it as well.
-func (l *Link) Map(slot int, blocks uint64, lease LeaseID) (*os.File, error) {
-	a := l.call(slot, Message{Kind: KindMap, Blocks: blocks, Lease: lease})
-	if a.err == nil && a.file == nil {
-		a.err = fmt.Errorf("a reply without a descriptor: %w", ErrFormat)
+func (l *Link) Map(slot int, blocks uint64, extents int, lease LeaseID) (*os.File, error) {
+	if extents < 0 {
+		return nil, fmt.Errorf("asking the keeper for a block map of %d extents: %w", extents, ErrFormat)
 	}
+	a := l.ask(slot, Message{Kind: KindMap, Blocks: blocks, Lease: lease, Arg: uint64(extents)}, nil)
 	if a.err != nil {
 		return nil, fmt.Errorf("asking the keeper for a block map in slot %d: %w", slot, a.err)
 	}
 	return a.file, nil
 }
 
-// Unmap makes the keeper forget the block map of slot, whose key must have been
-// wiped. A slot without a map is fine.
+// Unmap makes the keeper forget the block map of slot and its listening socket.
+// The slot's key must have been wiped. A slot without a map is fine.
 func (l *Link) Unmap(slot int) error {
-	if a := l.call(slot, Message{Kind: KindUnmap}); a.err != nil {
+	if a := l.ask(slot, Message{Kind: KindUnmap}, nil); a.err != nil {
 		return fmt.Errorf("asking the keeper to drop the block map of slot %d: %w", slot, a.err)
 	}
 	return nil
@@ -92,7 +60,7 @@ func (l *Link) Unmap(slot int) error {
 //
 // REQUIRES: no cipher call uses the key, or will.
 func (l *Link) Wipe(slot int) (Wiped, error) {
-	a := l.call(slot, Message{Kind: KindWipe})
+	a := l.ask(slot, Message{Kind: KindWipe}, nil)
 	w := Wiped{StartedNs: a.msg.StartedNs, DoneNs: a.msg.DoneNs, ReadBack: a.msg.ReadBack}
 	if a.err == nil && !w.ReadBack {
 		a.err = syscall.EIO
@@ -103,137 +71,99 @@ func (l *Link) Wipe(slot int) (Wiped, error) {
 	return w, nil
 }
 
-// Control gives each new connection to control, newest only: one that nobody
-// took is closed when the next comes, since its control is dead. It is closed
-// when the link is down.
-func (l *Link) Control() <-chan *os.File { return l.control }
-
-// Close ends the link and waits for its goroutine. It may be repeated.
-func (l *Link) Close() error {
-	l.mu.Lock()
-	var err error
-	if l.down == nil { // else the descriptor may be another's by now
-		err = l.conn.Shutdown()
+// Hold gives the keeper the listening socket of slot's lease, to keep beside
+// the map for the next engine. ENOENT: the slot has no map. EEXIST: it has a
+// socket already.
+func (l *Link) Hold(slot int, listener *os.File) error {
+	if a := l.give(slot, Message{Kind: KindHold}, listener); a.err != nil {
+		return fmt.Errorf("giving the keeper the listening socket of slot %d: %w", slot, a.err)
 	}
-	l.mu.Unlock()
-	if err != nil && !errors.Is(err, syscall.ENOTCONN) { // the keeper is gone already
-		return fmt.Errorf("closing the keeper's link: %w", err)
-	}
-	<-l.stopped
 	return nil
 }
 
-// call sends m for slot and waits for its reply. Only a failed send or a link that is
-// down end the wait: the keeper answers everything.
-func (l *Link) call(slot int, m Message) answer {
+// FetchMap returns the block map of slot, for [OpenMap]. ENOENT: it has none.
+func (l *Link) FetchMap(slot int) (*os.File, error) {
+	a := l.ask(slot, Message{Kind: KindFetch, Arg: FetchMap}, nil)
+	if a.err != nil {
+		return nil, fmt.Errorf("asking the keeper for the block map of slot %d: %w", slot, a.err)
+	}
+	return a.file, nil
+}
+
+// FetchListener returns the listening socket of slot, and nil when the keeper
+// holds none.
+func (l *Link) FetchListener(slot int) (*os.File, error) {
+	a := l.ask(slot, Message{Kind: KindFetch, Arg: FetchListener}, nil)
+	if a.err != nil && !errors.Is(a.err, syscall.ENOENT) {
+		return nil, fmt.Errorf("asking the keeper for the listening socket of slot %d: %w", slot, a.err)
+	}
+	return a.file, nil
+}
+
+// FetchConn returns the n-th connection that was passed for slot, counted from
+// 0 and in the order in which they were passed, and its terms. A nil file is
+// the end of them.
+func (l *Link) FetchConn(slot, n int) (f *os.File, terms uint64, err error) {
+	if n < 0 || n >= MaxPassed {
+		return nil, 0, nil
+	}
+	a := l.ask(slot, Message{Kind: KindFetch, Arg: FetchConn + uint64(n)}, nil)
+	if errors.Is(a.err, syscall.ENOENT) {
+		return nil, 0, nil
+	}
+	if a.err != nil {
+		return nil, 0, fmt.Errorf("asking the keeper for connection %d of slot %d: %w", n, slot, a.err)
+	}
+	return a.file, a.msg.Arg, nil
+}
+
+// Pass gives the keeper a client's connection that stands between two messages,
+// for the next engine; terms are whatever that one must know of it. ENOENT: the
+// slot has no map. ENOSPC: the keeper holds [MaxPassed] already.
+func (l *Link) Pass(slot int, conn *os.File, terms uint64) error {
+	if a := l.give(slot, Message{Kind: KindPass, Arg: terms}, conn); a.err != nil {
+		return fmt.Errorf("passing a connection of slot %d to the keeper: %w", slot, a.err)
+	}
+	return nil
+}
+
+// Up tells the keeper that everything is taken over: it forgets the passed
+// connections. It comes before any of them is served.
+func (l *Link) Up() error {
+	if a := l.call(Message{Kind: KindUp}, nil); a.err != nil {
+		return fmt.Errorf("telling the keeper that everything is taken over: %w", a.err)
+	}
+	return nil
+}
+
+// Leave is closed when the keeper wants the engine to pass its connections and
+// exit. A link that goes down does not close it.
+func (l *Link) Leave() <-chan struct{} { return l.left }
+
+// Control gives each new connection to control, newest only: one that nobody
+// took is closed when the next comes, since its control is dead. It is closed
+// when the link is down.
+func (l *Link) Control() <-chan *os.File { return l.conns }
+
+// Close ends the link and waits for its goroutine. It may be repeated.
+func (l *Link) Close() error { return l.close() }
+
+// ask sends m for slot. An answer to a map or a fetch that succeeded has a file.
+func (l *Link) ask(slot int, m Message, file *os.File) answer {
 	if err := checkSlot(slot); err != nil {
 		return answer{err: err}
 	}
 	m.Slot = uint32(slot)
-	reply := make(chan answer, 1)
-	l.mu.Lock()
-	if l.down != nil {
-		l.mu.Unlock()
-		return answer{err: l.down}
-	}
-	l.next++
-	m.ID = l.next
-	l.waiting[m.ID] = reply
-	l.calls.Add(1)
-	l.mu.Unlock()
-
-	var b [MessageSize]byte
-	m.Encode(&b)
-	err := l.conn.Send(b[:], nil)
-	if err != nil {
-		// The receiver finds the same end, and answers for everybody.
-		_ = l.conn.Shutdown() //nolint:errcheck // the send's error is what matters
-	}
-	l.calls.Done()
-	a := <-reply
-	if err != nil {
-		a.err = fmt.Errorf("%w: %w", ErrLink, err)
-	}
-	if a.err == nil && a.msg.Kind != m.Kind {
-		a.err = fmt.Errorf("a %v for an answer to a %v: %w", a.msg.Kind, m.Kind, ErrFormat)
-	}
-	if a.err == nil && a.msg.Errno != 0 {
-		a.err = a.msg.Errno
-	}
-	if a.err != nil && a.file != nil {
-		a.file.Close() //nolint:errcheck // the descriptor of an answer that is refused
-		a.file = nil
+	a := l.call(m, file)
+	if (m.Kind == KindMap || m.Kind == KindFetch) && a.err == nil && a.file == nil {
+		a.err = fmt.Errorf("a reply without a descriptor: %w", ErrFormat)
 	}
 	return a
 }
 
-func (l *Link) receive() {
-	var err error
-	for err == nil {
-		var b [MessageSize]byte
-		var file *os.File
-		if file, err = l.conn.Recv(b[:]); err != nil {
-			break
-		}
-		var m Message
-		if err = m.Decode(&b); err != nil {
-			closeFile(file)
-			break
-		}
-		err = l.deliver(m, file)
+func (l *Link) give(slot int, m Message, file *os.File) answer {
+	if file == nil {
+		return answer{err: os.ErrInvalid}
 	}
-	l.end(fmt.Errorf("%w: %w", ErrLink, err))
-}
-
-// deliver takes file over.
-func (l *Link) deliver(m Message, file *os.File) error {
-	if m.Kind == KindControl && !m.Reply && file != nil {
-		select {
-		case old := <-l.control:
-			closeFile(old)
-		default:
-		}
-		l.control <- file // never blocks: this goroutine is the only sender
-		return nil
-	}
-	l.mu.Lock()
-	reply := l.waiting[m.ID]
-	delete(l.waiting, m.ID)
-	l.mu.Unlock()
-	if !m.Reply || reply == nil {
-		closeFile(file)
-		return fmt.Errorf("a %v that nobody asked for: %w", m.Kind, ErrFormat)
-	}
-	reply <- answer{msg: m, file: file}
-	// The caller goes on here and now, on this thread, rather than when another
-	// processor finds it: a destroyed key is reported some microseconds sooner.
-	runtime.Gosched()
-	return nil
-}
-
-// end answers every call with err, and frees the socket.
-func (l *Link) end(err error) {
-	l.mu.Lock()
-	l.down = err
-	for id, reply := range l.waiting {
-		delete(l.waiting, id)
-		reply <- answer{err: err}
-	}
-	l.mu.Unlock()
-	_ = l.conn.Shutdown() //nolint:errcheck // ends calls that still send; the link's error is err
-	l.calls.Wait()
-	select {
-	case old := <-l.control:
-		closeFile(old)
-	default:
-	}
-	close(l.control)
-	_ = l.conn.Close() //nolint:errcheck // nothing was buffered, nothing can be lost
-	close(l.stopped)
-}
-
-func closeFile(f *os.File) {
-	if f != nil {
-		f.Close() //nolint:errcheck // a passed descriptor that is not wanted
-	}
+	return l.ask(slot, m, file)
 }

@@ -67,7 +67,7 @@ func TestLinkCalls(t *testing.T) {
 	go func() {
 		defer close(done)
 		m := recv(t, c)
-		if m.Kind != KindMap || m.Slot != 3 || m.Blocks != 100 || m.Lease != testLease || m.Reply {
+		if m.Kind != KindMap || m.Slot != 3 || m.Blocks != 100 || m.Arg != 5 || m.Lease != testLease || m.Reply {
 			t.Errorf("request %+v", m)
 		}
 		m.Reply = true
@@ -83,7 +83,7 @@ func TestLinkCalls(t *testing.T) {
 		m = recv(t, c)
 		send(t, c, Message{Kind: KindMap, Reply: true, ID: m.ID, Errno: syscall.EEXIST}, mapFile)
 	}()
-	f, err := l.Map(3, 100, testLease)
+	f, err := l.Map(3, 100, 5, testLease)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,10 +101,10 @@ func TestLinkCalls(t *testing.T) {
 	if err := l.Unmap(7); !errors.Is(err, syscall.EBUSY) {
 		t.Errorf("Unmap: %v", err)
 	}
-	if f, err := l.Map(1, 1, testLease); !errors.Is(err, ErrFormat) || f != nil {
+	if f, err := l.Map(1, 1, 1, testLease); !errors.Is(err, ErrFormat) || f != nil {
 		t.Errorf("a map without a descriptor: %v, %v", f, err)
 	}
-	if f, err := l.Map(1, 1, testLease); !errors.Is(err, syscall.EEXIST) || f != nil {
+	if f, err := l.Map(1, 1, 1, testLease); !errors.Is(err, syscall.EEXIST) || f != nil {
 		t.Errorf("a refused map: %v, %v", f, err)
 	}
 	for _, slot := range []int{-1, Slots} {

@@ -6,7 +6,7 @@ import (
 	"syscall"
 )
 
-// MessageSize is the size of every message of the link, in bytes.
+// MessageSize is the size of every message of both links, in bytes.
 const MessageSize = 64
 
 const (
@@ -17,17 +17,36 @@ const (
 // A Kind says what a message is. A reply has its request's kind.
 type Kind uint16
 
-// The kinds. KindControl goes from keeper to engine and has no reply, the
-// others from engine to keeper.
+// The kinds. Those from the keeper, and KindReady and KindStop, have no reply.
 const (
-	KindMap     Kind = 1 // make a block map: Slot, Blocks, Lease → a descriptor
-	KindUnmap   Kind = 2 // forget the block map of Slot
-	KindWipe    Kind = 3 // destroy the key in Slot → StartedNs, DoneNs, ReadBack
-	KindControl Kind = 4 // here is a connection to control: a descriptor
-	kinds       Kind = 5
+	KindMap     Kind = 1  // engine: make a block map: Slot, Blocks, Lease, Arg extents → a descriptor
+	KindUnmap   Kind = 2  // engine: forget the block map and the listening socket of Slot
+	KindWipe    Kind = 3  // engine: destroy the key in Slot → StartedNs, DoneNs, ReadBack
+	KindControl Kind = 4  // keeper: here is the connection between engine and control: a descriptor
+	KindHold    Kind = 5  // engine: hold the listening socket of Slot: a descriptor
+	KindFetch   Kind = 6  // engine: what is held for Slot, by Arg → a descriptor, Arg terms
+	KindPass    Kind = 7  // engine: hold a connection of Slot for the next engine: a descriptor, Arg terms
+	KindUp      Kind = 8  // engine: everything is taken over
+	KindLeave   Kind = 9  // keeper: pass every connection, then exit
+	KindReady   Kind = 10 // control: it has recovered
+	KindStop    Kind = 11 // control: the stop is granted
+	KindUpgrade Kind = 12 // control: start the upgrade
+	kinds       Kind = 13
 )
 
-var kindNames = [kinds]string{"none", "map", "unmap", "wipe", "control"}
+// What Arg of a KindFetch names.
+const (
+	FetchMap      = 0 // the block map
+	FetchListener = 1 // the listening socket
+	FetchConn     = 2 // the first connection that was passed; the next ones follow
+)
+
+// MaxPassed is how many connections a keeper holds at once, over all slots.
+const MaxPassed = 16384
+
+var kindNames = [kinds]string{
+	"none", "map", "unmap", "wipe", "control", "hold", "fetch", "pass", "up", "leave", "ready", "stop", "upgrade",
+}
 
 func (k Kind) String() string {
 	if k < kinds {
@@ -36,7 +55,7 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind(%d)", uint16(k))
 }
 
-// A Message is what keeper and engine say to each other.
+// A Message is what keeper, engine and control say to each other.
 type Message struct {
 	Kind  Kind
 	Reply bool
@@ -45,12 +64,28 @@ type Message struct {
 
 	Blocks uint64  // map
 	Lease  LeaseID // map
+	Arg    uint64  // map: extents; fetch: what; reply to fetch, and pass: terms
 
 	// Of replies.
 	Errno     syscall.Errno // 0: it was done
 	ReadBack  bool          // wipe: the slot was overwritten and zeros were read back
-	StartedNs int64         // wipe: CLOCK_BOOTTIME
+	StartedNs int64         // wipe, in the place of Arg: CLOCK_BOOTTIME
 	DoneNs    int64         // wipe
+}
+
+// wiped reports whether m has StartedNs where all others have Arg.
+func (m *Message) wiped() bool { return m.Kind == KindWipe && m.Reply }
+
+// Carries reports whether a descriptor may come with m. One that comes with any
+// other message ends the link.
+func (m *Message) Carries() bool {
+	switch m.Kind {
+	case KindMap, KindFetch:
+		return m.Reply
+	case KindControl, KindHold, KindPass:
+		return !m.Reply
+	}
+	return false
 }
 
 // Encode writes m.
@@ -67,7 +102,10 @@ func (m *Message) Encode(b *[MessageSize]byte) {
 	le.PutUint64(b[8:], m.ID)
 	le.PutUint64(b[16:], m.Blocks)
 	copy(b[24:], m.Lease[:])
-	le.PutUint64(b[40:], uint64(m.StartedNs))
+	le.PutUint64(b[40:], m.Arg)
+	if m.wiped() {
+		le.PutUint64(b[40:], uint64(m.StartedNs))
+	}
 	le.PutUint64(b[48:], uint64(m.DoneNs))
 	le.PutUint32(b[56:], uint32(m.Errno))
 	if m.ReadBack {
@@ -81,15 +119,18 @@ func (m *Message) Decode(b *[MessageSize]byte) error {
 	le := binary.LittleEndian
 	kind := le.Uint16(b[2:])
 	*m = Message{
-		Kind:      Kind(kind &^ replyBit),
-		Reply:     kind&replyBit != 0,
-		Slot:      le.Uint32(b[4:]),
-		ID:        le.Uint64(b[8:]),
-		Blocks:    le.Uint64(b[16:]),
-		StartedNs: int64(le.Uint64(b[40:])),
-		DoneNs:    int64(le.Uint64(b[48:])),
-		Errno:     syscall.Errno(le.Uint32(b[56:])),
-		ReadBack:  b[60] == 1,
+		Kind:     Kind(kind &^ replyBit),
+		Reply:    kind&replyBit != 0,
+		Slot:     le.Uint32(b[4:]),
+		ID:       le.Uint64(b[8:]),
+		Blocks:   le.Uint64(b[16:]),
+		Arg:      le.Uint64(b[40:]),
+		DoneNs:   int64(le.Uint64(b[48:])),
+		Errno:    syscall.Errno(le.Uint32(b[56:])),
+		ReadBack: b[60] == 1,
+	}
+	if m.wiped() {
+		m.StartedNs, m.Arg = int64(m.Arg), 0
 	}
 	copy(m.Lease[:], b[24:])
 	if string(b[:2]) != messageMagic || m.Kind == 0 || m.Kind >= kinds ||
