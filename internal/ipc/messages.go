@@ -26,12 +26,15 @@ type Hello struct {
 	PID      int    `json:"pid"`
 	KeeperID string `json:"keeperId"` // random, new with each keeper: its volatile memory's identity
 	EngineID string `json:"engineId"` // random, new with each engine process
-	BootID   string `json:"bootId"`   // /proc/sys/kernel/random/boot_id
-	KeyStore string `json:"keyStore"` // "memfd_secret" or "memfd, locked"
-	Buffers  string `json:"buffers"`  // "locked", or why they are not
-	Cipher   string `json:"cipher"`   // implementation in use: "vaes", "aesni", "generic"
-	Slots    int    `json:"slots"`    // leases that fit the volatile memory
-	MaxConns int    `json:"maxConns"` // connections that the host admits
+	// Generation counts the engines of this keeper: 1 for the first, and one more
+	// for each that took over from another.
+	Generation uint64 `json:"generation"`
+	BootID     string `json:"bootId"`   // /proc/sys/kernel/random/boot_id
+	KeyStore   string `json:"keyStore"` // "memfd_secret" or "memfd, locked"
+	Buffers    string `json:"buffers"`  // "locked", or why they are not
+	Cipher     string `json:"cipher"`   // implementation in use: "vaes", "aesni", "generic"
+	Slots      int    `json:"slots"`    // leases that fit the volatile memory
+	MaxConns   int    `json:"maxConns"` // connections that the host admits
 }
 
 // InspectRequest asks what lies at a path, before anything is done to it.
