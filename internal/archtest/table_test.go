@@ -80,8 +80,9 @@ const table = `
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon
 	test     node/nodesim:     extent ipc journal lease
 	test     test/daemon:
-	test     test/hunt:        test/daemon nbdclient
+	test     test/hunt:        api/vacate/v1 client fail nbdclient plant test/daemon test/search connectrpc.com/connect
 	test     test/e2e:
+	test     test/search:
 	test     test/script:
 `
 

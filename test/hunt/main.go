@@ -19,7 +19,9 @@ type hunt struct {
 	run  func(args []string) error
 }
 
-var hunts = []hunt{}
+var hunts = []hunt{
+	{"leak", "live many leases on one small drive: nothing is read that was not written, nothing is left in memory", leak},
+}
 
 func main() {
 	if len(os.Args) > 1 {

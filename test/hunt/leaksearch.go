@@ -1,0 +1,183 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"vacate/test/search"
+)
+
+// A keyring collects keys while they live, to look for them when they must be
+// gone.
+type keyring struct {
+	mu       sync.Mutex
+	shared   *search.Shared
+	slots    map[string]bool // contents of slots that held a key when they were seen
+	total    int
+	searched uint64
+}
+
+// mapped returns the keys file, mapped once: it lives as long as the keeper.
+// REQUIRES: mu is held.
+func (k *keyring) mapped(keeper int) ([]byte, error) {
+	if k.shared == nil {
+		s, err := search.Keys(keeper)
+		if err != nil {
+			return nil, err
+		}
+		k.shared, k.slots = s, map[string]bool{}
+	}
+	return k.shared.Bytes(), nil
+}
+
+// sample notes the keys that live now.
+func (k *keyring) sample(keeper int, report func(error)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	b, err := k.mapped(keeper)
+	if err != nil {
+		report(fmt.Errorf("mapping the keys: %w", err))
+		return
+	}
+	zero := make([]byte, search.SlotSize)
+	for at := 0; at < len(b); at += search.SlotSize {
+		// A key that is being made or wiped is taken as it is: half of one is none
+		// that anything was encrypted with, and is looked for all the same.
+		if slot := b[at : at+search.SlotSize]; !bytes.Equal(slot, zero) && !k.slots[string(slot)] {
+			k.slots[string(slot)] = true
+			k.total++
+		}
+	}
+}
+
+// search holds everything still and looks everywhere for canaries and keys.
+// At the end no lease is open, and a core is forced too.
+func (h *leakHunt) search(last bool) error {
+	h.still.Lock()
+	defer h.still.Unlock()
+	h.disarm()
+	if err := h.ready(); err != nil {
+		return err
+	}
+	h.keys.sample(h.d.PID(), h.report)
+	h.keys.mu.Lock()
+	defer h.keys.mu.Unlock()
+
+	n := search.NewNeedles()
+	n.Add("a canary", h.magic[:])
+	live := map[string]bool{}
+	keys, err := h.keys.mapped(h.d.PID())
+	if err != nil {
+		return err
+	}
+	for at := 0; at < len(keys); at += search.SlotSize {
+		live[string(keys[at:at+search.SlotSize])] = true
+	}
+	dead := search.NewNeedles()
+	for slot := range h.keys.slots {
+		n.AddKey("a key", []byte(slot))
+		if !live[slot] {
+			dead.AddKey("a destroyed key", []byte(slot))
+			delete(h.keys.slots, slot)
+		}
+	}
+	var found []error
+	note := func(hits []search.Hit, err error) {
+		for _, hit := range hits[:min(len(hits), 10)] {
+			found = append(found, errors.New(hit.String()))
+		}
+		if err != nil {
+			found = append(found, err)
+		}
+	}
+	note(dead.In(keys, "the volatile memory", 0), nil)
+	note(h.processes(n, last))
+	note(h.media(n))
+	if len(found) > 0 {
+		return fmt.Errorf("after %d lives, with no request in flight: %w", h.lives.Load(), errors.Join(found...))
+	}
+	fmt.Printf("  searched after %d lives: %d keys (%d of them destroyed) and every canary: none found\n", h.lives.Load(), len(live)-1+dead.Len()/30, dead.Len()/30)
+	return nil
+}
+
+// processes searches memory and registers of keeper, engine and control.
+func (h *leakHunt) processes(n *search.Needles, core bool) (hits []search.Hit, err error) {
+	pids := []int{h.d.PID()}
+	for _, name := range []string{"engine", "control"} {
+		pid, err := h.d.Child(name)
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	for _, pid := range pids {
+		r, err := n.Process(pid, search.IsKeys)
+		if err != nil {
+			return nil, err
+		}
+		h.keys.searched += r.Searched
+		regs, _, err := n.Registers(pid)
+		if err != nil {
+			return nil, err
+		}
+		hits = append(append(hits, r.Hits...), regs...)
+		if core {
+			forced, err := h.core(n, pid)
+			if err != nil {
+				return nil, err
+			}
+			hits = append(hits, forced...)
+		}
+	}
+	return hits, nil
+}
+
+// core has a debugger write a core of a process, and searches it. What the
+// process asks to be left out of dumps (MADV_DONTDUMP) the debugger leaves out.
+func (h *leakHunt) core(n *search.Needles, pid int) ([]search.Hit, error) {
+	path := filepath.Join(h.dir, fmt.Sprintf("core.%d", pid))
+	cmd := exec.Command("gdb", "-nx", "-batch", "-p", fmt.Sprint(pid), "-ex", "generate-core-file "+path)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("forcing a core of process %d: %w\n%s", pid, err, out)
+	}
+	hits, searched, err := n.File(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("gdb wrote no core of process %d:\n%s", pid, out)
+	}
+	h.keys.searched += searched
+	return hits, errors.Join(err, os.Remove(path))
+}
+
+// media searches the drive and everything under the daemon's folder.
+func (h *leakHunt) media(n *search.Needles) (hits []search.Hit, err error) {
+	files := []string{h.drive}
+	err = filepath.WalkDir(h.d.Dir, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // a lease's folder, gone meanwhile
+		}
+		if err == nil && e.Type().IsRegular() && !strings.HasSuffix(path, "drive.img") {
+			files = append(files, path)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range files {
+		got, searched, err := n.File(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		h.keys.searched += searched
+		hits = append(hits, got...)
+	}
+	return hits, nil
+}
