@@ -7,6 +7,7 @@ import (
 	"vacate/internal/blk"
 	"vacate/internal/mem"
 	"vacate/internal/plant"
+	"vacate/internal/xts"
 )
 
 // A queue is one goroutine's way through a Crypt.
@@ -197,8 +198,14 @@ func (q *queue) seal(dst, src []byte, first uint64) {
 		copy(dst, src)
 		return
 	}
+	if plant.Is(plant.ScheduleLeft) {
+		left = *q.c.sched
+	}
 	q.c.sched.Encrypt(dst, src, blk.BlockSize, first)
 }
+
+// left is where the planted bug leaves its copy.
+var left xts.Schedule
 
 func (q *queue) open(dst, src []byte, first uint64) {
 	defer q.gate.Leave()

@@ -11,6 +11,7 @@ package plant
 // The bugs, by the law that they break.
 const (
 	GateSkipped       = "gate-skipped"        // L1: a shut gate admits requests
+	ScheduleLeft      = "schedule-left"       // L2: a copy of a key schedule stays outside volatile memory
 	LateDecrypt       = "late-decrypt"        // L5: a read that ends after the gate shut is decrypted
 	CipherNull        = "cipher-null"         // L3: plaintext reaches the drive
 	BufferNotCleared  = "buffer-not-cleared"  // L3: a buffer keeps a tenant's plaintext after its request

@@ -1,0 +1,102 @@
+package crypt
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"vacate/internal/blk"
+	"vacate/internal/mem"
+	"vacate/internal/xts"
+)
+
+// TestL2NoCopyOfTheSchedule searches this process' memory for a schedule that
+// was used: it lies where it was expanded, and nowhere else. (The leak hunt does
+// the same to the real processes, registers included.)
+func TestL2NoCopyOfTheSchedule(t *testing.T) {
+	region, err := mem.Map(4096, mem.TryLock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer region.Close() //nolint:errcheck // test's end
+	slot := region.Bytes()
+	for i := range xts.KeySize {
+		slot[i] = byte(i*37 + 11)
+	}
+	s := (*xts.Schedule)(slot[xts.KeySize:])
+	if err := s.Expand((*[xts.KeySize]byte)(slot)); err != nil {
+		t.Fatal(err)
+	}
+	q := newQueue(t, New(newRAM(1<<20), s, mem.TryLock), 4)
+	buf := make([]byte, 64<<10)
+	for i := range int64(16) {
+		for _, op := range []blk.Op{blk.OpWrite, blk.OpRead} {
+			if err := blk.Do(q, &blk.Request{Op: op, Off: i * int64(len(buf)), Len: int64(len(buf)), Buf: buf}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// Round keys that no part of the key repeats, where they are: a needle that
+	// was copied would find itself.
+	needles := [][]byte{s[64:96], s[160:192], s[320:352]}
+	found := locate(t, needles)
+	for i, at := range found {
+		want := addressOf(&needles[i][0])
+		if len(at) != 1 || at[0] != want {
+			t.Errorf("round keys %d are at %#x, want only %#x", i, at, want)
+		}
+	}
+}
+
+// locate returns all addresses of this process at which each needle lies.
+func locate(t *testing.T, needles [][]byte) [][]uint64 {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, err := os.Open("/proc/self/mem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Close() //nolint:errcheck // read only
+	// Not on the heap: the search would find what it has read.
+	window, err := mem.Map(1<<20, mem.TryLock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer window.Close() //nolint:errcheck // test's end
+	buf := window.Bytes()
+	found := make([][]uint64, len(needles))
+	for line := range strings.Lines(string(maps)) {
+		var lo, hi uint64
+		var perms string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &lo, &hi, &perms); err != nil {
+			t.Fatal(err)
+		}
+		if perms[0] != 'r' || lo == addressOf(&buf[0]) {
+			continue
+		}
+		for ; lo < hi; lo += uint64(len(buf)) - 64 {
+			n, _ := memory.ReadAt(buf[:min(uint64(len(buf)), hi-lo)], int64(lo)) //nolint:errcheck // the kernel's own pages
+			for i, needle := range needles {
+				for at := 0; ; at++ {
+					k := bytes.Index(buf[at:n], needle)
+					if k < 0 {
+						break
+					}
+					at += k
+					if addr := lo + uint64(at); len(found[i]) == 0 || found[i][len(found[i])-1] != addr {
+						found[i] = append(found[i], addr)
+					}
+				}
+			}
+		}
+	}
+	return found
+}
+
+func addressOf(b *byte) uint64 { return uint64(uintptr(unsafe.Pointer(b))) }
