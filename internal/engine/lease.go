@@ -12,41 +12,37 @@ import (
 	"vacate/internal/drive"
 	"vacate/internal/export/nbd"
 	"vacate/internal/extent"
+	"vacate/internal/fail"
 	"vacate/internal/ipc"
 	"vacate/internal/sys"
 	"vacate/internal/volatile"
 	"vacate/internal/xts"
 )
 
-// A tenancy is a lease that this engine holds.
-//
-// # Close (law L5)
-//
-//  1. The volume's gate is shut: no request is admitted any more.
-//  2. Cipher calls in progress end: processor time, never a device.
-//  3. The keeper overwrites the key and reads it back: the erasure.
-//  4. The export's sockets are shut down, which wakes its threads.
-//  5. Apart from the caller: when the threads have ended, so that nothing is in
-//     flight, maps and buffers are given back, and the slot is free.
-//
-// A drive that hangs delays step 5 only.
+// A tenancy is a lease that this engine holds: one that it opened, or one that
+// it took over (takeover.go). The latter has no path until its drives are open.
 type tenancy struct {
 	id     string
 	slot   int
 	pieces []extent.Piece
-	path   *path
 	bits   *volatile.Map
-	server *nbd.Server
-	gone   chan struct{} // closed after step 5
+	gone   chan struct{} // closed when the slot is free (close.go)
 
-	mu      sync.Mutex      // held through steps 1 to 4; never together with Engine.mu
+	fenced  chan struct{}   // closed when this engine has held the fences of all its drives
+	missing map[string]bool // drives whose fences are not held yet; under Engine.mu
+
+	mu      sync.Mutex      // held through steps 1 to 4 of a close; never together with Engine.mu
+	path    *path           // nil: nothing of this lease is served
+	server  *nbd.Server     // nil likewise
+	waits   *inheritance    // nil: nothing waits for the path
 	rec     volatile.Record // as it stands in the lease table
-	shut    ipc.Erasure     // when steps 1 and 2 were done, by the first close that came
+	shut    ipc.Erasure     // when steps 1 and 2 of a close were done, by the first that came
 	erasure *ipc.Erasure    // nil until step 3 has succeeded
 }
 
-// openLease makes volatile memory, key, layers and export of a lease, in this
-// order, and takes them back in the reverse order where one fails.
+// openLease makes volatile memory, key, layers and export of a lease. Where that
+// fails, everything is taken back. An engine that dies on the way leaves a slot
+// that says opening, which the next one takes back.
 func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.LeaseOpened, error) {
 	if err := checkLease(req, listener); err != nil {
 		return nil, err
@@ -56,62 +52,21 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 		return nil, invalid("%v", err)
 	}
 	t := &tenancy{
-		id: req.Lease, slot: req.Slot, pieces: req.Pieces, gone: make(chan struct{}),
+		id: req.Lease, slot: req.Slot, pieces: req.Pieces, gone: make(chan struct{}), fenced: make(chan struct{}),
 		rec: volatile.Record{
-			Lease: lease, State: volatile.StateOpening, LogicalBlock: uint32(req.LogicalBlock),
-			SizeBytes: uint64(req.SizeBytes), MapBytes: uint64(volatile.MapBytes(uint64(req.SizeBytes) / blk.BlockSize)),
-			Generation: e.cfg.Generation, UID: req.UID,
+			Lease: lease, LogicalBlock: uint32(req.LogicalBlock),
+			SizeBytes: uint64(req.SizeBytes), MapBytes: uint64(volatile.MapBytes(uint64(req.SizeBytes)/blk.BlockSize, len(req.Pieces))),
+			UID: req.UID,
 		},
 	}
+	close(t.fenced) // its drives are open
 	space, err := e.admit(t, req)
 	if err != nil {
 		return nil, err
 	}
-	undo := []func() error{func() error { e.forget(t); return nil }}
-	fail := func(err error) (*ipc.LeaseOpened, error) {
-		errs := []error{err}
-		for i := len(undo) - 1; i >= 0; i-- {
-			errs = append(errs, undo[i]())
-		}
-		return nil, fmt.Errorf("opening lease %s: %w", req.Lease, errors.Join(errs...))
-	}
-
-	if t.bits, err = e.newMap(t, req.SizeBytes); err != nil {
-		return fail(err)
-	}
-	undo = append(undo, func() error { return e.dropMap(t) })
-	if err := e.table.Put(t.slot, t.rec); err != nil {
-		return fail(err)
-	}
-	undo = append(undo, func() error { return e.clearRecord(t) }, func() error { _, err := e.destroy(t); return err })
-	sched, err := e.newKey(t)
-	if err != nil {
-		return fail(err)
-	}
-	t.path, err = build(layers{
-		size: req.SizeBytes, logical: req.LogicalBlock, space: space, key: sched, lock: e.cfg.Lock,
-		bits: blockmap.Bits{Words: t.bits.Words(), Summary: t.bits.Summary(), Blocks: t.bits.Blocks()},
-	})
-	if err != nil {
-		return fail(err)
-	}
-	t.rec.State = volatile.StateOpen
-	if err := e.table.Put(t.slot, t.rec); err != nil {
-		return fail(err)
-	}
-	// Last: what fails from here on would have a client's requests in flight.
-	t.server, err = nbd.Serve(listener, nbd.Config{
-		Export: t.path.volume,
-		Map:    t.path.blocks.Extents,
-		Admit:  e.conns.lease(),
-		Allow:  e.allow(req.UID),
-		Lock:   e.cfg.Lock,
-		Log:    e.cfg.Log.With("lease_id", t.id),
-
-		MaxHandshakes: maxHandshakes,
-	})
-	if err != nil {
-		return fail(err)
+	if err := e.furnish(t, space, listener); err != nil {
+		e.forget(t)
+		return nil, fmt.Errorf("opening lease %s: %w", req.Lease, err)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -119,10 +74,101 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 	return &ipc.LeaseOpened{KeyGeneratedNs: t.rec.KeyGeneratedNs}, nil
 }
 
+// furnish makes everything of t, or nothing.
+func (e *Engine) furnish(t *tenancy, space []drive.SpanPiece, listener *os.File) error {
+	before, err := e.table.Get(t.slot)
+	if err != nil {
+		return err
+	}
+	err = e.make(t, space, listener)
+	if err == nil {
+		return nil
+	}
+	// In the reverse order, and no further than it goes: whatever stays, the slot
+	// says so to the next engine.
+	if t.rec.State == volatile.StateOpen {
+		if again := e.note(t, volatile.StateOpening); again != nil {
+			return errors.Join(err, again)
+		}
+	}
+	if _, again := e.destroy(t); again != nil {
+		return errors.Join(err, again, t.closeMap())
+	}
+	if again := e.dropMap(t); again != nil {
+		return errors.Join(err, again)
+	}
+	if again := e.table.Put(t.slot, before); again != nil { // how the last lease of this slot ended
+		return errors.Join(err, again)
+	}
+	return err
+}
+
+// make takes the steps of an opening.
+func (e *Engine) make(t *tenancy, space []drive.SpanPiece, listener *os.File) error {
+	if err := e.note(t, volatile.StateOpening); err != nil {
+		return err
+	}
+	if err := e.newMap(t); err != nil {
+		return err
+	}
+	e.at(fail.OpenMapped)
+	sched, err := e.newKey(t)
+	if err != nil {
+		return err
+	}
+	e.at(fail.OpenKeyed)
+	if t.path, err = e.build(t, space, sched); err != nil {
+		return err
+	}
+	if err := e.keeper.Hold(t.slot, listener); err != nil {
+		return err
+	}
+	if err := e.note(t, volatile.StateOpen); err != nil {
+		return err
+	}
+	e.at(fail.OpenWritten)
+	// Last: what fails from here on would have a client's requests in flight.
+	t.server, err = nbd.Serve(listener, e.export(t))
+	return err
+}
+
+// note writes the record of t with a new state.
+func (e *Engine) note(t *tenancy, s volatile.State) error {
+	rec := t.rec
+	rec.State, rec.Generation = s, e.cfg.Generation
+	if err := e.table.Put(t.slot, rec); err != nil {
+		return fmt.Errorf("noting that lease %s is %v: %w", t.id, s, err)
+	}
+	t.rec = rec
+	return nil
+}
+
+// build stacks the layers of t.
+func (e *Engine) build(t *tenancy, space []drive.SpanPiece, sched *xts.Schedule) (*path, error) {
+	return build(layers{
+		size: int64(t.rec.SizeBytes), logical: int(t.rec.LogicalBlock), space: space, key: sched, lock: e.cfg.Lock,
+		bits: blockmap.Bits{Words: t.bits.Words(), Summary: t.bits.Summary(), Blocks: t.bits.Blocks()},
+	})
+}
+
 // maxHandshakes is how many clients of one lease may be in the handshake at once.
 // Each has a thread, and Go ends a program that has more than 10,000: with all
 // slots' leases attacked by clients that connect and say nothing, at most 4,096.
 const maxHandshakes = 4
+
+// export is how t is served. REQUIRES: it has a path.
+func (e *Engine) export(t *tenancy) nbd.Config {
+	return nbd.Config{
+		Export: t.path.volume,
+		Map:    t.path.blocks.Extents,
+		Admit:  e.conns.lease(),
+		Allow:  e.allow(t.rec.UID),
+		Lock:   e.cfg.Lock,
+		Log:    e.cfg.Log.With("lease_id", t.id),
+
+		MaxHandshakes: maxHandshakes,
+	}
+}
 
 func checkLease(req *ipc.LeaseOpenRequest, listener *os.File) error {
 	switch {
@@ -134,6 +180,8 @@ func checkLease(req *ipc.LeaseOpenRequest, listener *os.File) error {
 		return invalid("lease %s: size %d is not a multiple of %d up to 2^62", req.Lease, req.SizeBytes, blk.BlockSize)
 	case req.LogicalBlock != 512 && req.LogicalBlock != 4096:
 		return invalid("lease %s: logical blocks of %d bytes, want 512 or 4096", req.Lease, req.LogicalBlock)
+	case len(req.Pieces) > volatile.MaxExtents:
+		return invalid("lease %s: %d pieces, at most %d can be remembered: free larger runs of extents first", req.Lease, len(req.Pieces), volatile.MaxExtents)
 	}
 	return nil
 }
@@ -169,144 +217,62 @@ func (e *Engine) forget(t *tenancy) {
 	delete(e.ready, t.id)
 }
 
-func (e *Engine) newMap(t *tenancy, size int64) (*volatile.Map, error) {
-	f, err := e.keeper.Map(t.slot, uint64(size)/blk.BlockSize, len(t.pieces), t.rec.Lease)
+// newMap has the keeper make t's map, and writes t's extents into it.
+func (e *Engine) newMap(t *tenancy) error {
+	extents, err := toExtents(t.pieces)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	m, err := volatile.OpenMap(f)
+	f, err := e.keeper.Map(t.slot, t.rec.SizeBytes/blk.BlockSize, len(extents), t.rec.Lease)
 	if err != nil {
-		return nil, errors.Join(err, e.keeper.Unmap(t.slot))
+		return err
 	}
-	return m, nil
+	if t.bits, err = volatile.OpenMap(f); err != nil {
+		return err
+	}
+	return t.bits.SetExtents(extents)
 }
 
-// dropMap and clearRecord take back what an opening made, or a close has done
-// with. Where that fails the slot is free all the same: the keeper makes no map
-// in one that still has a key or a map.
+// dropMap gives back what the keeper holds for t beside its key.
 func (e *Engine) dropMap(t *tenancy) error {
-	if err := errors.Join(t.bits.Close(), e.keeper.Unmap(t.slot)); err != nil {
+	if err := errors.Join(t.closeMap(), e.keeper.Unmap(t.slot)); err != nil {
 		return fmt.Errorf("giving back the block map of slot %d: %w", t.slot, err)
 	}
 	return nil
 }
 
-func (e *Engine) clearRecord(t *tenancy) error { return e.table.Put(t.slot, volatile.Record{}) }
+// closeMap unmaps the map of t, if it has one.
+func (t *tenancy) closeMap() error {
+	if t.bits == nil {
+		return nil
+	}
+	err := t.bits.Close()
+	t.bits = nil
+	return err
+}
 
 // newKey fills t's key slot: a fresh key, straight from the generator into
 // volatile memory, and its schedule behind it.
 func (e *Engine) newKey(t *tenancy) (*xts.Schedule, error) {
-	slot := e.keys.Slot(t.slot)
-	key := (*[xts.KeySize]byte)(slot)
-	sched := (*xts.Schedule)(slot[xts.KeySize:])
+	key := (*[xts.KeySize]byte)(e.keys.Slot(t.slot))
 	for {
 		if _, err := rand.Read(key[:]); err != nil {
 			return nil, err
 		}
-		err := sched.Expand(key)
+		sched, err := e.expand(t)
 		if err == nil {
-			break
+			t.rec.KeyGeneratedNs = sys.BoottimeNs()
+			return sched, nil
 		}
 		if !errors.Is(err, xts.ErrWeakKey) { // equal halves: once in 2^256
 			return nil, err
 		}
 	}
-	t.rec.KeyGeneratedNs = sys.BoottimeNs()
-	return sched, nil
 }
 
-// destroy has the key of t overwritten by the keeper, and read back.
-func (e *Engine) destroy(t *tenancy) (volatile.Wiped, error) {
-	w, err := e.keeper.Wipe(t.slot)
-	if err != nil {
-		return w, fmt.Errorf("destroying the key of lease %s: %w", t.id, err)
-	}
-	return w, nil
-}
-
-// closeLease carries out steps 1 to 4 of a close. It is idempotent; after an
-// error it can be called again, and the gates stay shut meanwhile. Of a lease
-// that has gone lately it returns how it went.
-func (e *Engine) closeLease(id string) (*ipc.Erasure, error) {
-	t, ended, err := e.lease(id)
-	if err != nil || t == nil {
-		return ended, err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.erasure == nil {
-		var er *ipc.Erasure
-		urgently(func() { er, err = e.erase(t) })
-		if err != nil {
-			return nil, err
-		}
-		t.erasure = er
-		t.server.Close()
-		go e.leave(t)
-	}
-	answer := *t.erasure
-	answer.Drained = t.isGone()
-	return &answer, nil
-}
-
-// erase is steps 1 to 3, on an urgent thread. REQUIRES: t.mu is held.
-func (e *Engine) erase(t *tenancy) (*ipc.Erasure, error) {
-	if t.shut.CiphersDoneNs == 0 {
-		t.shut.GateClosedNs = sys.BoottimeNs()
-		t.path.volume.Shut()
-		t.server.Hurry()
-		t.path.cipher.Revoke() // the key is of no use to this process any more
-		t.shut.CiphersDoneNs = sys.BoottimeNs()
-	}
-	w, err := e.destroy(t)
-	if err != nil {
-		return nil, err
-	}
-	er := t.shut
-	er.KeyDestroyedNs, er.ReadBack = w.DoneNs, w.ReadBack
-	t.rec.State, t.rec.GateClosedNs, t.rec.KeyDestroyedNs = volatile.StateErased, er.GateClosedNs, er.KeyDestroyedNs
-	if err := e.table.Put(t.slot, t.rec); err != nil {
-		// The key is gone, and that is what was asked: the answer says so.
-		e.cfg.Log.Error("noting an erasure in the lease table", "lease_id", t.id, "slot", t.slot, "error", err)
-	}
-	return &er, nil
-}
-
-// leave is step 5. It ends when the last thread of the export has, which may be
-// as long as a drive hangs.
-func (e *Engine) leave(t *tenancy) {
-	t.server.Wait()
-	<-t.path.volume.Drained()
-	if err := errors.Join(e.dropMap(t), e.clearRecord(t)); err != nil {
-		e.cfg.Log.Error("giving back a slot", "lease_id", t.id, "slot", t.slot, "error", err)
-	}
-	e.mu.Lock()
-	delete(e.leases, t.id)
-	delete(e.ready, t.id)
-	e.ended.add(t.id, *t.erasure)
-	e.mu.Unlock()
-	close(t.gone)
-}
-
-func (t *tenancy) isGone() bool {
-	select {
-	case <-t.gone:
-		return true
-	default:
-		return false
-	}
-}
-
-// lease returns a lease that is open or being closed, or how one ended that is
-// still remembered.
-func (e *Engine) lease(id string) (*tenancy, *ipc.Erasure, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if t := e.ready[id]; t != nil {
-		return t, nil, nil
-	}
-	if er, ok := e.ended.byID[id]; ok {
-		return nil, &er, nil
-	}
-	return nil, nil, notFound("the engine holds no lease %s", id)
+// expand writes the schedule of t's key behind it, and returns it.
+func (e *Engine) expand(t *tenancy) (*xts.Schedule, error) {
+	slot := e.keys.Slot(t.slot)
+	sched := (*xts.Schedule)(slot[xts.KeySize:])
+	return sched, sched.Expand((*[xts.KeySize]byte)(slot))
 }

@@ -53,7 +53,7 @@ func (k *testKeeper) Map(slot int, blocks uint64, extents int, lease volatile.Le
 	case !k.keys.Empty(slot):
 		return nil, syscall.EBUSY
 	}
-	f, err := volatile.CreateMap(blocks, lease)
+	f, err := volatile.CreateMap(blocks, extents, lease)
 	if err == nil {
 		k.maps[slot] = true
 		if k.badMap {

@@ -134,7 +134,8 @@ func (l *link) mapSlot(slot int, m *volatile.Message) (*os.File, syscall.Errno) 
 	if !l.keys.Empty(slot) {
 		return nil, syscall.EBUSY
 	}
-	f, err := volatile.CreateMap(m.Blocks, m.Lease)
+	extents := int(min(m.Arg, volatile.MaxExtents+1))
+	f, err := volatile.CreateMap(m.Blocks, extents, m.Lease)
 	if errors.Is(err, volatile.ErrFormat) {
 		return nil, syscall.EINVAL
 	}

@@ -142,7 +142,7 @@ func (e *fakeEngine) answer(words []string) string {
 		copy(e.keys.Slot(slot), bytes.Repeat([]byte("secret! "), volatile.KeySlotSize/8))
 		err = e.table.Put(slot, volatile.Record{
 			Lease: fakeLease, State: volatile.StateOpen, LogicalBlock: 512, SizeBytes: 1 << 40,
-			MapBytes: uint64(volatile.MapBytes(1 << 28)), Generation: 1,
+			MapBytes: uint64(volatile.MapBytes(1<<28, 1)), Generation: 1,
 		})
 	case "wipe":
 		before := sys.BoottimeNs()

@@ -18,46 +18,59 @@ const (
 
 // A mapLayout is where the parts of a map's file lie, in bytes.
 type mapLayout struct {
-	summaryWords, bitWords int64
-	bitsAt, size           int64
+	summaryWords, bitWords  int64
+	summaryAt, bitsAt, size int64 // the extent table starts at extentsAt
 }
 
-// layoutOf returns the layout for 1 ≤ blocks ≤ MaxBlocks, which keeps every
-// number below 2^48.
-func layoutOf(blocks uint64) mapLayout {
+// layoutOf returns the layout for 1 ≤ blocks ≤ MaxBlocks and 1 ≤ extents ≤
+// MaxExtents, which keeps every number below 2^48.
+func layoutOf(blocks uint64, extents int) mapLayout {
 	var l mapLayout
 	l.bitWords = int64((blocks + 63) / 64)
 	bitBytes := pageUp(l.bitWords * 8)
 	l.summaryWords = (bitBytes/pageSize + 63) / 64
-	l.bitsAt = pageSize + pageUp(l.summaryWords*8)
+	l.summaryAt = extentsAt + pageUp(int64(extents)*extentSize)
+	l.bitsAt = l.summaryAt + pageUp(l.summaryWords*8)
 	l.size = l.bitsAt + bitBytes
 	return l
 }
 
-func pageUp(n int64) int64 { return (n + pageSize - 1) &^ (pageSize - 1) }
-
-// MapBytes is the size of the file of a map of that many blocks, and 0 for a
-// number that no map has.
-func MapBytes(blocks uint64) int64 {
-	if blocks == 0 || blocks > MaxBlocks {
-		return 0
-	}
-	return layoutOf(blocks).size
+func inMap(blocks uint64, extents int) bool {
+	return blocks > 0 && blocks <= MaxBlocks && extents > 0 && extents <= MaxExtents
 }
 
-// CreateMap makes the file of a block map: every bit is 0, and no page but the
-// header's takes memory. The error of a number of blocks that is out of range
-// wraps ErrFormat.
-func CreateMap(blocks uint64, lease LeaseID) (*os.File, error) {
-	if blocks == 0 || blocks > MaxBlocks || !lease.valid() {
-		return nil, fmt.Errorf("making the block map of lease %v: %d blocks, want 1 to %d: %w", lease, blocks, MaxBlocks, ErrFormat)
+func pageUp(n int64) int64 { return (n + pageSize - 1) &^ (pageSize - 1) }
+
+// MapBytes is the size of the file of a map of that many blocks and extents, and
+// 0 for numbers that no map has.
+func MapBytes(blocks uint64, extents int) int64 {
+	if !inMap(blocks, extents) {
+		return 0
 	}
-	f, err := sys.Memfd("vacate-map", layoutOf(blocks).size)
+	return layoutOf(blocks, extents).size
+}
+
+// fitsMap reports whether a map of that many blocks has n bytes for some number
+// of extents.
+func fitsMap(n, blocks uint64) bool {
+	least, most := uint64(MapBytes(blocks, 1)), uint64(MapBytes(blocks, MaxExtents))
+	return n >= least && n <= most && (n-least)%pageSize == 0
+}
+
+// CreateMap makes the file of a block map: every bit is 0, no extent is written,
+// and no page but the header's takes memory. The error of numbers that are out
+// of range wraps ErrFormat.
+func CreateMap(blocks uint64, extents int, lease LeaseID) (*os.File, error) {
+	if !inMap(blocks, extents) || !lease.valid() {
+		return nil, fmt.Errorf("making the block map of lease %v: %d blocks, want 1 to %d, of %d extents, want 1 to %d: %w",
+			lease, blocks, MaxBlocks, extents, MaxExtents, ErrFormat)
+	}
+	f, err := sys.Memfd("vacate-map", layoutOf(blocks, extents).size)
 	if err != nil {
 		return nil, fmt.Errorf("making the block map of lease %v: %w", lease, err)
 	}
 	var b [mapHeaderSize]byte
-	encodeMapHeader(&b, mapHeader{Blocks: blocks, Lease: lease})
+	encodeMapHeader(&b, mapHeader{Blocks: blocks, Extents: extents, Lease: lease})
 	if _, err := f.WriteAt(b[:], 0); err != nil {
 		return nil, errors.Join(fmt.Errorf("making the block map of lease %v: %w", lease, err), f.Close())
 	}
@@ -106,9 +119,9 @@ func openMap(f *os.File) (*Map, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := layoutOf(h.Blocks)
+	l := layoutOf(h.Blocks, h.Extents)
 	if st.Size() != l.size {
-		return nil, fmt.Errorf("%d bytes for %d blocks, want %d: %w", st.Size(), h.Blocks, l.size, ErrFormat)
+		return nil, fmt.Errorf("%d bytes for %d blocks of %d extents, want %d: %w", st.Size(), h.Blocks, h.Extents, l.size, ErrFormat)
 	}
 	r, err := mem.MapShared(f, int(l.size))
 	if err != nil {
@@ -133,7 +146,7 @@ func (m *Map) Words() []atomic.Uint64 {
 // Summary is one bit for each 4096 bytes of bits (32768 blocks): page p is bit
 // p%64 of word p/64.
 func (m *Map) Summary() []atomic.Uint64 {
-	return mem.Words(m.region.Bytes()[pageSize : pageSize+m.layout.summaryWords*8])
+	return mem.Words(m.region.Bytes()[m.layout.summaryAt : m.layout.summaryAt+m.layout.summaryWords*8])
 }
 
 // Close unmaps the file. The keeper still has it.
@@ -142,21 +155,24 @@ func (m *Map) Summary() []atomic.Uint64 {
 func (m *Map) Close() error { return m.region.Close() }
 
 type mapHeader struct {
-	Blocks uint64
-	Lease  LeaseID
+	Blocks  uint64
+	Extents int
+	Lease   LeaseID
 }
 
 func encodeMapHeader(b *[mapHeaderSize]byte, h mapHeader) {
 	le := binary.LittleEndian
 	*b = [mapHeaderSize]byte{}
-	l := layoutOf(h.Blocks)
+	l := layoutOf(h.Blocks, h.Extents)
 	copy(b[:], mapMagic)
 	le.PutUint32(b[8:], version)
+	le.PutUint32(b[12:], uint32(h.Extents))
 	le.PutUint64(b[16:], h.Blocks)
 	copy(b[24:], h.Lease[:])
-	le.PutUint64(b[40:], pageSize)
-	le.PutUint64(b[48:], uint64(l.bitsAt))
-	le.PutUint64(b[56:], uint64(l.size))
+	le.PutUint64(b[40:], extentsAt)
+	le.PutUint64(b[48:], uint64(l.summaryAt))
+	le.PutUint64(b[56:], uint64(l.bitsAt))
+	le.PutUint64(b[64:], uint64(l.size))
 	seal(b[:])
 }
 
@@ -167,14 +183,15 @@ func decodeMapHeader(b *[mapHeaderSize]byte) (h mapHeader, err error) {
 	}
 	h.Blocks = le.Uint64(b[16:])
 	copy(h.Lease[:], b[24:])
-	if h.Blocks == 0 || h.Blocks > MaxBlocks || !h.Lease.valid() {
-		return mapHeader{}, fmt.Errorf("block map: %d blocks of lease %q: %w", h.Blocks, h.Lease[:], ErrFormat)
+	h.Extents = int(le.Uint32(b[12:]))
+	if !inMap(h.Blocks, h.Extents) || !h.Lease.valid() {
+		return mapHeader{}, fmt.Errorf("block map: %d blocks, %d extents of lease %q: %w", h.Blocks, h.Extents, h.Lease[:], ErrFormat)
 	}
-	// What is left follows from the number of blocks, so compare it whole.
+	// What is left follows from these two numbers, so compare it whole.
 	var want [mapHeaderSize]byte
 	encodeMapHeader(&want, h)
 	if *b != want {
-		return mapHeader{}, fmt.Errorf("block map: offsets that do not follow from %d blocks: %w", h.Blocks, ErrFormat)
+		return mapHeader{}, fmt.Errorf("block map: offsets that do not follow from %d blocks and %d extents: %w", h.Blocks, h.Extents, ErrFormat)
 	}
 	return h, nil
 }

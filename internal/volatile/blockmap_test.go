@@ -33,7 +33,7 @@ func dup(t *testing.T, f *os.File) *os.File {
 
 func TestMapIsSparse(t *testing.T) {
 	const blocks = 1 << 28 // 1 TiB
-	f, err := CreateMap(blocks, testLease)
+	f, err := CreateMap(blocks, 1, testLease)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,10 +65,10 @@ func TestMapIsSparse(t *testing.T) {
 		t.Errorf("with one bit set it takes %d bytes, want at most 12 KiB", got)
 	}
 	var b [8]byte // the layout, by hand
-	if _, err := f.ReadAt(b[:], 33_562_624-8); err != nil || binary.LittleEndian.Uint64(b[:]) != 1<<63 {
+	if _, err := f.ReadAt(b[:], 33_566_720-8); err != nil || binary.LittleEndian.Uint64(b[:]) != 1<<63 {
 		t.Errorf("the last word of the file is % x, %v", b, err)
 	}
-	if _, err := f.ReadAt(b[:], 4096+1024-8); err != nil || binary.LittleEndian.Uint64(b[:]) != 1<<63 {
+	if _, err := f.ReadAt(b[:], 8192+1024-8); err != nil || binary.LittleEndian.Uint64(b[:]) != 1<<63 {
 		t.Errorf("the last word of the summary is % x, %v", b, err)
 	}
 	if err := f.Truncate(1); err == nil {
@@ -78,39 +78,52 @@ func TestMapIsSparse(t *testing.T) {
 
 func TestMapLayout(t *testing.T) {
 	for _, tt := range []struct {
-		blocks       uint64
-		bitsAt, size int64
+		blocks                  uint64
+		extents                 int
+		summaryAt, bitsAt, size int64
 	}{ // the table of docs/spec/volatile.md
-		{1, 8192, 12288},
-		{32768, 8192, 12288},
-		{32769, 8192, 16384},
-		{1 << 28, 8192, 33562624},
-		{1<<28 + 1, 8192, 33566720},
-		{1 << 50, 4294971392, 140741783326720},
+		{1, 1, 8192, 12288, 16384},
+		{1, 128, 8192, 12288, 16384},
+		{1, 129, 12288, 16384, 20480},
+		{32768, 1, 8192, 12288, 16384},
+		{32769, 1, 8192, 12288, 20480},
+		{1 << 28, 1, 8192, 12288, 33566720},
+		{1<<28 + 1, 1, 8192, 12288, 33570816},
+		{1 << 50, 65536, 2101248, 4297068544, 140741785423872},
 	} {
-		l := layoutOf(tt.blocks)
-		if l.bitsAt != tt.bitsAt || l.size != tt.size || MapBytes(tt.blocks) != tt.size {
-			t.Errorf("%d blocks: %+v, want bits at %d and %d bytes", tt.blocks, l, tt.bitsAt, tt.size)
+		l := layoutOf(tt.blocks, tt.extents)
+		if l.summaryAt != tt.summaryAt || l.bitsAt != tt.bitsAt || l.size != tt.size || MapBytes(tt.blocks, tt.extents) != tt.size {
+			t.Errorf("%d blocks, %d extents: %+v, want %+v", tt.blocks, tt.extents, l, tt)
 		}
-		if uint64(l.bitWords)*64 < tt.blocks || l.summaryWords*64*pageSize < l.bitWords*8 {
-			t.Errorf("%d blocks do not fit %+v", tt.blocks, l)
+		if uint64(l.bitWords)*64 < tt.blocks || l.summaryWords*64*pageSize < l.bitWords*8 ||
+			int64(tt.extents)*extentSize > l.summaryAt-extentsAt {
+			t.Errorf("%d blocks, %d extents do not fit %+v", tt.blocks, tt.extents, l)
 		}
-	}
-	for _, blocks := range []uint64{0, 1<<50 + 1, 1 << 63} {
-		if MapBytes(blocks) != 0 {
-			t.Errorf("a map of %d blocks has %d bytes", blocks, MapBytes(blocks))
-		}
-		if _, err := CreateMap(blocks, testLease); !errors.Is(err, ErrFormat) {
-			t.Errorf("CreateMap(%d): %v", blocks, err)
+		if n := uint64(tt.size); !fitsMap(n, tt.blocks) || fitsMap(n+1, tt.blocks) {
+			t.Errorf("%d blocks: %d bytes fit %v, one more %v", tt.blocks, n, fitsMap(n, tt.blocks), fitsMap(n+1, tt.blocks))
 		}
 	}
-	if _, err := CreateMap(1, LeaseID{}); !errors.Is(err, ErrFormat) {
+	if most := uint64(MapBytes(1, MaxExtents)); fitsMap(most+pageSize, 1) || fitsMap(uint64(MapBytes(1, 1))-pageSize, 1) || !fitsMap(most, 1) {
+		t.Errorf("sizes that no map has fit, or %d does not", most)
+	}
+	for _, tt := range []struct {
+		blocks  uint64
+		extents int
+	}{{0, 1}, {1<<50 + 1, 1}, {1 << 63, 1}, {1, 0}, {1, -1}, {1, MaxExtents + 1}} {
+		if n := MapBytes(tt.blocks, tt.extents); n != 0 {
+			t.Errorf("a map of %+v has %d bytes", tt, n)
+		}
+		if _, err := CreateMap(tt.blocks, tt.extents, testLease); !errors.Is(err, ErrFormat) {
+			t.Errorf("CreateMap(%+v): %v", tt, err)
+		}
+	}
+	if _, err := CreateMap(1, 1, LeaseID{}); !errors.Is(err, ErrFormat) {
 		t.Errorf("CreateMap without a lease: %v", err)
 	}
 }
 
 func TestMapSmallest(t *testing.T) {
-	f, err := CreateMap(1, testLease)
+	f, err := CreateMap(1, 1, testLease)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +144,7 @@ func TestMapSmallest(t *testing.T) {
 func TestOpenMapRefuses(t *testing.T) {
 	header := func(blocks uint64, change func(b []byte)) []byte {
 		var b [mapHeaderSize]byte
-		encodeMapHeader(&b, mapHeader{Blocks: blocks, Lease: testLease})
+		encodeMapHeader(&b, mapHeader{Blocks: blocks, Extents: 1, Lease: testLease})
 		if change != nil {
 			change(b[:])
 			seal(b[:])
@@ -145,17 +158,21 @@ func TestOpenMapRefuses(t *testing.T) {
 		want   error
 	}{
 		{"tiny file", 100, header(1, nil)[:100], ErrFormat},
-		{"more blocks than the file", MapBytes(1), header(32769, nil), ErrFormat},
-		{"fewer blocks than the file", MapBytes(32769), header(1, nil), ErrFormat},
-		{"most blocks", MapBytes(1), header(MaxBlocks, nil), ErrFormat},
-		{"too many blocks", MapBytes(1), header(1, func(b []byte) { b[16+7] = 0x80 }), ErrFormat},
-		{"no blocks", MapBytes(1), header(1, func(b []byte) { b[16] = 0 }), ErrFormat},
-		{"bits elsewhere", MapBytes(1), header(1, func(b []byte) { b[49] = 0x10 }), ErrFormat},
-		{"a lease id that is none", MapBytes(1), header(1, func(b []byte) { b[24] = 0 }), ErrFormat},
-		{"another magic", MapBytes(1), header(1, func(b []byte) { b[0] = 'X' }), ErrFormat},
-		{"a later version", MapBytes(1), header(1, func(b []byte) { b[8] = 2 }), ErrVersion},
-		{"damage", MapBytes(1), append(header(1, nil)[:127], 0xff), ErrDamaged},
-		{"nothing", MapBytes(1), nil, ErrFormat},
+		{"more blocks than the file", MapBytes(1, 1), header(32769, nil), ErrFormat},
+		{"fewer blocks than the file", MapBytes(32769, 1), header(1, nil), ErrFormat},
+		{"most blocks", MapBytes(1, 1), header(MaxBlocks, nil), ErrFormat},
+		{"too many blocks", MapBytes(1, 1), header(1, func(b []byte) { b[16+7] = 0x80 }), ErrFormat},
+		{"no blocks", MapBytes(1, 1), header(1, func(b []byte) { b[16] = 0 }), ErrFormat},
+		{"too many extents", MapBytes(1, 1), header(1, func(b []byte) { b[14] = 2 }), ErrFormat},
+		{"no extents", MapBytes(1, 1), header(1, func(b []byte) { b[12] = 0 }), ErrFormat},
+		{"more extents than the file", MapBytes(1, 1), header(1, func(b []byte) { b[12] = 129 }), ErrFormat},
+		{"bits elsewhere", MapBytes(1, 1), header(1, func(b []byte) { b[57] = 0x10 }), ErrFormat},
+		{"a lease id that is none", MapBytes(1, 1), header(1, func(b []byte) { b[24] = 0 }), ErrFormat},
+		{"another magic", MapBytes(1, 1), header(1, func(b []byte) { b[0] = 'X' }), ErrFormat},
+		{"a later version", MapBytes(1, 1), header(1, func(b []byte) { b[8] = version + 1 }), ErrVersion},
+		{"an earlier version", MapBytes(1, 1), header(1, func(b []byte) { b[8] = version - 1 }), ErrVersion},
+		{"damage", MapBytes(1, 1), append(header(1, nil)[:127], 0xff), ErrDamaged},
+		{"nothing", MapBytes(1, 1), nil, ErrFormat},
 	} {
 		f, err := sys.Memfd("test", tt.size)
 		if err != nil {
@@ -175,7 +192,7 @@ func TestOpenMapRefuses(t *testing.T) {
 	if _, err := plain.WriteAt(header(1, nil), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := plain.Truncate(MapBytes(1)); err != nil {
+	if err := plain.Truncate(MapBytes(1, 1)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := OpenMap(plain); err == nil {

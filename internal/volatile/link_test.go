@@ -58,7 +58,7 @@ func TestLinkCalls(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	l, c := peer(t)
 	defer c.Close()
-	mapFile, err := CreateMap(100, testLease)
+	mapFile, err := CreateMap(100, 1, testLease)
 	if err != nil {
 		t.Fatal(err)
 	}

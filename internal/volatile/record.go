@@ -7,21 +7,28 @@ import (
 
 // A State is how far a lease has come, as the engine sees it.
 //
-//	empty ──> opening ──> open ──> closing ──> erased ──> empty
-//	              └───────────────────┘ (an open that did not succeed)
+//	empty ──> opening ──> open ──> closing ──> erased ──> ended
+//	  └<─────────┘ (an open that did not succeed)           │
+//	             └<─────────────────────────────────────────┘
+//
+// An opening may begin in a slot that is empty or ended.
 type State uint32
 
-// The states. StateErased: the key is destroyed, requests are still in flight.
+// The states. StateClosing: the gate is being shut, the key may be there still.
+// StateErased: the key is destroyed, requests may be in flight still.
+// StateEnded: erased and drained; the slot is free, and the record stays until
+// it is used again, so that a control that was away learns how the lease ended.
 const (
 	StateEmpty State = iota
 	StateOpening
 	StateOpen
 	StateClosing
 	StateErased
+	StateEnded
 	states
 )
 
-var stateNames = [states]string{"empty", "opening", "open", "closing", "erased"}
+var stateNames = [states]string{"empty", "opening", "open", "closing", "erased", "ended"}
 
 func (s State) String() string {
 	if s < states {
@@ -37,13 +44,14 @@ type Record struct {
 	State        State
 	LogicalBlock uint32 // bytes: 512 or 4096
 	SizeBytes    uint64 // of the volume: a multiple of 4096, at most 2^62
-	MapBytes     uint64 // of the map's file: MapBytes(SizeBytes / 4096)
+	MapBytes     uint64 // of the map's file: MapBytes(SizeBytes / 4096, its extents)
 	Generation   uint64 // of the engine that wrote this, 1 ≤ Generation
 	UID          uint32 // who may connect to its exports, besides root and the daemon
 
 	// CLOCK_BOOTTIME in nanoseconds; 0 is not yet.
 	KeyGeneratedNs int64
 	GateClosedNs   int64
+	CiphersDoneNs  int64
 	KeyDestroyedNs int64
 }
 
@@ -62,7 +70,9 @@ const (
 	recGateClosed   = 64
 	recKeyDestroyed = 72
 	recUID          = 80
-	recReserved     = 84
+	recReserved     = 84 // 4 bytes
+	recCiphersDone  = 88
+	recReservedEnd  = 96
 	recCRC          = recordSize - 4
 )
 
@@ -83,21 +93,18 @@ func (r *Record) validate() error {
 		return fmt.Errorf("logical blocks of %d bytes: %w", r.LogicalBlock, ErrFormat)
 	case r.SizeBytes == 0 || r.SizeBytes%4096 != 0 || r.SizeBytes/4096 > MaxBlocks:
 		return fmt.Errorf("volume of %d bytes: %w", r.SizeBytes, ErrFormat)
-	case r.MapBytes != uint64(MapBytes(r.SizeBytes/4096)):
+	case !fitsMap(r.MapBytes, r.SizeBytes/4096):
 		return fmt.Errorf("map of %d bytes for a volume of %d: %w", r.MapBytes, r.SizeBytes, ErrFormat)
 	case r.Generation == 0:
 		return fmt.Errorf("engine generation 0: %w", ErrFormat)
-	case r.KeyGeneratedNs < 0 || r.GateClosedNs < 0 || r.KeyDestroyedNs < 0:
+	case r.KeyGeneratedNs < 0 || r.GateClosedNs < 0 || r.CiphersDoneNs < 0 || r.KeyDestroyedNs < 0:
 		return fmt.Errorf("negative time: %w", ErrFormat)
 	}
 	return nil
 }
 
-// encodeRecord writes r as the copy with this sequence, 1 ≤ sequence.
-func encodeRecord(b *[recordSize]byte, sequence uint64, r *Record) {
+func (r *Record) encode(b []byte) {
 	le := binary.LittleEndian
-	*b = [recordSize]byte{}
-	le.PutUint64(b[recSequence:], sequence)
 	copy(b[recLease:], r.Lease[:])
 	le.PutUint32(b[recState:], uint32(r.State))
 	le.PutUint32(b[recLogical:], r.LogicalBlock)
@@ -108,21 +115,15 @@ func encodeRecord(b *[recordSize]byte, sequence uint64, r *Record) {
 	le.PutUint64(b[recGateClosed:], uint64(r.GateClosedNs))
 	le.PutUint64(b[recKeyDestroyed:], uint64(r.KeyDestroyedNs))
 	le.PutUint32(b[recUID:], r.UID)
-	seal(b[:])
+	le.PutUint64(b[recCiphersDone:], uint64(r.CiphersDoneNs))
 }
 
-// decodeRecord reads one copy. A copy that was never finished has sequence 0,
-// whatever else it holds, and is an empty slot.
-func decodeRecord(b *[recordSize]byte) (sequence uint64, r Record, err error) {
+func (r *Record) decode(b []byte) error {
 	le := binary.LittleEndian
-	sequence = le.Uint64(b[recSequence:])
-	if sequence == 0 {
-		return 0, Record{}, nil
+	if !allZero(b[recReserved:recCiphersDone]) || !allZero(b[recReservedEnd:recCRC]) {
+		return fmt.Errorf("reserved bytes are in use: %w", ErrFormat)
 	}
-	if !sealed(b[:]) {
-		return 0, Record{}, fmt.Errorf("checksum of the copy with sequence %d: %w", sequence, ErrDamaged)
-	}
-	r = Record{
+	*r = Record{
 		State:          State(le.Uint32(b[recState:])),
 		LogicalBlock:   le.Uint32(b[recLogical:]),
 		SizeBytes:      le.Uint64(b[recSize:]),
@@ -130,15 +131,10 @@ func decodeRecord(b *[recordSize]byte) (sequence uint64, r Record, err error) {
 		Generation:     le.Uint64(b[recGeneration:]),
 		KeyGeneratedNs: int64(le.Uint64(b[recKeyGenerated:])),
 		GateClosedNs:   int64(le.Uint64(b[recGateClosed:])),
+		CiphersDoneNs:  int64(le.Uint64(b[recCiphersDone:])),
 		KeyDestroyedNs: int64(le.Uint64(b[recKeyDestroyed:])),
 		UID:            le.Uint32(b[recUID:]),
 	}
 	copy(r.Lease[:], b[recLease:])
-	if !allZero(b[recReserved:recCRC]) {
-		return 0, Record{}, fmt.Errorf("reserved bytes are in use: %w", ErrFormat)
-	}
-	if err := r.validate(); err != nil {
-		return 0, Record{}, err
-	}
-	return sequence, r, nil
+	return nil
 }

@@ -41,42 +41,43 @@ func TestSpecVectors(t *testing.T) {
 	}
 
 	var th [tableHeaderSize]byte
-	h := TableHeader{Generation: 3}
-	for i := range 16 {
-		h.KeeperID[i], h.BootID[i] = byte(0x10+i), byte(0x20+i)
-	}
-	encodeTableHeader(&th, h)
+	encodeTableHeader(&th, specHeader)
 	check("table-header", th[:])
-	if got, err := decodeTableHeader(&th); err != nil || got != h {
+	if got, err := decodeTableHeader(&th); err != nil || got != specHeader {
 		t.Errorf("table header read back: %+v, %v", got, err)
 	}
 
-	var rec [recordSize]byte
-	r := Record{
+	size := uint64(MapBytes(1<<28, 3))
+	checkCopy(t, check, "record", recordSize, 7, Record{
 		Lease: testLease, State: StateOpen, LogicalBlock: 512, SizeBytes: 1 << 40,
-		MapBytes: 33562624, Generation: 3, KeyGeneratedNs: 1_000_000_001, UID: 1000,
-	}
-	encodeRecord(&rec, 7, &r)
-	check("record", rec[:])
-	if seq, got, err := decodeRecord(&rec); err != nil || seq != 7 || got != r {
-		t.Errorf("record read back: %d, %+v, %v", seq, got, err)
-	}
-	encodeRecord(&rec, 8, &Record{})
-	check("record-empty", rec[:])
+		MapBytes: size, Generation: 3, KeyGeneratedNs: 1_000_000_001, UID: 1000,
+	})
+	checkCopy(t, check, "record-ended", recordSize, 9, Record{
+		Lease: testLease, State: StateEnded, LogicalBlock: 4096, SizeBytes: 4096,
+		MapBytes: 16384, Generation: 4, KeyGeneratedNs: 1_000_000_001, GateClosedNs: 2_000_000_002,
+		CiphersDoneNs: 2_000_000_003, KeyDestroyedNs: 2_000_000_004, UID: 1000,
+	})
+	checkCopy(t, check, "record-empty", recordSize, 8, Record{})
+	checkCopy(t, check, "drive", driveSize, 5, specDrive)
+	checkCopy(t, check, "drive-empty", driveSize, 6, DriveRecord{})
 
 	var mh [mapHeaderSize]byte
-	encodeMapHeader(&mh, mapHeader{Blocks: 1 << 28, Lease: testLease})
+	head := mapHeader{Blocks: 1 << 28, Extents: 3, Lease: testLease}
+	encodeMapHeader(&mh, head)
 	check("map-header", mh[:])
-	if got, err := decodeMapHeader(&mh); err != nil || got.Blocks != 1<<28 || got.Lease != testLease {
+	if got, err := decodeMapHeader(&mh); err != nil || got != head {
 		t.Errorf("map header read back: %+v, %v", got, err)
 	}
+	var xb [extentSize]byte
+	x := Extent{Drive: upwards(0x30), First: 4096, Count: 1024}
+	encodeExtent(&xb, &x)
+	check("extent", xb[:])
+	var gotX Extent
+	if err := decodeExtent(&xb, &gotX); err != nil || gotX != x {
+		t.Errorf("extent read back: %+v, %v", gotX, err)
+	}
 
-	for name, m := range map[string]Message{
-		"message-map":     {Kind: KindMap, Slot: 5, ID: 42, Blocks: 1 << 28, Lease: testLease},
-		"message-wiped":   {Kind: KindWipe, Reply: true, Slot: 5, ID: 43, StartedNs: 1_000_000_000, DoneNs: 1_000_002_500, ReadBack: true},
-		"message-refused": {Kind: KindUnmap, Reply: true, Slot: 1024, ID: 44, Errno: syscall.EINVAL},
-		"message-control": {Kind: KindControl},
-	} {
+	for name, m := range specMessages {
 		var b [MessageSize]byte
 		m.Encode(&b)
 		check(name, b[:])
@@ -87,5 +88,48 @@ func TestSpecVectors(t *testing.T) {
 	}
 	for name := range vec {
 		t.Errorf("vector %s is on the page, and no test checks it", name)
+	}
+}
+
+// upwards is 16 bytes, each one above the one before.
+func upwards(from byte) (b [16]byte) {
+	for i := range b {
+		b[i] = from + byte(i)
+	}
+	return b
+}
+
+var (
+	specHeader = TableHeader{KeeperID: upwards(0x10), BootID: upwards(0x20), Generation: 3}
+	specDrive  = DriveRecord{
+		UUID: upwards(0x30), Node: upwards(0x40), Epoch: 17, ForceForward: true, Path: "/dev/disk/by-id/nvme-1",
+	}
+	specMessages = map[string]Message{
+		"message-map":          {Kind: KindMap, Slot: 5, ID: 42, Blocks: 1 << 28, Lease: testLease, Arg: 3},
+		"message-wiped":        {Kind: KindWipe, Reply: true, Slot: 5, ID: 43, StartedNs: 1_000_000_000, DoneNs: 1_000_002_500, ReadBack: true},
+		"message-refused":      {Kind: KindUnmap, Reply: true, Slot: 1024, ID: 44, Errno: syscall.EINVAL},
+		"message-control":      {Kind: KindControl},
+		"message-hold":         {Kind: KindHold, Slot: 5, ID: 45},
+		"message-fetch":        {Kind: KindFetch, Slot: 5, ID: 46, Arg: FetchConn + 7},
+		"message-fetched":      {Kind: KindFetch, Reply: true, Slot: 5, ID: 46, Arg: 0x1122334455667788},
+		"message-pass":         {Kind: KindPass, Slot: 5, ID: 47, Arg: 0x1122334455667788},
+		"message-up":           {Kind: KindUp, ID: 48},
+		"message-leave":        {Kind: KindLeave},
+		"message-ready":        {Kind: KindReady},
+		"message-stop":         {Kind: KindStop},
+		"message-upgrade":      {Kind: KindUpgrade, ID: 1},
+		"message-not-upgraded": {Kind: KindUpgrade, Reply: true, ID: 1, Errno: syscall.ENOEXEC},
+	}
+)
+
+// checkCopy checks one copy of a record against its vector, and reads it back.
+func checkCopy[R comparable, P record[R]](t *testing.T, check func(string, []byte), name string, size int, sequence uint64, r R) {
+	t.Helper()
+	b := make([]byte, size)
+	encodeCopy(b, sequence, P(&r))
+	check(name, b)
+	var got R
+	if seq, err := decodeCopy(b, P(&got)); err != nil || seq != sequence || got != r {
+		t.Errorf("%s read back: %d, %+v, %v", name, seq, got, err)
 	}
 }

@@ -15,7 +15,9 @@ const (
 	tableMagic      = "VACATETB"
 	tableHeaderSize = 128
 	slotSize        = 2 * recordSize
-	tableSize       = pageSize + Slots*slotSize
+	driveSlotSize   = 2 * driveSize
+	drivesAt        = pageSize + Slots*slotSize
+	tableSize       = drivesAt + DriveSlots*driveSlotSize
 )
 
 // A TableHeader says whose volatile memory this is.
@@ -25,18 +27,21 @@ type TableHeader struct {
 	Generation uint64   // engines that this keeper has started, the present one included
 }
 
-// A Table is a mapping of the lease table: a record a slot.
+// A Table is a mapping of the lease table: a record a slot, for leases and for
+// drives.
 //
-// Get may be called from any goroutine and any process, at any time. Put of one
-// slot belongs to one goroutine of the engine at a time; Reset to the keeper,
-// while there is no engine.
+// Get and GetDrive may be called from any goroutine and any process, at any
+// time. Put and PutDrive of one slot belong to one goroutine of the engine at a
+// time; SetHeader and Reset to the keeper, while there is no engine.
 //
-//	T1: after a crash within Put, Get returns the record before or after.
+//	T1: after a crash within a Put, Get returns the record before or after.
 //	T2: Get never returns a mixture of two records.
 type Table struct {
 	file   *os.File
 	region *mem.Region
 	words  []atomic.Uint64
+	leases twins[Record, *Record]
+	drives twins[DriveRecord, *DriveRecord]
 }
 
 // CreateTable makes an empty table with this header.
@@ -49,7 +54,7 @@ func CreateTable(h TableHeader) (*Table, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("making the lease table: %w", err), f.Close())
 	}
-	t.setHeader(h)
+	t.SetHeader(h)
 	return t, nil
 }
 
@@ -81,7 +86,12 @@ func mapTable(f *os.File) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Table{file: f, region: r, words: mem.Words(r.Bytes())}, nil
+	w := mem.Words(r.Bytes())
+	return &Table{
+		file: f, region: r, words: w,
+		leases: twins[Record, *Record]{what: "lease table, slot", size: recordSize, words: w[pageSize/8 : drivesAt/8]},
+		drives: twins[DriveRecord, *DriveRecord]{what: "lease table, drive slot", size: driveSize, words: w[drivesAt/8:]},
+	}, nil
 }
 
 // File is the table's file, to hand to an engine. It belongs to t.
@@ -97,7 +107,10 @@ func (t *Table) Header() (TableHeader, error) {
 	return decodeTableHeader(&b)
 }
 
-func (t *Table) setHeader(h TableHeader) {
+// SetHeader writes the header for the next engine, and leaves the slots alone.
+//
+// REQUIRES: no engine is alive.
+func (t *Table) SetHeader(h TableHeader) {
 	var b [tableHeaderSize]byte
 	encodeTableHeader(&b, h)
 	store(t.words[:tableHeaderSize/8], b[:])
@@ -109,101 +122,29 @@ func (t *Table) setHeader(h TableHeader) {
 // REQUIRES: no engine is alive.
 func (t *Table) Reset(h TableHeader) {
 	mem.Wipe(t.region.Bytes())
-	t.setHeader(h)
-}
-
-// copyWords is where copy c (0 or 1) of slot i lies.
-func (t *Table) copyWords(i, c int) []atomic.Uint64 {
-	at := (pageSize + i*slotSize + c*recordSize) / 8
-	return t.words[at : at+recordSize/8]
+	t.SetHeader(h)
 }
 
 // Get returns the record of slot i. ErrDamaged means that the volatile memory
 // can no longer be trusted: no crash of an engine causes it.
 func (t *Table) Get(i int) (Record, error) {
-	r, _, _, err := t.get(i)
+	r, _, _, err := t.leases.get(i)
 	return r, err
 }
 
-// get also tells which copy the record was read from, and its sequence.
-func (t *Table) get(i int) (r Record, c int, sequence uint64, err error) {
-	if err := checkSlot(i); err != nil {
-		return Record{}, 0, 0, err
-	}
-	var b [2][recordSize]byte
-	if !t.stable(i, &b) {
-		return Record{}, 0, 0, fmt.Errorf("lease table, slot %d: it never stops changing: %w", i, ErrDamaged)
-	}
-	var seq [2]uint64
-	var rec [2]Record
-	for c := range 2 {
-		if seq[c], rec[c], err = decodeRecord(&b[c]); err != nil {
-			return Record{}, 0, 0, fmt.Errorf("lease table, slot %d: %w", i, err)
-		}
-	}
-	if seq[1] > seq[0] {
-		c = 1
-	}
-	return rec[c], c, seq[c], nil
-}
-
-// stable reads both copies of slot i at one moment: neither sequence changed
-// meanwhile, and a writer changes a copy only while its sequence is 0.
-func (t *Table) stable(i int, b *[2][recordSize]byte) bool {
-	c0, c1 := t.copyWords(i, 0), t.copyWords(i, 1)
-	for range 1 << 16 { // each takes longer than a writer needs
-		s0, s1 := c0[0].Load(), c1[0].Load()
-		load(b[0][:], c0)
-		load(b[1][:], c1)
-		if c0[0].Load() == s0 && c1[0].Load() == s1 &&
-			binary.LittleEndian.Uint64(b[0][:]) == s0 && binary.LittleEndian.Uint64(b[1][:]) == s1 {
-			return true
-		}
-	}
-	return false
-}
-
 // Put makes r the record of slot i; the zero Record empties the slot.
-//
-//  1. The older copy's sequence becomes 0: an unfinished copy, which no reader
-//     takes.
-//  2. Its other words are written, the checksum included.
-//  3. Its sequence is written, one above the other copy's: from here on it is
-//     the record.
-func (t *Table) Put(i int, r Record) error {
-	_, c, sequence, err := t.get(i)
-	if err != nil {
-		return err
-	}
-	if err := r.validate(); err != nil {
-		return fmt.Errorf("lease table, slot %d: %w", i, err)
-	}
-	if sequence != 0 {
-		c = 1 - c
-	}
-	var b [recordSize]byte
-	encodeRecord(&b, sequence+1, &r)
-	w := t.copyWords(i, c)
-	w[0].Store(0)
-	store(w[1:], b[8:])
-	w[0].Store(binary.LittleEndian.Uint64(b[:8]))
-	return nil
+func (t *Table) Put(i int, r Record) error { return t.leases.put(i, r) }
+
+// GetDrive returns the record of drive slot i, 0 ≤ i < DriveSlots. Its errors
+// are those of Get.
+func (t *Table) GetDrive(i int) (DriveRecord, error) {
+	r, _, _, err := t.drives.get(i)
+	return r, err
 }
 
-// load and store move bytes in words, each atomically. A word of the layout is
-// little-endian, as are all machines that Vacate runs on: bytes keep their
-// order.
-func load(b []byte, w []atomic.Uint64) {
-	for i := range w {
-		binary.NativeEndian.PutUint64(b[i*8:], w[i].Load())
-	}
-}
-
-func store(w []atomic.Uint64, b []byte) {
-	for i := range w {
-		w[i].Store(binary.NativeEndian.Uint64(b[i*8:]))
-	}
-}
+// PutDrive makes r the record of drive slot i; the zero DriveRecord empties the
+// slot.
+func (t *Table) PutDrive(i int, r DriveRecord) error { return t.drives.put(i, r) }
 
 func encodeTableHeader(b *[tableHeaderSize]byte, h TableHeader) {
 	le := binary.LittleEndian
@@ -216,6 +157,8 @@ func encodeTableHeader(b *[tableHeaderSize]byte, h TableHeader) {
 	copy(b[24:], h.KeeperID[:])
 	copy(b[40:], h.BootID[:])
 	le.PutUint64(b[56:], h.Generation)
+	le.PutUint32(b[64:], DriveSlots)
+	le.PutUint32(b[68:], driveSlotSize)
 	seal(b[:])
 }
 
@@ -224,10 +167,20 @@ func decodeTableHeader(b *[tableHeaderSize]byte) (h TableHeader, err error) {
 	if err := checkHead(b[:], tableMagic, "lease table"); err != nil {
 		return h, err
 	}
-	if le.Uint32(b[12:]) != Slots || le.Uint32(b[16:]) != slotSize || le.Uint32(b[20:]) != KeySlotSize ||
-		!allZero(b[64:tableHeaderSize-4]) {
-		return h, fmt.Errorf("lease table: %d slots of %d bytes, keys of %d: %w",
-			le.Uint32(b[12:]), le.Uint32(b[16:]), le.Uint32(b[20:]), ErrFormat)
+	for _, f := range []struct {
+		at   int
+		want uint32
+		what string
+	}{
+		{12, Slots, "slots"}, {16, slotSize, "bytes a slot"}, {20, KeySlotSize, "bytes a key"},
+		{64, DriveSlots, "drive slots"}, {68, driveSlotSize, "bytes a drive slot"},
+	} {
+		if got := le.Uint32(b[f.at:]); got != f.want {
+			return h, fmt.Errorf("lease table: %d %s, want %d: %w", got, f.what, f.want, ErrFormat)
+		}
+	}
+	if !allZero(b[72 : tableHeaderSize-4]) {
+		return h, fmt.Errorf("lease table: reserved bytes of the header are in use: %w", ErrFormat)
 	}
 	copy(h.KeeperID[:], b[24:])
 	copy(h.BootID[:], b[40:])

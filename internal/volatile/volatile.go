@@ -31,10 +31,12 @@ import (
 // Bounds of the volatile memory.
 const (
 	Slots       = 1024            // leases that it holds at once
+	DriveSlots  = 64              // drives whose whereabouts it holds
 	KeySlotSize = 1024            // bytes: 64 of key, then the cipher's schedule
 	MaxBlocks   = uint64(1) << 50 // blocks of a map: 2^62 bytes of volume
+	MaxExtents  = 1 << 16         // extents of a map: where its lease lies
 
-	version  = 1
+	version  = 2
 	pageSize = 4096 // of the layout, whatever the machine's
 )
 
