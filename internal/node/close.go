@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"vacate/internal/fail"
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
 	"vacate/internal/lease"
@@ -93,12 +94,12 @@ func (n *Node) runClose(e *entry) {
 	if !n.endKey(e) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.DrainDeadline)
-	reason := n.quiet(ctx, e)
-	cancel()
+	fail.At(fail.ControlErased)
+	reason := n.quietSoon(e)
 	if !n.record(e, reason) {
 		return
 	}
+	fail.At(fail.ControlRecorded)
 	n.removeSockets(e)
 	if reason == nil {
 		n.finish(e)
@@ -157,23 +158,30 @@ func (n *Node) over(e *entry, result lease.Result, text string, ev lease.Event) 
 	n.move(e, ev)
 }
 
-// missing decides what became of a lease that the engine does not hold, and
-// notes it: law L6, a record claims only what was observed. It returns an error
-// while nothing can be said yet.
+// missing decides what became of a lease of which the engine says that it is
+// neither open nor ended, and notes it: law L6, a record claims only what was
+// observed. It returns an error while nothing can be said yet.
+//
+// Engines hand on both leases and endings (E2), in the memory of their keeper. So
+// a keeper whose engine does not know a lease never had a key of it, or has given
+// up its engines and destroyed every key.
 func (n *Node) missing(e *entry) error {
 	hello, err := n.cfg.Engine.Hello(n.ctx)
 	if err != nil {
 		return err
 	}
 	o := e.l.Origin // never changes
-	alone := o.KeeperID != hello.KeeperID && n.cfg.PredecessorGone != nil && n.cfg.PredecessorGone() == nil
+	var alive error // what keeps a lease of another keeper from being lost
+	if o.BootID == hello.BootID && o.KeeperID != hello.KeeperID {
+		alive = n.predecessorGone()
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if e.l.Result == lease.Failed {
 		n.over(e, lease.Failed, "", lease.KeyGone)
 		return nil
 	}
-	held, pending := n.fence(e, hello.EngineID)
+	_, pending := n.fence(e, hello.EngineID)
 	switch {
 	case o.BootID != hello.BootID:
 		n.over(e, lease.LostBoot, "the host has restarted since it was opened", lease.KeyLost)
@@ -183,11 +191,22 @@ func (n *Node) missing(e *entry) error {
 	case pending != "":
 		return fmt.Errorf("an earlier engine may still write to drive %s, its fence is not held yet", pending)
 	case o.KeeperID == hello.KeeperID:
-		n.over(e, lease.LostEngine, "the engine that served it ended, and the keeper overwrote its key", lease.KeyLost)
-	case held || alone:
-		n.over(e, lease.LostKeeper, "the keeper that held its key ended", lease.KeyLost)
+		n.over(e, lease.LostEngine, "the keeper destroyed its key when no engine could take it over, or its opening was cut off before there was one", lease.KeyLost)
+	case alive != nil:
+		return alive
 	default:
-		return errors.New("an earlier engine may still be alive: its drives are not here, and their fence cannot be held")
+		n.over(e, lease.LostKeeper, "the keeper that held its key ended", lease.KeyLost)
+	}
+	return nil
+}
+
+// predecessorGone returns nil when no process of an earlier keeper is alive.
+func (n *Node) predecessorGone() error {
+	if n.cfg.PredecessorGone == nil {
+		return errors.New("an earlier engine may still be alive: nobody can tell")
+	}
+	if err := n.cfg.PredecessorGone(); err != nil {
+		return fmt.Errorf("an earlier engine may still be alive: %w", err)
 	}
 	return nil
 }
@@ -210,6 +229,25 @@ func (n *Node) fence(e *entry, engineID string) (held bool, pending string) {
 	return held, pending
 }
 
+// errUnfenced is a fence that the engine may be about to take.
+var errUnfenced = errors.New("an earlier engine's requests may be in flight to a drive whose fence is not held")
+
+// quietSoon is quiet within the drain deadline. An engine that ends meanwhile is
+// waited for, until the next one has the fence: it knows the lease.
+func (n *Node) quietSoon(e *entry) error {
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.DrainDeadline)
+	defer cancel()
+	var b backoff
+	for {
+		changed := n.kicked()
+		err := n.quiet(ctx, e)
+		again := errors.Is(err, ipc.ErrGone) || errors.Is(err, errUnfenced)
+		if !again || ctx.Err() != nil || !b.wait(n, changed) {
+			return err
+		}
+	}
+}
+
 // quiet returns nil when no I/O of e can be in flight (N2): the engine has
 // drained it, or does not know it, and that engine holds the fences of its
 // drives.
@@ -223,10 +261,14 @@ func (n *Node) quiet(ctx context.Context, e *entry) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if held, _ := n.fence(e, hello.EngineID); !held {
-		return errors.New("an earlier engine's requests may be in flight to a drive whose fence is not held")
+	held, pending := n.fence(e, hello.EngineID)
+	switch {
+	case held:
+		return nil
+	case pending != "":
+		return errUnfenced
 	}
-	return nil
+	return errors.New("an earlier engine's requests may be in flight to a drive whose fence cannot be held")
 }
 
 // record makes the CLOSE record durable, with the extents free if nothing is in

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,7 +28,7 @@ func unreachable(t *testing.T, want DriveState, set func(*nodesim.Disk, bool)) {
 		w.up()
 		l := w.open(3, "/a")
 		w.e.With("/a", func(d *nodesim.Disk) { set(d, true) })
-		w.e.CrashEngine()
+		w.e.GiveUp()
 		w.restart()
 		synctest.Wait()
 		w.expect(l.ID, lease.Lost, lease.LostEngine, lease.Cleaning)
@@ -50,36 +51,62 @@ func unreachable(t *testing.T, want DriveState, set func(*nodesim.Disk, bool)) {
 	})
 }
 
-// TestLostKeeperNeedsProof: lost_keeper is recorded only when no predecessor can
-// be alive: its drives' fences are held, or someone else knows.
+// TestLostKeeperNeedsProof: lost_keeper is recorded only when no process of the
+// predecessor is alive, whether its drives' fences are held or out of reach.
 func TestLostKeeperNeedsProof(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		w.edit = func(c *Config) { c.PredecessorGone = nil }
 		w.up()
-		l := w.open(3, "/a")
+		missing, fenced := w.open(3, "/a"), w.open(3, "/b")
+		waits := func(why string) {
+			t.Helper()
+			time.Sleep(time.Hour)
+			for _, l := range []lease.Lease{missing, fenced} {
+				if got := w.expect(l.ID, lease.Closing, "", lease.Held); !strings.Contains(got.Text, why) {
+					t.Errorf("text %q", got.Text)
+				}
+			}
+		}
 		w.e.With("/a", func(d *nodesim.Disk) { d.Missing = true })
 		w.e.CrashKeeper()
 		w.restart()
-		time.Sleep(time.Hour)
-		if got := w.expect(l.ID, lease.Closing, "", lease.Held); !strings.Contains(got.Text, "alive") {
-			t.Errorf("text %q", got.Text)
+		waits("nobody can tell")
+		alive := atomic.Bool{}
+		alive.Store(true)
+		w.edit = func(c *Config) {
+			c.PredecessorGone = func() error {
+				if alive.Load() {
+					return errors.New("process 17 runs")
+				}
+				return nil
+			}
 		}
-		gone := errors.New("it is alive")
-		w.edit = func(c *Config) { c.PredecessorGone = func() error { return gone } }
 		w.restart()
-		time.Sleep(time.Hour)
-		w.expect(l.ID, lease.Closing, "", lease.Held)
-		gone = nil
+		waits("process 17 runs")
+		alive.Store(false)
+		time.Sleep(10 * time.Second)
+		w.expect(missing.ID, lease.Lost, lease.LostKeeper, lease.Cleaning)
+		w.expect(fenced.ID, lease.Lost, lease.LostKeeper, lease.Free)
+	})
+}
+
+// TestLostBootNeedsNoProof: no process outlives a boot.
+func TestLostBootNeedsNoProof(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.edit = func(c *Config) { c.PredecessorGone = func() error { return errors.New("asked for nothing") } }
+		w.up()
+		l := w.open(3, "/a")
+		w.e.Reboot()
 		w.restart()
 		synctest.Wait()
-		w.expect(l.ID, lease.Lost, lease.LostKeeper, lease.Cleaning)
+		w.expect(l.ID, lease.Lost, lease.LostBoot, lease.Free)
 	})
 }
 
 // TestHeldDrive has a drive whose fence an earlier engine holds.
 func TestHeldDrive(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		w.edit = func(c *Config) { c.PredecessorGone = func() error { return nil } } // but the fence says otherwise
-		w.up()
+		w.up() // no predecessor is alive, but the fence says otherwise
 		l := w.open(3, "/a")
 		w.e.With("/a", func(d *nodesim.Disk) { d.Held = true })
 		w.e.CrashKeeper()
@@ -184,6 +211,29 @@ func TestEnroll(t *testing.T) {
 		if n, _ := w.audit(""); n != 2 {
 			t.Errorf("%d records, want one a drive", n)
 		}
+	})
+}
+
+// TestEnrolmentCutOffAndUnplugged: a drive whose enrolment was cut off, and which
+// is not there any more, is missing, and its enrolment ends when it is back.
+func TestEnrolmentCutOffAndUnplugged(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.mustStart()
+		w.f.Strike(3, nodesim.Done, true) // Inspect, AddDrive, Enroll
+		if _, err := w.n.Enroll(w.ctx, EnrollRequest{Path: "/a"}); !errors.Is(err, nodesim.ErrStruck) {
+			t.Fatal(err)
+		}
+		w.f.Strike(0, 0, false)
+		w.e.With("/a", func(d *nodesim.Disk) { d.Missing = true })
+		w.restart()
+		if d, _ := w.n.Drive(w.ctx, "/a"); d.State != DriveMissing || !strings.Contains(d.StateWhy, "cut off") || d.FreeBytes != 0 {
+			t.Errorf("%+v", d)
+		}
+		_, err := w.n.Enroll(w.ctx, EnrollRequest{Path: "/a"})
+		kind(t, err, Unavailable)
+		w.e.With("/a", func(d *nodesim.Disk) { d.Missing = false })
+		time.Sleep(10 * time.Second)
+		w.expectFree(8)
 	})
 }
 

@@ -15,16 +15,23 @@ import (
 // What node relies on:
 //
 //	E1: before an engine answers Hello to a new control, every call of the last
-//	    one has ended.
-//	E2: CloseLease and Drain may be asked again. Of a lease that has gone lately
-//	    CloseLease returns the same erasure; of one that the engine never had it
-//	    returns CodeNotFound, and then no key of it exists in this engine.
+//	    one has ended; before it answers at all, every call on the engine whose
+//	    place it took.
+//	E2: CloseLease and Drain may be asked again, also of the engine that took the
+//	    place of another. Of a lease that has gone, and whose slot has no other,
+//	    CloseLease returns the same erasure; of one that neither this engine nor
+//	    one before it had it returns CodeNotFound, and then no key of it exists in
+//	    the memory of this keeper.
 //	E3: CloseLease returns when the key was overwritten and read back. It never
 //	    waits for a device.
-//	E4: OpenDrive of a drive that this engine has open checks the epoch and writes
-//	    the new one all the same.
+//	    That holds for a lease that waits for its drives' fence, too.
+//	E4: OpenDrive of a drive that this engine has open, or took over, checks the
+//	    epoch and writes the new one all the same.
 //	E5: an engine that answers OpenDrive without error holds the fence: no I/O of
 //	    an earlier engine is in flight to that drive, or will be.
+//	E6: an engine that took the place of another has in Leases all that the other
+//	    had. If it is the same keeper's and has none of them, the keeper destroyed
+//	    every key.
 type Engine interface {
 	Hello(ctx context.Context) (ipc.Hello, error)
 	Inspect(ctx context.Context, req ipc.InspectRequest) (ipc.Inspection, error)

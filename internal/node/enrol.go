@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -78,7 +79,7 @@ func (n *Node) unused(path string) error {
 		return err
 	}
 	for _, d := range n.drives {
-		if d.j.Path == path && d.state == DriveEnrolling {
+		if d.j.Path == path && d.j.State == journal.Enrolling {
 			return &Error{Kind: Unavailable, Object: path,
 				Text: fmt.Sprintf("the enrolment of %s was cut off (%s) and is being finished", path, d.why), Next: "try again in a moment"}
 		}
@@ -180,10 +181,21 @@ func (n *Node) noteEnrolling(d *drive, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	d.state, d.why = DriveEnrolling, err.Error()
+	if codeOf(err) == ipc.CodeNotFound {
+		d.state, d.why = DriveMissing, "its enrolment was cut off, and is finished when it is back: "+err.Error()
+	}
 }
 
 // fromEngine is the engine's answer, for people.
 func fromEngine(object string, err error, findings []ipc.Finding) error {
+	if errors.Is(err, journal.ErrUnchanged) {
+		return &Error{Kind: Unavailable, Object: object, Text: "the journal could not be written, so the drive was not enrolled", Err: err,
+			Next: journalNext}
+	}
+	if errors.Is(err, ipc.ErrGone) {
+		return &Error{Kind: Unavailable, Object: object, Text: "the engine ended while it enrolled the drive", Err: err,
+			Next: "see `vacate drive list`: what was begun is finished, or undone, by the next engine"}
+	}
 	kinds := map[string]Kind{ipc.CodeInvalid: Invalid, ipc.CodeNotFound: NotFound, ipc.CodeRefused: Refused,
 		ipc.CodeBusy: Refused, ipc.CodeMismatch: Refused}
 	if kind, ok := kinds[codeOf(err)]; ok {

@@ -17,6 +17,7 @@ type entry struct {
 	keyNs     int64       // when its key was generated, where this node saw it
 	openErr   error       // what its opening ended with
 	abandoned bool        // who opened it has left without a way to find it again
+	unsure    bool        // it is the journal's, and no engine has said yet what became of it
 	closing   bool        // a goroutine is closing it, or waits for its space
 	ttl       *time.Timer // nil without one
 	trouble   string      // why closing does not get on
@@ -66,12 +67,14 @@ func (n *Node) move(e *entry, events ...lease.Event) {
 	n.publish(e.view())
 }
 
-// arm starts the time to live of an open lease. REQUIRES: n.mu is held.
+// arm starts the time to live of an open lease. From then on the wall clock has
+// no say in it, and it never gets more than its whole time, however far the wall
+// clock was put back since it was opened. REQUIRES: n.mu is held.
 func (n *Node) arm(e *entry) {
 	if e.l.ExpiresAt.IsZero() {
 		return
 	}
-	left := max(0, e.l.ExpiresAt.Sub(n.cfg.Clock()))
+	left := min(max(0, e.l.ExpiresAt.Sub(n.cfg.Clock())), e.l.TTL)
 	e.ttl = time.AfterFunc(left, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()

@@ -58,19 +58,30 @@ func life(w *world) {
 	again()
 	open(OpenRequest{SizeBytes: 3 * mib, Tenant: "four", Key: "k4"}) // all that is free
 	open(OpenRequest{SizeBytes: 3 * mib, Tenant: "none", Key: "k0"}) // refused
-	w.e.CrashEngine()
-	if w.n != nil {
-		if w.n.Recover(w.ctx) != nil {
-			again()
+	next := func(crash func()) {                                     // another engine
+		crash()
+		if w.n != nil {
+			w.n.EngineGone()
+			if w.n.Recover(w.ctx) != nil {
+				again()
+			}
 		}
 	}
+	next(w.e.CrashEngine)
+	shut(3) // waits for the fence
+	w.clock.Jump(-time.Hour)
+	again()
 	time.Sleep(time.Second)
 	w.e.With("/a", func(d *nodesim.Disk) { d.Hangs = false })
 	time.Sleep(10 * time.Second)
-	open(OpenRequest{SizeBytes: 1 * mib, Tenant: "five", Key: "k5"})
+	open(OpenRequest{SizeBytes: 1 * mib, Tenant: "five", Key: "k5", TTL: time.Hour})
+	w.clock.Jump(30 * time.Minute)
+	next(w.e.CrashEngine)
+	next(w.e.GiveUp)
+	open(OpenRequest{SizeBytes: 1 * mib, Tenant: "six", Key: "k6"})
 	w.e.CrashKeeper()
 	again()
-	open(OpenRequest{SizeBytes: 1 * mib, Tenant: "six", Key: "k6"})
+	open(OpenRequest{SizeBytes: 1 * mib, Tenant: "seven", Key: "k8"})
 	w.stop()
 	w.e.Reboot()
 }

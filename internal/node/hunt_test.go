@@ -51,19 +51,34 @@ func randomLife(w *world, r *rand.Rand) {
 		func() { w.stop(); up() },
 		func() {
 			w.e.CrashEngine()
+			w.n.EngineGone()
 			if w.n.Recover(w.ctx) != nil {
 				w.stop()
 				up()
 			}
 		},
+		func() { // control is away meanwhile
+			w.stop()
+			w.e.CrashEngine()
+			up()
+		},
+		func() {
+			w.e.GiveUp()
+			w.n.EngineGone()
+			if w.n.Recover(w.ctx) != nil {
+				w.stop()
+				up()
+			}
+		},
+		func() { w.clock.Jump(time.Duration(r.Int64N(int64(4*time.Minute))) - 2*time.Minute) },
 		func() { w.stop(); w.e.CrashKeeper(); up() },
 		func() { w.stop(); w.e.Reboot(); up() },
 		func() { w.f.Strike(1+r.IntN(20), nodesim.Mode(r.IntN(2)), false) },
 		func() { w.e.FailReadBack(r.IntN(3)) },
 	}
-	weights := []int{2, 8, 6, 3, 2, 1, 2, 1, 1, 1, 6, 1}
+	weights := []int{2, 8, 6, 3, 2, 1, 2, 2, 1, 1, 1, 1, 1, 6, 1}
 	for range 60 {
-		n := r.IntN(34) // the sum of the weights
+		n := r.IntN(38) // the sum of the weights
 		for i, weight := range weights {
 			if n -= weight; n < 0 {
 				steps[i]()

@@ -61,10 +61,14 @@ type Config struct {
 	ForceForward []string
 
 	// PredecessorGone returns nil when no engine or keeper of an earlier keeper can
-	// be alive. It is asked only for leases on drives whose fence cannot be taken,
-	// because they are missing: without it, such a lease of an ended keeper stays
-	// unrecorded until its drive is back.
+	// be alive, and otherwise says what still is. Without it nobody knows: the
+	// leases of a keeper that has ended stay unrecorded.
 	PredecessorGone func() error
+
+	// Unwritable returns nil, or why the journal cannot be written now: then leases
+	// are listed and closed, and nothing is opened or enrolled. It is called under
+	// the node's lock, so it must not wait. May be nil.
+	Unwritable func() error
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -114,7 +118,7 @@ type Node struct {
 	mu        sync.Mutex
 	started   time.Time
 	ended     bool   // Shutdown was called: no goroutine is started any more
-	ready     bool   // recovery is done
+	ready     bool   // recovery with the present engine is done
 	stopping  bool   // Stop was called: no lease is opened any more
 	warning   string // what went wrong in the last recovery without stopping it
 	hello     ipc.Hello
@@ -184,6 +188,7 @@ func (n *Node) adopt(l lease.Lease) error {
 		return fmt.Errorf("slot %d: %w", l.Slot, extent.ErrOverlap)
 	}
 	e := newEntry(l)
+	e.unsure = true
 	e.finishOpening(nil)
 	n.leases[l.ID] = e
 	n.bindKey(l)
@@ -219,7 +224,7 @@ func (n *Node) unbindKey(l lease.Lease) {
 }
 
 // Start opens the drives, brings journal and engine together, and begins to take
-// calls. It is called once.
+// calls. After an error it may be called again; after nil it is not.
 func (n *Node) Start(ctx context.Context) error {
 	if err := n.recover(ctx, true); err != nil {
 		return err
@@ -232,7 +237,18 @@ func (n *Node) Start(ctx context.Context) error {
 
 // Recover does what Start does with an engine that has just taken the place of
 // another. Until it returns, no lease is opened.
+//
+// Leases that the new engine took over are open, as they were. What is closing
+// meets the new engine by itself.
 func (n *Node) Recover(ctx context.Context) error { return n.recover(ctx, false) }
+
+// EngineGone notes that the engine has ended: no lease is opened before Recover
+// has returned. Closing goes on, and waits for the next engine.
+func (n *Node) EngineGone() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ready = false
+}
 
 // Shutdown ends the node's own work and waits for it. Leases stay as they are,
 // for the next node to recover.

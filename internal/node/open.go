@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"vacate/internal/fail"
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
 	"vacate/internal/lease"
@@ -173,6 +174,10 @@ func (n *Node) again(id string, req OpenRequest) (*entry, lease.Lease, error) {
 	case e != nil && l.Result == lease.Failed:
 		return nil, lease.Lease{}, &Error{Kind: Unavailable, Object: id,
 			Text: fmt.Sprintf("the first opening with idempotency key %q failed and is being undone", req.Key), Next: "try again"}
+	case e != nil && e.unsure && !l.State.Ended():
+		return nil, lease.Lease{}, &Error{Kind: Unavailable, Object: id,
+			Text: fmt.Sprintf("the daemon has restarted, and is finding out what became of the first opening with idempotency key %q", req.Key),
+			Next: "try again in a moment"}
 	}
 	return e, l, nil
 }
@@ -184,6 +189,9 @@ func (n *Node) taking() error {
 		return errEnded
 	case n.stopping:
 		return &Error{Kind: Unavailable, Text: "the daemon is stopping", Next: "try again when it is back"}
+	case n.unwritable() != nil:
+		return &Error{Kind: Unavailable, Text: "the journal cannot be written, so leases can only be closed", Err: n.unwritable(),
+			Next: journalNext}
 	case !n.ready:
 		return &Error{Kind: Unavailable, Text: "the daemon is recovering from a restart", Next: "try again in a moment"}
 	}
@@ -193,6 +201,16 @@ func (n *Node) taking() error {
 			Next: "try again when it has drained"}
 	}
 	return nil
+}
+
+// journalNext is what to do about a journal that cannot be written.
+const journalNext = "see that the file system of the state folder has room and is writable"
+
+func (n *Node) unwritable() error {
+	if n.cfg.Unwritable == nil {
+		return nil
+	}
+	return n.cfg.Unwritable()
 }
 
 // freeSlot finds a slot of the volatile memory. REQUIRES: n.mu is held.
@@ -231,13 +249,14 @@ func (n *Node) finishOpen(e *entry) {
 		n.unbindKey(e.l)
 		n.forget(e)
 		e.openErr = &Error{Kind: Unavailable, Object: l.ID, Text: "the journal could not be written, so no lease was opened", Err: err,
-			Next: "see that the file system of the state folder has room and is writable"}
+			Next: journalNext}
 		return
 	}
 	if err != nil {
 		n.failOpen(e, err)
 		return
 	}
+	fail.At(fail.ControlOpening)
 	n.mu.Lock()
 	e.l.OpenSeq = stored.OpenSeq
 	n.publish(e.l)
@@ -258,6 +277,7 @@ func (n *Node) finishOpen(e *entry) {
 		n.failOpen(e, err)
 		return
 	}
+	fail.At(fail.ControlOpened)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	e.keyNs = opened.KeyGeneratedNs
@@ -278,6 +298,11 @@ func (n *Node) failOpen(e *entry, err error) {
 	e.l.Text = "opening failed: " + err.Error()
 	n.cfg.Log.Warn("opening failed", "lease_id", e.l.ID, "error", err)
 	n.move(e, lease.OpenFailed)
-	e.finishOpening(fmt.Errorf("opening lease %s: %w", e.l.ID, err))
+	shown := fmt.Errorf("opening lease %s: %w", e.l.ID, err)
+	if errors.Is(err, ipc.ErrGone) {
+		shown = &Error{Kind: Unavailable, Object: e.l.ID, Text: "the engine ended while the lease was opened, and the opening is undone", Err: err,
+			Next: "try again: the next engine takes over in a moment"}
+	}
+	e.finishOpening(shown)
 	n.startClose(e)
 }

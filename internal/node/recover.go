@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"vacate/internal/fail"
 	"vacate/internal/ipc"
 	"vacate/internal/lease"
 )
@@ -14,7 +15,9 @@ import (
 // took the place of another:
 //
 //	lease in          becomes
-//	both              open, as it was: only control was restarted
+//	both              open, as it was: control was restarted, or an engine took
+//	                  over. It may still wait for the fence of its drives there,
+//	                  which holds up its I/O and nothing else.
 //	the journal only  closed, by close.go, which finds out how its key ended
 //	the engine only   closed in the engine; nothing is recorded, it had no space
 //	                  of this journal. No lease is opened until it has drained.
@@ -53,6 +56,7 @@ func (n *Node) recover(ctx context.Context, first bool) error {
 		}
 	}
 	n.reconcile(list)
+	fail.At(fail.ControlRecovered)
 	return nil
 }
 
@@ -83,6 +87,7 @@ func (n *Node) reconcile(list ipc.LeaseList) {
 				n.move(e, lease.Opened)
 				n.arm(e)
 			}
+			e.unsure = false
 		default:
 			n.startClose(e)
 		}

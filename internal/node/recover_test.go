@@ -136,7 +136,8 @@ func TestHangingDrive(t *testing.T) {
 	})
 }
 
-// TestLateWrites is invariant N2 over an engine's death: its I/O may still land,
+// TestLateWrites is invariant N2 over the death of an engine that none
+// follows with its leases: its I/O may still land,
 // so nothing is recorded and no space is free before the fence is held.
 func TestLateWrites(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
@@ -144,7 +145,7 @@ func TestLateWrites(t *testing.T) {
 		closed, open, other := w.open(3, "/a"), w.open(3, "/a"), w.open(1, "/b")
 		w.e.With("/a", func(d *nodesim.Disk) { d.Hangs = true })
 		w.close(closed.ID)
-		w.e.CrashEngine()
+		w.e.GiveUp()
 		w.must(nil, w.n.Recover(w.ctx))
 		time.Sleep(time.Hour)
 		w.expect(closed.ID, lease.Erased, lease.OK, lease.Cleaning)
@@ -193,7 +194,7 @@ func TestLost(t *testing.T) {
 		crash func(*nodesim.Engine)
 		want  lease.Result
 	}{
-		{"engine", (*nodesim.Engine).CrashEngine, lease.LostEngine},
+		{"engine", (*nodesim.Engine).GiveUp, lease.LostEngine},
 		{"keeper", (*nodesim.Engine).CrashKeeper, lease.LostKeeper},
 		{"boot", (*nodesim.Engine).Reboot, lease.LostBoot},
 	} {

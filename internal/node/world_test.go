@@ -30,6 +30,7 @@ type world struct {
 	bolt  *journal.Bolt
 	store journal.Store // bolt, or what a test puts before it
 	n     *Node
+	clock *nodesim.Clock
 	edit  func(*Config)
 }
 
@@ -54,7 +55,7 @@ func bubble(t *testing.T, test func(t *testing.T, w *world)) {
 
 func newWorld(t testing.TB, dir string) *world {
 	f := &nodesim.Faults{}
-	w := &world{t: t, ctx: context.Background(), f: f, dir: dir, socks: &nodesim.Sockets{F: f},
+	w := &world{t: t, ctx: context.Background(), f: f, dir: dir, socks: &nodesim.Sockets{F: f}, clock: &nodesim.Clock{},
 		e: nodesim.NewEngine(f, disk("/a", 8), disk("/b", 4))}
 	w.e.Holds = w.holds
 	return w
@@ -77,7 +78,7 @@ func (w *world) start() error {
 		w.t.Fatal(err)
 	}
 	w.store = nodesim.Store{Store: w.bolt, F: w.f}
-	cfg := Config{Store: w.store, Engine: w.e, Sockets: w.socks}
+	cfg := Config{Store: w.store, Engine: w.e, Sockets: w.socks, Clock: w.clock.Now, PredecessorGone: func() error { return nil }}
 	if w.edit != nil {
 		w.edit(&cfg)
 	}

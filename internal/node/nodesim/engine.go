@@ -1,10 +1,8 @@
 package nodesim
 
 import (
-	"context"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"sync"
 
@@ -23,6 +21,12 @@ type Disk struct {
 	Held    bool   // someone else has its fence
 	Hangs   bool   // I/O begun on it does not end
 	Late    string // the engine whose I/O is still in flight to it, or empty
+}
+
+// ending is how a lease ended, as the table remembers it.
+type ending struct {
+	slot    int
+	erasure ipc.Erasure
 }
 
 // volume is a lease in the engine.
@@ -46,9 +50,10 @@ type Engine struct {
 	disks      map[string]*Disk // by path
 	open       map[string]*Disk // by UUID, in this engine
 	leases     map[string]*volume
-	ended      map[string]ipc.Erasure // lately, in this engine
-	noReadBack int                    // how many erasures fail to be read back
-	keys       map[string]bool        // leases with a key, wherever it is
+	ended      map[string]ending // by lease; kept until its slot is used again
+	records    map[string]*Disk  // by UUID: the drives that the next engine opens by itself
+	noReadBack int               // how many erasures fail to be read back
+	keys       map[string]bool   // leases with a key, wherever it is
 	violations []string
 
 	// Holds says of a lease whether the journal holds its OPEN record and not its
@@ -67,14 +72,32 @@ func NewEngine(f *Faults, disks ...*Disk) *Engine {
 }
 
 func (e *Engine) reset() {
-	e.open, e.leases, e.ended, e.keys = map[string]*Disk{}, map[string]*volume{}, map[string]ipc.Erasure{}, map[string]bool{}
+	e.open, e.records = map[string]*Disk{}, map[string]*Disk{}
+	e.leases, e.ended, e.keys = map[string]*volume{}, map[string]ending{}, map[string]bool{}
 }
 
 // What may break.
 
-// CrashEngine ends the engine and starts another, of the same keeper, which has
-// wiped the keys. I/O that was in flight goes on until its disk stops hanging.
-func (e *Engine) CrashEngine() { e.crash(0, 0) }
+// CrashEngine ends the engine and starts another, which takes over: keys, leases
+// and endings stay, and drives are opened again as soon as their fence is held.
+// I/O that was in flight goes on until its disk stops hanging.
+func (e *Engine) CrashEngine() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.orphan()
+	e.engine++
+	e.open = map[string]*Disk{}
+	for id, v := range e.leases { // whoever waits for it on the old engine finds it gone
+		next := &volume{req: v.req, erasure: v.erasure, gone: make(chan struct{})}
+		close(v.gone)
+		e.leases[id] = next
+	}
+	e.settle()
+}
+
+// GiveUp is a keeper that can bring no engine up: it destroys every key, and
+// starts the next one with nothing.
+func (e *Engine) GiveUp() { e.crash(0, 0) }
 
 // CrashKeeper ends keeper and engine and starts others.
 func (e *Engine) CrashKeeper() { e.crash(1, 0) }
@@ -85,25 +108,44 @@ func (e *Engine) Reboot() { e.crash(1, 1) }
 func (e *Engine) crash(keeper, boot int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, d := range e.open {
-		if d.Hangs && boot == 0 {
-			d.Late = e.id()
-		}
-	}
-	for _, v := range e.leases {
-		if !isClosed(v.gone) {
-			close(v.gone)
-		}
-	}
-	if boot != 0 {
+	if boot == 0 {
+		e.orphan()
+	} else {
 		for _, d := range e.disks {
 			d.Late, d.Held = "", false
 		}
+	}
+	for _, v := range e.leases {
+		close(v.gone)
 	}
 	e.engine++
 	e.keeper += keeper
 	e.boot += boot
 	e.reset()
+}
+
+// orphan leaves the I/O that does not end to itself.
+func (e *Engine) orphan() {
+	for _, d := range e.open {
+		if d.Hangs {
+			d.Late = e.id()
+		}
+	}
+}
+
+// settle opens the drives that a take-over waits for, and lets what has drained
+// go.
+func (e *Engine) settle() {
+	for uuid, d := range e.records {
+		if e.open[uuid] == nil && !d.Missing && !d.Fails && !d.Held && d.Late == "" && d.UUID == uuid {
+			e.open[uuid] = d
+		}
+	}
+	for id, v := range e.leases {
+		if v.erasure != nil && !e.busy(v) {
+			e.leave(id, v)
+		}
+	}
 }
 
 // With lets a test change a disk.
@@ -115,11 +157,7 @@ func (e *Engine) With(path string, change func(*Disk)) {
 	if !d.Hangs {
 		d.Late = ""
 	}
-	for id, v := range e.leases {
-		if v.erasure != nil && !isClosed(v.gone) && !e.hangs(v) {
-			e.leave(id, v)
-		}
-	}
+	e.settle()
 }
 
 // Down makes every call fail, until it is set to false.
@@ -167,226 +205,15 @@ func (e *Engine) violated(format string, args ...any) {
 
 func (e *Engine) id() string { return fmt.Sprintf("engine-%d", e.engine) }
 
-func (e *Engine) hangs(v *volume) bool {
-	return slices.ContainsFunc(v.req.Pieces, func(p extent.Piece) bool { d := e.open[p.Drive]; return d != nil && d.Hangs })
+// busy reports whether I/O of v may be in flight: a drive of its hangs, or is not
+// fenced yet.
+func (e *Engine) busy(v *volume) bool {
+	return slices.ContainsFunc(v.req.Pieces, func(p extent.Piece) bool { d := e.open[p.Drive]; return d == nil || d.Hangs })
 }
 
 func (e *Engine) leave(id string, v *volume) {
 	delete(e.leases, id)
 	v.erasure.Drained = true
-	e.ended[id] = *v.erasure
+	e.ended[id] = ending{v.req.Slot, *v.erasure}
 	close(v.gone)
-}
-
-func isClosed(c chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
-func refuse(code, format string, args ...any) error {
-	return &ipc.RemoteError{Code: code, Text: fmt.Sprintf(format, args...)}
-}
-
-// call runs do under the lock, unless the engine is down or ctx is done.
-func call[T any](ctx context.Context, e *Engine, name string, do func() (T, error)) (T, error) {
-	var none T
-	if err := ctx.Err(); err != nil {
-		return none, err
-	}
-	return run(e.F, name, func() (T, error) {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		if e.down {
-			return none, ipc.ErrGone
-		}
-		return do()
-	})
-}
-
-// Hello implements node.Engine, as do the methods below.
-func (e *Engine) Hello(ctx context.Context) (ipc.Hello, error) {
-	return call(ctx, e, "Hello", func() (ipc.Hello, error) {
-		return ipc.Hello{EngineID: e.id(), KeeperID: fmt.Sprintf("keeper-%d", e.keeper), BootID: fmt.Sprintf("boot-%d", e.boot),
-			Slots: 8, MaxConns: 128}, nil
-	})
-}
-
-func (e *Engine) Inspect(ctx context.Context, req ipc.InspectRequest) (ipc.Inspection, error) {
-	return call(ctx, e, "Inspect", func() (ipc.Inspection, error) {
-		d := e.disks[req.Path]
-		if d == nil || d.Missing {
-			return ipc.Inspection{}, refuse(ipc.CodeNotFound, "there is nothing at %s", req.Path)
-		}
-		out := ipc.Inspection{Drive: d.Info, Findings: []ipc.Finding{{Code: "note", Text: "a simulated drive"}}}
-		if d.UUID != "" {
-			out.Findings = append(out.Findings, ipc.Finding{Code: "enrolled", Text: "it is enrolled", Refuse: true, Force: true})
-		}
-		return out, nil
-	})
-}
-
-func (e *Engine) Enroll(ctx context.Context, req ipc.EnrollRequest) (ipc.DriveInfo, error) {
-	return call(ctx, e, "Enroll", func() (ipc.DriveInfo, error) {
-		d := e.disks[req.Path]
-		switch {
-		case d == nil || d.Missing:
-			return ipc.DriveInfo{}, refuse(ipc.CodeNotFound, "there is nothing at %s", req.Path)
-		case d.Held:
-			return ipc.DriveInfo{}, refuse(ipc.CodeBusy, "%s is held by someone else", req.Path)
-		case d.UUID != "" && (!req.Force || req.Confirm != d.Info.Serial):
-			return ipc.DriveInfo{}, refuse(ipc.CodeRefused, "%s is enrolled already", req.Path)
-		}
-		d.UUID, d.Node, d.Epoch = req.UUID, req.Node, req.Epoch
-		return d.info(), nil
-	})
-}
-
-func (d *Disk) info() ipc.DriveInfo {
-	info := d.Info
-	info.UUID, info.Epoch = d.UUID, d.Epoch
-	return info
-}
-
-func (e *Engine) OpenDrive(ctx context.Context, req ipc.DriveOpenRequest) (ipc.DriveInfo, error) {
-	return call(ctx, e, "OpenDrive", func() (ipc.DriveInfo, error) {
-		d := e.disks[req.Path]
-		switch {
-		case d == nil || d.Missing:
-			return ipc.DriveInfo{}, refuse(ipc.CodeNotFound, "there is nothing at %s", req.Path)
-		case d.Fails:
-			return ipc.DriveInfo{}, refuse(ipc.CodeInternal, "reading %s: input/output error", req.Path)
-		case d.Held || d.Late != "" && d.Late != e.id():
-			return ipc.DriveInfo{}, refuse(ipc.CodeBusy, "%s is held by someone else", req.Path)
-		case d.UUID != req.UUID || d.Node != req.Node:
-			return ipc.DriveInfo{}, refuse(ipc.CodeMismatch, "%s is not drive %s", req.Path, req.UUID)
-		case d.Epoch != req.Epoch && d.Epoch+1 != req.Epoch:
-			return ipc.DriveInfo{}, refuse(ipc.CodeMismatch, "%s is at epoch %d, the journal at %d", req.Path, d.Epoch, req.Epoch)
-		case req.NewEpoch != req.Epoch && req.NewEpoch != req.Epoch+1:
-			return ipc.DriveInfo{}, refuse(ipc.CodeInvalid, "epoch %d after %d", req.NewEpoch, req.Epoch)
-		}
-		d.Epoch = req.NewEpoch
-		e.open[d.UUID] = d
-		return d.info(), nil
-	})
-}
-
-func (e *Engine) CloseDrive(ctx context.Context, req ipc.DriveCloseRequest) error {
-	_, err := call(ctx, e, "CloseDrive", func() (struct{}, error) {
-		delete(e.open, req.UUID)
-		return struct{}{}, nil
-	})
-	return err
-}
-
-func (e *Engine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listener *os.File) (ipc.LeaseOpened, error) {
-	return call(ctx, e, "engine OpenLease", func() (ipc.LeaseOpened, error) {
-		if listener == nil {
-			e.violated("lease %s came without a listener", req.Lease)
-		}
-		if e.Holds != nil && !e.Holds(req.Lease) {
-			e.violated("N1: lease %s is opened, and the journal does not hold it", req.Lease)
-		}
-		for _, p := range req.Pieces {
-			d := e.open[p.Drive]
-			if d == nil {
-				return ipc.LeaseOpened{}, refuse(ipc.CodeNotFound, "drive %s is not open", p.Drive)
-			}
-			if d.Late != "" {
-				e.violated("L1: drive %s is used, and engine %s still writes to it", p.Drive, d.Late)
-			}
-		}
-		for id, v := range e.leases {
-			if v.req.Slot == req.Slot {
-				e.violated("N3: slot %d is given to lease %s, and lease %s has it", req.Slot, req.Lease, id)
-			}
-			for _, p := range req.Pieces {
-				for _, q := range v.req.Pieces {
-					if p.Drive == q.Drive && p.Overlaps(q.Range) {
-						e.violated("N2: extents %v of drive %s are given to lease %s, and lease %s has them", p.Range, p.Drive, req.Lease, id)
-					}
-				}
-			}
-		}
-		e.clock++
-		e.leases[req.Lease] = &volume{req: req, gone: make(chan struct{})}
-		e.keys[req.Lease] = true
-		return ipc.LeaseOpened{KeyGeneratedNs: e.clock}, nil
-	})
-}
-
-func (e *Engine) CloseLease(ctx context.Context, id string) (ipc.Erasure, error) {
-	return call(ctx, e, "engine CloseLease", func() (ipc.Erasure, error) {
-		if er, ok := e.ended[id]; ok {
-			return er, nil
-		}
-		v := e.leases[id]
-		if v == nil {
-			return ipc.Erasure{}, refuse(ipc.CodeNotFound, "the engine holds no lease %s", id)
-		}
-		if v.erasure == nil {
-			if e.noReadBack > 0 {
-				e.noReadBack--
-				return ipc.Erasure{GateClosedNs: e.clock, KeyDestroyedNs: e.clock}, nil
-			}
-			e.clock += 3
-			v.erasure = &ipc.Erasure{GateClosedNs: e.clock - 2, CiphersDoneNs: e.clock - 1, KeyDestroyedNs: e.clock, ReadBack: true}
-			delete(e.keys, id)
-			if !e.hangs(v) {
-				e.leave(id, v)
-			}
-		}
-		return *v.erasure, nil
-	})
-}
-
-func (e *Engine) Drain(ctx context.Context, id string) error {
-	gone, err := call(ctx, e, "Drain", func() (chan struct{}, error) {
-		v := e.leases[id]
-		if v == nil {
-			if _, ok := e.ended[id]; !ok {
-				return nil, refuse(ipc.CodeNotFound, "the engine holds no lease %s", id)
-			}
-			return nil, nil
-		}
-		return v.gone, nil
-	})
-	if err != nil || gone == nil {
-		return err
-	}
-	select {
-	case <-gone:
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		if _, ok := e.ended[id]; !ok {
-			return ipc.ErrGone // the engine ended meanwhile
-		}
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (e *Engine) Leases(ctx context.Context) (ipc.LeaseList, error) {
-	return call(ctx, e, "Leases", func() (ipc.LeaseList, error) {
-		var list ipc.LeaseList
-		for _, id := range slices.Sorted(maps.Keys(e.leases)) {
-			v := e.leases[id]
-			list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: id, Slot: v.req.Slot, Erased: v.erasure != nil})
-		}
-		return list, nil
-	})
-}
-
-func (e *Engine) Stats(ctx context.Context) (ipc.Stats, error) {
-	return call(ctx, e, "Stats", func() (ipc.Stats, error) {
-		var s ipc.Stats
-		for _, uuid := range slices.Sorted(maps.Keys(e.open)) {
-			s.Drives = append(s.Drives, ipc.DriveStats{UUID: uuid, Errors: 3, LastError: "EIO"})
-		}
-		return s, nil
-	})
 }
