@@ -152,10 +152,11 @@ func TestTableEveryBit(t *testing.T) {
 
 // TestTableTorn kills a writer in mid-store, again and again, while this
 // process reads: T1 and T2. The writer puts records 1, 2, 3, … of which all
-// fields follow from the first, so that a mixture shows.
+// fields follow from the first, so that a mixture shows, into a lease slot and
+// a drive slot.
 func TestTableTorn(t *testing.T) {
 	tab := newTable(t)
-	var reads, last uint64
+	var reads, last, lastDrive uint64
 	for round := range 60 {
 		cmd := part(t, "table writer", tab.File())
 		if err := cmd.Start(); err != nil {
@@ -163,37 +164,39 @@ func TestTableTorn(t *testing.T) {
 		}
 		deadline := time.Now().Add(20*time.Millisecond + time.Duration(rand.IntN(5000))*time.Microsecond)
 		for time.Now().Before(deadline) {
-			checkWhole(t, tab, &last)
+			checkWhole(t, tab, leaseSlots, &last)
+			checkWhole(t, tab, driveSlots, &lastDrive)
 			reads++
 		}
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		cmd.Wait() //nolint:errcheck // it was killed
-		checkWhole(t, tab, &last)
-		if err := tab.Put(3, testRecord(last+1)); err != nil {
+		checkWhole(t, tab, leaseSlots, &last)
+		checkWhole(t, tab, driveSlots, &lastDrive)
+		if err := errors.Join(tab.Put(tornSlot, testRecord(last+1)), tab.PutDrive(tornSlot, testDrive(lastDrive+1))); err != nil {
 			t.Fatalf("round %d: the successor cannot write: %v", round, err)
 		}
 	}
-	if last < 1000 {
-		t.Errorf("the writer came only to record %d: nothing was tested", last)
+	if last < 1000 || lastDrive < 1000 {
+		t.Errorf("the writer came only to records %d and %d: nothing was tested", last, lastDrive)
 	}
-	t.Logf("%d reads, %d records", reads, last)
+	t.Logf("%d reads, %d and %d records", reads, last, lastDrive)
 }
 
-func checkWhole(t *testing.T, tab *Table, last *uint64) {
+const tornSlot = 3
+
+func checkWhole[R comparable, P record[R]](t *testing.T, tab *Table, k kindOfSlot[R, P], last *uint64) {
 	t.Helper()
-	r, err := tab.Get(3)
+	r, _, _, err := k.twins(tab).get(tornSlot)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r == (Record{}) && *last == 0 {
-		return
-	}
-	if r != testRecord(r.Generation) || r.Generation < *last {
+	n := k.n(r)
+	if n < *last || n > 0 && r != k.make(n) || n == 0 && r != *new(R) {
 		t.Fatalf("a mixture, or older than record %d: %+v", *last, r)
 	}
-	*last = r.Generation
+	*last = n
 }
 
 func partTableWriter() error {
@@ -201,9 +204,11 @@ func partTableWriter() error {
 	if err != nil {
 		return err
 	}
-	r, err := tab.Get(3)
-	for n := r.Generation + 1; err == nil; n++ {
-		err = tab.Put(3, testRecord(n))
+	r, err := tab.Get(tornSlot)
+	d, err2 := tab.GetDrive(tornSlot)
+	err = errors.Join(err, err2)
+	for n, m := r.Generation+1, d.Epoch+1; err == nil; n, m = n+1, m+1 {
+		err = errors.Join(tab.Put(tornSlot, testRecord(n)), tab.PutDrive(tornSlot, testDrive(m)))
 	}
 	return err
 }
