@@ -27,6 +27,7 @@ var (
 // where said.
 //
 //	handshake ── optGo, optExportName ──> transmission ── cmdDisc, end ──> ended
+//	    │                      Adopt ──────────┘ └── Leave ──> passed        │
 //	    └── optAbort, timeout, garbage, Close ──────────────────────────────┘
 type conn struct {
 	server *Server
@@ -46,6 +47,7 @@ type conn struct {
 	batch            batch
 	tally            tally
 	tid              atomic.Int32 // of the thread; 0 before it runs
+	waiting          atomic.Bool  // in await: the thread may be woken
 
 	mu   sync.Mutex
 	gone bool // under mu: fd is closed, and its number may be another file's
@@ -60,17 +62,30 @@ func (c *conn) run() {
 	defer c.server.forget(c)
 
 	timeout := time.AfterFunc(c.server.cfg.HandshakeTimeout, c.shutdown)
-	entered, err := c.handshake()
+	entered, err := false, sys.Wakeable()
+	if err == nil {
+		entered, err = c.handshake()
+	}
 	timeout.Stop()
 	<-c.server.places
 	if entered {
 		err = c.transmit()
 	}
+	c.finish(err)
+}
+
+// finish gives everything back, after the connection has come to its end for the
+// reason err.
+func (c *conn) finish(err error) {
 	c.tally.add(&c.server.counters)
 	if errors.Is(err, errGarbage) {
 		c.server.counters.garbage.Add(1)
 	}
-	err = errors.Join(err, c.end())
+	if err == errBoundary {
+		err = errors.Join(c.leave(), c.server.pass(c))
+	} else {
+		err = errors.Join(err, c.end())
+	}
 	if err != nil && !errors.Is(err, errEnd) {
 		c.server.cfg.Log.Debug("an NBD connection ended", "error", err)
 	}
@@ -194,7 +209,7 @@ func (c *conn) fill() error {
 	if c.head > 0 && (have <= smallMove || c.head+need > len(c.rx)) {
 		c.moveToFront()
 	}
-	n, err := c.recv(c.rx[c.tail:])
+	n, err := c.recvMore(need - have)
 	c.tail += n
 	return err
 }
@@ -212,6 +227,11 @@ func (c *conn) recv(p []byte) (int, error) {
 	if errno == syscall.EAGAIN {
 		n, errno = sys.Recv(c.fd, p)
 	}
+	return received(n, errno)
+}
+
+// received judges what a call said that should have received at least one byte.
+func received(n int, errno syscall.Errno) (int, error) {
 	switch {
 	case errno != 0:
 		return 0, errno

@@ -23,7 +23,9 @@
 // leaves undone holds up that thread and nothing else, and costs the two buffers
 // of its connection and nothing more; they are made when the client enters
 // transmission, never before. [Server.Close] wakes a thread that waits in recv or
-// send; one that waits for a device ends when the device answers.
+// send; one that waits for a device ends when the device answers. [Server.Leave]
+// wakes those that wait for a request, and has them stop at a message boundary
+// (leave.go).
 //
 // # Plaintext (law L3)
 //

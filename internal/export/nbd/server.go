@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -104,13 +105,20 @@ type Server struct {
 	geometry blk.Geometry
 	listener *os.File      // our own descriptor of it; nil: connections are only handed in
 	places   chan struct{} // one element a client in the handshake
+	stop     chan struct{} // closed by Close and Leave: no more are accepted
 	done     chan struct{} // closed by Close
+	emptied  chan struct{} // one element when the last connection of conns has gone
 	running  sync.WaitGroup
 	counters counters
 
-	mu     sync.Mutex // before conn.mu
-	conns  map[*conn]struct{}
-	closed bool
+	accepting sync.WaitGroup // accept
+	leaving   atomic.Bool    // set by Leave, for ever
+
+	mu      sync.Mutex // before conn.mu
+	conns   map[*conn]struct{}
+	passed  []boundary // for Leave to take
+	stopped bool       // stop is closed
+	closed  bool
 }
 
 // Serve accepts clients on l, a listening unix socket. l stays the caller's, who
@@ -130,6 +138,7 @@ func Serve(l *os.File, cfg Config) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("serving NBD on %s: %w", l.Name(), err), s.listener.Close())
 	}
 	s.running.Add(1)
+	s.accepting.Add(1)
 	go s.accept(raw)
 	return s, nil
 }
@@ -143,19 +152,22 @@ func newServer(cfg Config) (*Server, error) {
 		cfg:      cfg,
 		geometry: cfg.Export.Geometry(),
 		places:   make(chan struct{}, cfg.MaxHandshakes),
+		stop:     make(chan struct{}),
 		done:     make(chan struct{}),
+		emptied:  make(chan struct{}, 1),
 		conns:    make(map[*conn]struct{}),
 	}, nil
 }
 
-// accept takes clients until Close. It waits for a place in the handshake
+// accept takes clients until Close or Leave. It waits for a place in the handshake
 // before it accepts, so that the backlog of the socket bounds the rest.
 func (s *Server) accept(raw syscall.RawConn) {
 	defer s.running.Done()
+	defer s.accepting.Done()
 	for {
 		select {
 		case s.places <- struct{}{}:
-		case <-s.done:
+		case <-s.stop:
 			return
 		}
 		fd, errno := -1, syscall.Errno(0)
@@ -164,7 +176,7 @@ func (s *Server) accept(raw syscall.RawConn) {
 			return errno != syscall.EAGAIN
 		})
 		switch {
-		case err != nil: // Close
+		case err != nil: // Close, Leave
 			return
 		case errno == 0:
 			s.start(fd)
@@ -176,7 +188,7 @@ func (s *Server) accept(raw syscall.RawConn) {
 		s.cfg.Log.Debug("accepting an NBD connection", "errno", errno)
 		select {
 		case <-time.After(50 * time.Millisecond):
-		case <-s.done:
+		case <-s.stop:
 			return
 		}
 	}
@@ -203,6 +215,12 @@ func (s *Server) start(fd int) {
 func (s *Server) forget(c *conn) {
 	s.mu.Lock()
 	delete(s.conns, c)
+	if len(s.conns) == 0 {
+		select {
+		case s.emptied <- struct{}{}:
+		default: // one is there
+		}
+	}
 	s.mu.Unlock()
 	s.running.Done()
 }
@@ -226,16 +244,35 @@ func (s *Server) Hurry() {
 func (s *Server) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.close()
+}
+
+// close does the work of Close. REQUIRES: mu is held.
+func (s *Server) close() {
 	if s.closed {
 		return
 	}
 	s.closed = true
 	close(s.done)
-	if s.listener != nil {
-		_ = s.listener.Close() // our own duplicate: nothing can be lost with it
-	}
+	s.stopAccepting()
 	for c := range s.conns {
 		c.shutdown()
+	}
+	for _, b := range s.passed {
+		_, _ = sys.Shutdown(b.fd), sys.CloseFD(b.fd) // as a connection's end
+	}
+	s.passed = nil
+}
+
+// stopAccepting ends accept. REQUIRES: mu is held.
+func (s *Server) stopAccepting() {
+	if s.stopped {
+		return
+	}
+	s.stopped = true
+	close(s.stop)
+	if s.listener != nil {
+		_ = s.listener.Close() // our own duplicate: nothing can be lost with it
 	}
 }
 

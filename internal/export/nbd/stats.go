@@ -8,6 +8,8 @@ type Stats struct {
 	Accepted    uint64 // connections
 	Refused     uint64 // connections, by Allow, by Admit or for want of memory
 	Garbage     uint64 // connections ended because of what the client sent
+	Passed      uint64 // connections that Leave brought to a message boundary
+	Adopted     uint64 // connections that another server had accepted
 
 	Reads, Writes, Flushes, Trims, Zeroes, Statuses uint64 // requests, the failed ones included
 	ReadBytes, WriteBytes                           uint64 // of requests that were carried out
@@ -17,6 +19,7 @@ type Stats struct {
 // counters is the shared form of Stats. Connections add to it once a batch.
 type counters struct {
 	accepted, refused, garbage atomic.Uint64
+	passed, adopted            atomic.Uint64
 	commands                   [cmdBlockStatus + 1]atomic.Uint64
 	readBytes, writeBytes      atomic.Uint64
 	errors                     atomic.Uint64
@@ -33,6 +36,8 @@ func (s *Server) Stats() Stats {
 		Accepted:    c.accepted.Load(),
 		Refused:     c.refused.Load(),
 		Garbage:     c.garbage.Load(),
+		Passed:      c.passed.Load(),
+		Adopted:     c.adopted.Load(),
 		Reads:       c.commands[cmdRead].Load(),
 		Writes:      c.commands[cmdWrite].Load(),
 		Flushes:     c.commands[cmdFlush].Load(),
