@@ -153,17 +153,3 @@ func (b *Bits) hole(at, hi uint64) uint64 {
 	}
 	return hi
 }
-
-// count returns the number of written blocks.
-func (b *Bits) count() uint64 {
-	n := 0
-	for w := uint64(0); w < ceil(b.Blocks, 64); {
-		if !b.touched(w) {
-			w = b.nextTouched(w)
-			continue
-		}
-		n += bits.OnesCount64(b.Words[w].Load())
-		w++
-	}
-	return uint64(n)
-}

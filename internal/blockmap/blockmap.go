@@ -26,7 +26,10 @@
 package blockmap
 
 import (
+	"context"
 	"fmt"
+	"math/bits"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -39,15 +42,21 @@ type Map struct {
 	below blk.Device
 	bits  Bits
 
-	// written counts the blocks whose bit is set. It is touched only when a bit
-	// changes: rewriting a block, the common case, shares nothing.
+	// written counts the blocks whose bit is set, of those that are counted. It is
+	// touched only when a bit changes: rewriting a block, the common case, shares
+	// nothing.
 	written atomic.Int64
+	counted atomic.Bool // all of them are
+
+	counting sync.Mutex // held while bits change until all are counted
+	next     uint64     // blocks before it are counted, the start of a region; under counting
 }
 
 // New returns the device that the bits describe, on a device below that has
 // room for all blocks. The bits stay the caller's, mapped until the last queue
-// is closed; their present state is the map's. Bits or a device that do not fit
-// together are the caller's broken invariant, and panic.
+// is closed; their present state is the map's, and what of it is written is
+// counted by Count. Bits or a device that do not fit together are the caller's
+// broken invariant, and panic.
 func New(below blk.Device, b Bits) *Map {
 	if err := b.check(); err != nil {
 		panic("blockmap: " + err.Error())
@@ -56,8 +65,36 @@ func New(below blk.Device, b Bits) *Map {
 		panic(fmt.Sprintf("blockmap: %d blocks on a device of %d bytes", b.Blocks, have))
 	}
 	m := &Map{below: below, bits: b}
-	m.written.Store(int64(b.count()))
+	// A map without a summary bit, as all are at first, has nothing to count.
+	m.counted.Store(!b.touched(0) && b.nextTouched(0) >= ceil(b.Blocks, 64))
 	return m
+}
+
+// Count counts the blocks that were written when the map was made, for Written.
+// It may run beside everything else, and ends early with ctx. It looks at one
+// word of 64 blocks after the other, where there are any.
+func (m *Map) Count(ctx context.Context) {
+	for !m.counted.Load() && ctx.Err() == nil {
+		m.countRegion()
+	}
+}
+
+// countRegion counts one region more.
+func (m *Map) countRegion() {
+	m.counting.Lock()
+	defer m.counting.Unlock()
+	w := m.next / 64
+	if w < ceil(m.bits.Blocks, 64) && !m.bits.touched(w) {
+		w = m.bits.nextTouched(w)
+	}
+	end := min((w/regionWords+1)*regionWords, ceil(m.bits.Blocks, 64))
+	for ; w < end; w++ {
+		m.written.Add(int64(bits.OnesCount64(m.bits.Words[w].Load())))
+	}
+	m.next = end * 64
+	if end == ceil(m.bits.Blocks, 64) {
+		m.counted.Store(true)
+	}
 }
 
 // Geometry is the map's: whole blocks.
@@ -65,21 +102,43 @@ func (m *Map) Geometry() blk.Geometry {
 	return blk.Geometry{Size: int64(m.bits.Blocks * blk.BlockSize), Logical: blk.BlockSize, Physical: blk.BlockSize}
 }
 
-// Written returns how many bytes are in written blocks. It may be called from
-// any goroutine, at any time, and costs nothing.
+// Written returns how many bytes are in written blocks, of those that are counted
+// so far. It may be called from any goroutine, at any time, and costs nothing.
 func (m *Map) Written() int64 { return m.written.Load() * blk.BlockSize }
 
 // set and clear change blocks and count.
 func (m *Map) set(lo, hi uint64) {
-	if n := m.bits.set(lo, hi); n != 0 {
+	if n := m.change(true, lo, hi); n != 0 {
 		m.written.Add(int64(n))
 	}
 }
 
 func (m *Map) clear(lo, hi uint64) {
-	if n := m.bits.clear(lo, hi); n != 0 {
+	if n := m.change(false, lo, hi); n != 0 {
 		m.written.Add(-int64(n))
 	}
+}
+
+// change makes blocks lo … hi-1 written or unwritten, and returns how many of
+// those that are counted were not. Count finds the others as they are then.
+func (m *Map) change(written bool, lo, hi uint64) (changed int) {
+	f := m.bits.clear
+	if written {
+		f = m.bits.set
+	}
+	if m.counted.Load() {
+		return f(lo, hi)
+	}
+	m.counting.Lock()
+	defer m.counting.Unlock()
+	counted := min(max(lo, m.next), hi)
+	if lo < counted {
+		changed = f(lo, counted)
+	}
+	if counted < hi {
+		f(counted, hi)
+	}
+	return changed
 }
 
 // Extents calls yield for the extents of the range of length bytes from off on,

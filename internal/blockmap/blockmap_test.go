@@ -2,6 +2,7 @@ package blockmap
 
 import (
 	"bytes"
+	"context"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -258,16 +259,15 @@ func TestMisfitPanics(t *testing.T) {
 	}
 }
 
-// Written must stay what counting the bits gives, whoever changes them at once.
-func TestWrittenCounts(t *testing.T) {
-	m, _ := newMap(t, 4096*blk.BlockSize)
+// churn changes random blocks of m, on four goroutines.
+func churn(m *Map, seed uint64, rounds int) (wait func()) {
 	var wg sync.WaitGroup
 	for g := range uint64(4) {
 		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(g, 7))
-			for range 5000 {
-				lo := rng.Uint64N(4095)
-				hi := lo + 1 + rng.Uint64N(min(200, 4096-lo))
+			rng := rand.New(rand.NewPCG(g, seed))
+			for range rounds {
+				lo := rng.Uint64N(m.bits.Blocks - 1)
+				hi := lo + 1 + rng.Uint64N(min(200, m.bits.Blocks-lo))
 				if rng.IntN(2) == 0 {
 					m.set(lo, hi)
 				} else {
@@ -276,11 +276,55 @@ func TestWrittenCounts(t *testing.T) {
 			}
 		})
 	}
-	wg.Wait()
+	return wg.Wait
+}
+
+// wantCounted checks that Written is what counting the bits gives.
+func wantCounted(t *testing.T, m *Map) {
+	t.Helper()
 	if got, want := m.Written(), int64(m.bits.count()*blk.BlockSize); got != want || want == 0 {
 		t.Errorf("Written = %d, the bits say %d", got, want)
 	}
-	if again := New(m.below, m.bits); again.Written() != m.Written() {
-		t.Errorf("a map over the same bits starts from %d, want %d", again.Written(), m.Written())
+}
+
+// Written must stay what counting the bits gives, whoever changes them at once;
+// also of a map over bits of another, whose blocks are counted meanwhile.
+func TestWrittenCounts(t *testing.T) {
+	for _, blocks := range []uint64{4096, 5*64*regionWords + 77} {
+		m, _ := newMap(t, int64(blocks*blk.BlockSize))
+		churn(m, 7, 5000)()
+		wantCounted(t, m)
+		for seed := range uint64(5) {
+			m = New(m.below, m.bits)
+			if m.Written() != 0 {
+				t.Errorf("%d bytes before anything is counted", m.Written())
+			}
+			wait := churn(m, seed, 3000)
+			m.Count(t.Context())
+			wait()
+			wantCounted(t, m)
+			m.Count(t.Context())
+			wantCounted(t, m)
+		}
+	}
+}
+
+// Counting ends with its context, and can go on later.
+func TestCountEnds(t *testing.T) {
+	m, _ := newMap(t, 4*64*regionWords*blk.BlockSize)
+	m.set(64*regionWords+5, 64*regionWords+9) // of the first region without a bit nothing is looked at
+	m.set(3*64*regionWords, 3*64*regionWords+100)
+	m = New(m.below, m.bits)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if m.Count(ended); m.Written() != 0 {
+		t.Errorf("%d bytes were counted after the end", m.Written())
+	}
+	if m.countRegion(); m.Written() != 4*blk.BlockSize {
+		t.Errorf("%d bytes in the first region, want 4 blocks", m.Written())
+	}
+	m.clear(0, m.bits.Blocks)
+	if m.Count(t.Context()); m.Written() != 0 {
+		t.Errorf("%d bytes are left of a map that was cleared", m.Written())
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"syscall"
 
 	"vacate/internal/blk"
+	"vacate/internal/fail"
 	"vacate/internal/plant"
 )
 
@@ -207,7 +208,9 @@ func (c *child) Complete(r *blk.Request) {
 		return
 	}
 	if r.Op == blk.OpWrite && r.Errno == 0 && !plant.Is(plant.BitEarly) {
+		fail.At(fail.WriteDone)
 		q.m.set(blocks(r)) // R1
+		fail.At(fail.WriteMarked)
 	}
 	q.finish(parent, r.N, r.Errno)
 }
