@@ -36,9 +36,15 @@ type line struct {
 
 	mu      sync.Mutex
 	next    uint64
-	waiting map[uint64]chan answer
+	waiting map[uint64]waiter
 	down    error          // set once, by the receiver
 	calls   sync.WaitGroup // calls that may be using conn
+}
+
+// A waiter is a call under way.
+type waiter struct {
+	kind  Kind
+	reply chan answer // has room for one
 }
 
 type answer struct {
@@ -58,7 +64,7 @@ func newLine(f *os.File, left chan struct{}) (*line, error) {
 		conns:   make(chan *os.File, 1),
 		left:    left,
 		stopped: make(chan struct{}),
-		waiting: make(map[uint64]chan answer),
+		waiting: make(map[uint64]waiter),
 	}
 	go l.receive()
 	return l, nil
@@ -92,7 +98,7 @@ func (l *line) call(m Message, file *os.File) answer {
 	}
 	l.next++
 	m.ID = l.next
-	l.waiting[m.ID] = reply
+	l.waiting[m.ID] = waiter{m.Kind, reply}
 	l.calls.Add(1)
 	l.mu.Unlock()
 
@@ -113,9 +119,6 @@ func (l *line) call(m Message, file *os.File) answer {
 	a := <-reply
 	if err != nil {
 		a.err = err
-	}
-	if a.err == nil && a.msg.Kind != m.Kind {
-		a.err = fmt.Errorf("a %v for an answer to a %v: %w", a.msg.Kind, m.Kind, ErrFormat)
 	}
 	if a.err == nil && a.msg.Errno != 0 {
 		a.err = a.msg.Errno
@@ -146,10 +149,10 @@ func (l *line) send(m *Message, file *os.File) error {
 	var b [MessageSize]byte
 	m.Encode(&b)
 	err := l.conn.Send(b[:], file)
-	// What a descriptor can be refused for: closed by its owner, or too many on
-	// their way (unix(7)).
-	if err == nil || file != nil && (errors.Is(err, os.ErrClosed) || errors.Is(err, syscall.EBADF) ||
-		errors.Is(err, syscall.ETOOMANYREFS)) {
+	// A descriptor may be refused: its owner has closed it, or too many are on
+	// their way (ETOOMANYREFS, unix(7)). A packet goes whole or not at all.
+	gone := errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.ENOTCONN)
+	if err == nil || file != nil && !gone {
 		return err
 	}
 	// The receiver finds the same end, and answers for everybody.
@@ -200,13 +203,15 @@ func (l *line) deliver(m Message, file *os.File) error {
 		return fmt.Errorf("a %v that nobody asked for: %w", m.Kind, ErrFormat)
 	}
 	l.mu.Lock()
-	reply := l.waiting[m.ID]
-	delete(l.waiting, m.ID)
-	l.mu.Unlock()
-	if reply == nil {
-		return fmt.Errorf("an answer to a %v that nobody asked: %w", m.Kind, ErrFormat)
+	w, ok := l.waiting[m.ID]
+	if ok = ok && w.kind == m.Kind; ok {
+		delete(l.waiting, m.ID)
 	}
-	reply <- answer{msg: m, file: file}
+	l.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("an answer to a %v that nobody asked for: %w", m.Kind, ErrFormat)
+	}
+	w.reply <- answer{msg: m, file: file}
 	// The caller goes on here and now, on this thread, rather than when another
 	// processor finds it: a destroyed key is reported some microseconds sooner.
 	runtime.Gosched()
@@ -217,9 +222,9 @@ func (l *line) deliver(m Message, file *os.File) error {
 func (l *line) end(err error) {
 	l.mu.Lock()
 	l.down = err
-	for id, reply := range l.waiting {
+	for id, w := range l.waiting {
 		delete(l.waiting, id)
-		reply <- answer{err: err}
+		w.reply <- answer{err: err}
 	}
 	l.mu.Unlock()
 	_ = l.conn.Shutdown() //nolint:errcheck // ends calls that still send; the link's error is err
