@@ -103,7 +103,7 @@ func TestL5CloseOrder(t *testing.T) {
 	h.keeper.onWipe = func(int) {
 		note("gate shut", shut(in.path.volume))
 		note("ciphers revoked", shut(in.path.cipher))
-		note("key still there", !h.keys.Empty(req.Slot) && state() == volatile.StateOpen)
+		note("key still there", !h.keys.Empty(req.Slot) && state() == volatile.StateClosing)
 		note("sockets still up", !hungUp(t, conn, 20*time.Millisecond))
 	}
 	h.keeper.onUnmap = func(int) {

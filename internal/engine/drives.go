@@ -6,7 +6,9 @@ import (
 	"fmt"
 
 	"vacate/internal/drive"
+	"vacate/internal/fail"
 	"vacate/internal/ipc"
+	"vacate/internal/volatile"
 )
 
 // Calls about drives wait for devices, which may hang. They are carried out
@@ -49,23 +51,20 @@ func (e *Engine) openDrive(ctx context.Context, req *ipc.DriveOpenRequest) (*ipc
 	if err != nil {
 		return nil, err
 	}
-	d, err := e.reserveDrive(req.UUID)
+	if len(req.Path) > volatile.MaxDrivePath {
+		return nil, invalid("drive %s: its path has %d bytes, and the engine can tell its successor of %d: give it a shorter one, as a symbolic link",
+			uuid, len(req.Path), volatile.MaxDrivePath)
+	}
+	d, err := e.reserveDrive(ctx, uuid.String())
 	if err != nil {
 		return nil, err
 	}
 	return apart(ctx, func() (*ipc.DriveInfo, error) {
-		o := drive.OpenOptions{
+		opened, err := e.openRecorded(d, req.Path, drive.OpenOptions{
 			Node: node, UUID: uuid, Epoch: req.Epoch, NewEpoch: req.NewEpoch, ForceForward: req.ForceForward,
 			FenceWait: e.cfg.FenceWait,
-		}
-		opened := d.drive // busy: nobody else writes it
-		var err error
-		if opened != nil {
-			err = opened.Renew(o)
-		} else {
-			opened, err = drive.Open(context.WithoutCancel(ctx), req.Path, o)
-		}
-		e.settleDrive(req.UUID, d, opened)
+		})
+		e.settleDrive(uuid.String(), d, opened)
 		if err != nil {
 			return nil, coded(err)
 		}
@@ -75,44 +74,50 @@ func (e *Engine) openDrive(ctx context.Context, req *ipc.DriveOpenRequest) (*ipc
 	})
 }
 
-// reserveDrive marks a drive as busy, a new one if need be.
-func (e *Engine) reserveDrive(uuid string) (*openDrive, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	d := e.drives[uuid]
-	if d == nil {
-		d = &openDrive{}
-		e.drives[uuid] = d
+// openRecorded writes the record of d, and opens or renews it. It returns the
+// drive if it is open, whatever the error. REQUIRES: d is the caller's.
+func (e *Engine) openRecorded(d *openDrive, path string, o drive.OpenOptions) (*drive.Drive, error) {
+	opened, before := d.drive, d.rec
+	if opened != nil {
+		path = opened.Info().Path // where it was found; the call's may lead elsewhere by now
 	}
-	if d.busy {
-		return nil, busy("drive %s is being opened or closed: try again when that has ended", uuid)
+	rec := volatile.DriveRecord{UUID: o.UUID, Node: o.Node, Epoch: o.NewEpoch, ForceForward: o.ForceForward, Path: path}
+	if err := e.record(d, rec); err != nil {
+		return opened, err
 	}
-	d.busy = true
-	return d, nil
+	e.at(fail.DriveNoted)
+	var err error
+	if opened != nil {
+		err = opened.Renew(o)
+	} else {
+		// Control may give up: what is under way goes on.
+		opened, err = drive.Open(context.WithoutCancel(e.ctx), path, o)
+	}
+	if err == nil {
+		return opened, nil
+	}
+	if before != (volatile.DriveRecord{}) && before.Epoch+1 == rec.Epoch {
+		before.Epoch = rec.Epoch // the superblocks may have it: what is recorded may be one ahead
+	}
+	return opened, errors.Join(err, e.record(d, before))
 }
 
-// settleDrive ends what reserveDrive began. An entry without a drive goes.
-func (e *Engine) settleDrive(uuid string, d *openDrive, now *drive.Drive) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	d.busy, d.closing, d.drive = false, false, now
-	if now == nil {
-		delete(e.drives, uuid)
-	}
-}
-
-// closeDrive gives up a drive that no lease uses. Closing a file may wait for
-// what lies below it (close(2) on FUSE and NFS).
+// closeDrive gives up a drive that no lease uses, or no longer looks for it.
+// Closing a file may wait for what lies below it (close(2) on FUSE and NFS).
 func (e *Engine) closeDrive(ctx context.Context, req *ipc.DriveCloseRequest) (*ipc.Empty, error) {
-	d, err := e.reserveUnused(req.UUID)
+	d, err := e.reserveUnused(ctx, req.UUID)
 	if err != nil {
 		return nil, err
 	}
 	return apart(ctx, func() (*ipc.Empty, error) {
-		var still *drive.Drive
-		err := d.drive.Close()
-		if errors.Is(err, drive.ErrQueues) {
-			still = d.drive
+		still, before := d.drive, d.rec
+		err := e.record(d, volatile.DriveRecord{})
+		if err == nil && still != nil {
+			if err = still.Close(); !errors.Is(err, drive.ErrQueues) {
+				still = nil
+			} else if again := e.record(d, before); again != nil {
+				err = errors.Join(err, again)
+			}
 		}
 		e.settleDrive(req.UUID, d, still)
 		if err != nil {
@@ -122,27 +127,34 @@ func (e *Engine) closeDrive(ctx context.Context, req *ipc.DriveCloseRequest) (*i
 	})
 }
 
-// reserveUnused marks an open drive without leases as closing: none is admitted
-// to it any more.
-func (e *Engine) reserveUnused(uuid string) (*openDrive, error) {
+// reserveUnused marks a drive without leases as closing: none is admitted to it
+// any more.
+func (e *Engine) reserveUnused(ctx context.Context, uuid string) (*openDrive, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	d := e.drives[uuid]
-	if d == nil || d.drive == nil {
-		return nil, notFound("drive %s is not open", uuid)
-	}
-	if d.busy {
-		return nil, busy("drive %s is being opened or closed: try again when that has ended", uuid)
-	}
-	for _, t := range e.leases {
-		for _, p := range t.pieces {
-			if p.Drive == uuid {
-				return nil, busy("drive %s is used by lease %s", uuid, t.id)
+	for {
+		d := e.drives[uuid]
+		if d == nil || d.drive == nil && (d.place < 0 || d.busy && d.search == nil) {
+			return nil, notFound("drive %s is not open", uuid)
+		}
+		for _, t := range e.leases {
+			for _, p := range t.pieces {
+				if p.Drive == uuid {
+					return nil, busy("drive %s is used by lease %s", uuid, t.id)
+				}
 			}
 		}
+		if !d.busy {
+			d.busy, d.closing = true, true
+			return d, nil
+		}
+		if d.search == nil {
+			return nil, busy("drive %s is being opened or closed: try again when that has ended", uuid)
+		}
+		if err := e.interrupt(ctx, uuid, d); err != nil {
+			return nil, err
+		}
 	}
-	d.busy, d.closing = true, true
-	return d, nil
 }
 
 // rooms are the drives that leases may be placed on. REQUIRES: e.mu is held.
@@ -191,6 +203,9 @@ func apart[T any](ctx context.Context, fn func() (*T, error)) (*T, error) {
 // coded gives the errors of enrolling and opening the code that control branches
 // on.
 func coded(err error) error {
+	if re := (*ipc.RemoteError)(nil); errors.As(err, &re) {
+		return err
+	}
 	code := ipc.CodeInternal
 	switch {
 	case errors.Is(err, drive.ErrRefused):

@@ -114,7 +114,7 @@ func TestDriveClose(t *testing.T) {
 func TestDriveBusy(t *testing.T) {
 	h := newHost(t)
 	path, uuid := h.drive(h.dir)
-	d, err := h.reserveUnused(uuid)
+	d, err := h.reserveUnused(t.Context(), uuid)
 	check(t, err)
 	f, _ := h.listen()
 	_, err = do[ipc.LeaseOpened](h, ipc.MethodLeaseOpen, request(0, uuid, 0), f)
@@ -125,7 +125,7 @@ func TestDriveBusy(t *testing.T) {
 	wantCode(t, err, ipc.CodeBusy)
 	h.settleDrive(uuid, d, d.drive)
 
-	d, err = h.reserveDrive(uuid) // renewing
+	d, err = h.reserveDrive(t.Context(), uuid) // renewing
 	check(t, err)
 	_, err = h.closeDriveByID(uuid)
 	wantCode(t, err, ipc.CodeBusy)

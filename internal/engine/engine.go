@@ -1,17 +1,25 @@
 // Package engine is the data plane's process: it opens drives, holds leases'
 // layers, and serves their exports. It has no network and no state folder; it
 // does what control asks over a socket (package ipc), and dies with its keeper.
+// The leases outlive it: the next engine of the same keeper takes them over (law
+// L8).
 //
 // What is where:
 //
-//	run.go      the process: descriptors from the keeper, in and out
-//	handler.go  control's calls
-//	drives.go   drives: inspect, enrol, open behind their fence
-//	lease.go    leases: open, and close in the order of law L5
-//	stack.go    the layers of one lease, in one function
+//	run.go       the process: descriptors from the keeper, in and out
+//	takeover.go  what an engine finds in the volatile memory, slot by slot
+//	serve.go     leases that were taken over come back, when their drives are open
+//	leave.go     the planned end: connections are passed on
+//	handler.go   control's calls
+//	drives.go    drives: inspect, enrol, open behind their fence, close
+//	table.go     the drive table, and the search for the drives in it
+//	lease.go     leases: open
+//	close.go     leases: close, in the order of law L5
+//	stack.go     the layers of one lease, in one function
 package engine
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -19,20 +27,24 @@ import (
 	"time"
 
 	"vacate/internal/drive"
+	"vacate/internal/fail"
 	"vacate/internal/ipc"
 	"vacate/internal/mem"
 	"vacate/internal/volatile"
 )
 
-// A Keeper holds the volatile memory: the process above, or a test's.
+// A Keeper holds the volatile memory: the process above, by [volatile.Link], or
+// a test's.
 type Keeper interface {
-	// Map makes the block map of a lease of so many blocks and extents, in a memfd
-	// of the layout of docs/spec/volatile.md.
 	Map(slot int, blocks uint64, extents int, lease volatile.LeaseID) (*os.File, error)
-	// Unmap drops the keeper's hold on it.
 	Unmap(slot int) error
-	// Wipe overwrites the key slot and reads it back.
 	Wipe(slot int) (volatile.Wiped, error)
+	Hold(slot int, listener *os.File) error
+	FetchMap(slot int) (*os.File, error)
+	FetchListener(slot int) (*os.File, error)
+	FetchConn(slot, n int) (*os.File, uint64, error)
+	Pass(slot int, conn *os.File, terms uint64) error
+	Up() error
 }
 
 // Config is what an engine is made of.
@@ -44,45 +56,75 @@ type Config struct {
 	Generation uint64        // of this engine, from the table's header
 	MaxConns   int           // connections at once, over all leases
 	Lock       mem.Lock      // what becomes of buffers that cannot be locked
-	FenceWait  time.Duration // how long a drive's fence is waited for; 0: as drive does
+	FenceWait  time.Duration // how long a call of control waits for a drive's fence; 0: as drive does
 	Log        *slog.Logger
+
+	at func(fail.Point) // called at each point of package fail, by tests; nil: nothing
 }
 
 // An Engine holds drives and leases. Its methods may be called from any
 // goroutine.
 type Engine struct {
-	cfg    Config
-	keeper Keeper
-	keys   *volatile.Keys
-	table  *volatile.Table
-	conns  *budget
+	cfg     Config
+	keeper  Keeper
+	keys    *volatile.Keys
+	table   *volatile.Table
+	conns   *budget
+	started time.Time
 
-	mu     sync.Mutex
-	drives map[string]*openDrive // by UUID
-	leases map[string]*tenancy   // by id: everything that holds a slot and extents
-	ready  map[string]*tenancy   // those of leases whose opening has succeeded
-	ended  endings               // leases that are gone, while they are remembered
+	up        chan struct{}   // closed when everything is taken over: nothing is served before
+	ctx       context.Context // ended by leave; then nothing is begun any more
+	cancel    context.CancelFunc
+	searching sync.WaitGroup // for drives: each may last as long as opening a file does
+	returning sync.WaitGroup // leases that were taken over: processor time only
+
+	mu      sync.Mutex
+	drives  map[string]*openDrive // by UUID
+	places  [volatile.DriveSlots]bool
+	leases  map[string]*tenancy // by id: everything that holds a slot and extents
+	ready   map[string]*tenancy // those of leases whose opening has succeeded
+	ended   endings             // leases that are gone, while they are remembered
+	leaving bool                // no lease comes back any more
 }
 
-// openDrive is a drive of this engine.
-type openDrive struct {
-	drive   *drive.Drive // nil while it is being opened for the first time
-	busy    bool         // one call is opening, renewing or closing it, and may change drive
-	closing bool         // that call is closing it
-}
-
-// New returns an engine without drives and leases.
+// New returns an engine without drives and leases. What is in the volatile memory
+// already comes with [Engine.TakeOver], before any call of control's.
 func New(cfg Config) *Engine {
 	cfg.Hello.Slots = volatile.Slots
 	cfg.Hello.MaxConns = cfg.MaxConns
 	cfg.Hello.KeyStore = cfg.Keys.Kind()
-	return &Engine{
-		cfg: cfg, keeper: cfg.Keeper, keys: cfg.Keys, table: cfg.Table,
+	e := &Engine{
+		cfg: cfg, keeper: cfg.Keeper, keys: cfg.Keys, table: cfg.Table, started: time.Now(),
 		conns:  &budget{max: int64(cfg.MaxConns)},
+		up:     make(chan struct{}),
 		drives: map[string]*openDrive{},
 		leases: map[string]*tenancy{},
 		ready:  map[string]*tenancy{},
 	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	return e
+}
+
+// at marks a point at which a hunt ends the process, or a test abandons the
+// engine.
+func (e *Engine) at(p fail.Point) {
+	fail.At(p)
+	if e.cfg.at != nil {
+		e.cfg.at(p)
+	}
+}
+
+// openDrive is a drive that this engine has open, or wants to have: as long as
+// it has a record in the table, it is open or looked for.
+type openDrive struct {
+	drive   *drive.Drive // nil while it is not open
+	busy    bool         // one call, or a search, is opening, renewing or closing it, and may change drive and rec
+	closing bool         // that call is closing it
+
+	place   int                  // in the drive table; -1 without a record
+	rec     volatile.DriveRecord // what stands there
+	search  *search              // not nil: it is busy because the engine looks for it on its own
+	waiting int                  // calls that the search shall give way to
 }
 
 // allow admits root, the daemon's own uid, and the lease's.
@@ -132,7 +174,8 @@ func (b *budget) counts() (used int64, refused uint64) {
 }
 
 // endings remembers how the last leases ended, for a control that restarts
-// between a close and its record.
+// between a close and its record. Those whose slot is not in use again stand in
+// the lease table too, for an engine that restarts.
 type endings struct {
 	byID  map[string]ipc.Erasure
 	order []string

@@ -38,6 +38,9 @@ type tenancy struct {
 	rec     volatile.Record // as it stands in the lease table
 	shut    ipc.Erasure     // when steps 1 and 2 of a close were done, by the first that came
 	erasure *ipc.Erasure    // nil until step 3 has succeeded
+
+	stopCounting func() // of the blocks that are written (serve.go)
+	counting     sync.WaitGroup
 }
 
 // openLease makes volatile memory, key, layers and export of a lease. Where that
@@ -52,7 +55,8 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 		return nil, invalid("%v", err)
 	}
 	t := &tenancy{
-		id: req.Lease, slot: req.Slot, pieces: req.Pieces, gone: make(chan struct{}), fenced: make(chan struct{}),
+		id: req.Lease, slot: req.Slot, pieces: req.Pieces,
+		gone: make(chan struct{}), fenced: make(chan struct{}), stopCounting: func() {},
 		rec: volatile.Record{
 			Lease: lease, LogicalBlock: uint32(req.LogicalBlock),
 			SizeBytes: uint64(req.SizeBytes), MapBytes: uint64(volatile.MapBytes(uint64(req.SizeBytes)/blk.BlockSize, len(req.Pieces))),

@@ -42,7 +42,7 @@ func engineProcess() error {
 		return err
 	}
 	e := New(Config{
-		Keeper: &testKeeper{keys: kept, maps: map[int]bool{}}, Keys: mapped, Table: table, Generation: 1,
+		Keeper: newTestKeeper(kept), Keys: mapped, Table: table, Generation: 1,
 		MaxConns: 8, Lock: mem.TryLock, Log: slog.New(slog.DiscardHandler),
 	})
 	return ipc.Serve(context.Background(), file(fdControl), e.Handle)

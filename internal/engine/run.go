@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 
+	"vacate/internal/fail"
 	"vacate/internal/ipc"
 	"vacate/internal/mem"
 	"vacate/internal/sys"
@@ -29,11 +30,15 @@ type Files struct {
 	Death *os.File // a pipe whose other end only the keeper holds
 	Keys  *os.File
 	Table *os.File
+	Alive *os.File // a locked file, only held: the lock ends with the last process that has it
 }
 
-// Run is the engine's process: it serves one control after the other, until the
-// keeper is gone. Then the process is ended, by the death pipe or here.
+// Run is the engine's process. It takes over what its predecessors left, and
+// serves one control after the other, until the keeper is gone or wants it to
+// leave. In the first case the process is ended, by the death pipe or here; in
+// the second it has passed on its connections, and returns nil.
 func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
+	defer runtime.KeepAlive(f.Alive)
 	if err := errors.Join(sys.ExitOnEOF(f.Death), sys.Harden()); err != nil {
 		return fmt.Errorf("hardening the engine: %w", err)
 	}
@@ -46,17 +51,46 @@ func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
 	if err != nil {
 		return errors.Join(err, link.Close())
 	}
+	e.at(fail.EngineStarted)
+	if err := e.TakeOver(); err != nil {
+		return errors.Join(err, link.Close())
+	}
 	if err := sys.TrimProgram(); err != nil {
 		log.Debug("giving back pages of the program", "error", err) // it only costs memory
 	}
-	for conn := range link.Control() {
-		// One control at a time: the keeper starts the next when the last is
-		// dead, and then this call has returned.
-		err := ipc.Serve(ctx, conn, e.Handle)
-		log.Debug("control is gone", "error", err)
-		conn.Close() //nolint:errcheck // Serve has its own duplicate
+	return e.serve(ctx, link)
+}
+
+// serve serves controls until the keeper wants this engine to leave, or is gone.
+func (e *Engine) serve(ctx context.Context, link *volatile.Link) error {
+	calls, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := make(chan struct{})
+	go func() {
+		defer close(stop)
+		select {
+		case <-link.Leave():
+			cancel() // ends the calls that wait, and the control of the moment
+		case <-calls.Done():
+		}
+	}()
+	defer func() { cancel(); <-stop }()
+	for {
+		select {
+		case <-link.Leave():
+			e.leave(ctx)
+			return nil
+		case conn, ok := <-link.Control():
+			if !ok {
+				return volatile.ErrLink
+			}
+			// One control at a time: the keeper starts the next when the last is
+			// dead, and then this call has returned.
+			err := ipc.Serve(calls, conn, e.Handle)
+			e.cfg.Log.Debug("control is gone", "error", err)
+			conn.Close() //nolint:errcheck // Serve has its own duplicate
+		}
 	}
-	return volatile.ErrLink
 }
 
 // processors is how many threads may run Go code at once. An export's threads

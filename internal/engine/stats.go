@@ -21,12 +21,12 @@ func (e *Engine) stats() *ipc.Stats {
 	return s
 }
 
-// stats are one lease's counters. A lease whose key is destroyed has none: its
-// maps may be going away.
+// stats are one lease's counters. A lease that waits for its drives has none,
+// nor has one whose key is destroyed: its maps may be going away.
 func (t *tenancy) stats() (ipc.LeaseStats, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.erasure != nil {
+	if t.erasure != nil || t.path == nil {
 		return ipc.LeaseStats{}, false
 	}
 	v := t.path.volume.Stats()

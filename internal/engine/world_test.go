@@ -11,10 +11,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"vacate/internal/export/nbd"
 	"vacate/internal/extent"
 	"vacate/internal/ipc"
 	"vacate/internal/mem"
@@ -29,17 +31,52 @@ const (
 )
 
 // testKeeper keeps volatile memory by the keeper's rules, in this process, and
-// through a mapping of its own.
+// through a mapping of its own. Engines come and go; it stays.
 type testKeeper struct {
 	keys *volatile.Keys
 
 	mu      sync.Mutex
-	maps    map[int]bool // slots with a map
+	slots   map[int]*held // slots with a map
 	mapErr  error
 	wipeErr error
 	badMap  bool      // Map answers with a file that is no map
 	onWipe  func(int) // called before a key is overwritten
 	onUnmap func(int)
+	ups     int
+}
+
+// held is what the keeper holds for a slot.
+type held struct {
+	bits, listener *os.File
+	conns          []nbd.Passed
+}
+
+func (h *held) close() {
+	for _, f := range append([]*os.File{h.bits, h.listener}, connFiles(h.conns)...) {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+func connFiles(conns []nbd.Passed) (fs []*os.File) {
+	for _, c := range conns {
+		fs = append(fs, c.File)
+	}
+	return fs
+}
+
+// dup is what passing a descriptor over a socket does.
+func dup(f *os.File) (*os.File, error) {
+	fd, err := syscall.Dup(int(f.Fd()))
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+func newTestKeeper(keys *volatile.Keys) *testKeeper {
+	return &testKeeper{keys: keys, slots: map[int]*held{}}
 }
 
 func (k *testKeeper) Map(slot int, blocks uint64, extents int, lease volatile.LeaseID) (*os.File, error) {
@@ -48,19 +85,22 @@ func (k *testKeeper) Map(slot int, blocks uint64, extents int, lease volatile.Le
 	switch {
 	case k.mapErr != nil:
 		return nil, k.mapErr
-	case k.maps[slot]:
+	case k.slots[slot] != nil:
 		return nil, syscall.EEXIST
 	case !k.keys.Empty(slot):
 		return nil, syscall.EBUSY
 	}
 	f, err := volatile.CreateMap(blocks, extents, lease)
-	if err == nil {
-		k.maps[slot] = true
-		if k.badMap {
-			_, err = f.WriteAt([]byte("nonsense"), 0)
+	if err != nil {
+		return nil, err
+	}
+	k.slots[slot] = &held{bits: f}
+	if k.badMap {
+		if _, err := f.WriteAt([]byte("nonsense"), 0); err != nil {
+			return nil, err
 		}
 	}
-	return f, err
+	return dup(f)
 }
 
 func (k *testKeeper) Unmap(slot int) error {
@@ -72,7 +112,10 @@ func (k *testKeeper) Unmap(slot int) error {
 	if k.onUnmap != nil {
 		k.onUnmap(slot)
 	}
-	delete(k.maps, slot)
+	if h := k.slots[slot]; h != nil {
+		h.close()
+		delete(k.slots, slot)
+	}
 	return nil
 }
 
@@ -92,6 +135,74 @@ func (k *testKeeper) Wipe(slot int) (w volatile.Wiped, err error) {
 	return w, err
 }
 
+func (k *testKeeper) Hold(slot int, listener *os.File) (err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch h := k.slots[slot]; {
+	case h == nil:
+		return syscall.ENOENT
+	case h.listener != nil:
+		return syscall.EEXIST
+	default:
+		h.listener, err = dup(listener)
+		return err
+	}
+}
+
+func (k *testKeeper) FetchMap(slot int) (*os.File, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if h := k.slots[slot]; h != nil {
+		return dup(h.bits)
+	}
+	return nil, syscall.ENOENT
+}
+
+func (k *testKeeper) FetchListener(slot int) (*os.File, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if h := k.slots[slot]; h != nil && h.listener != nil {
+		return dup(h.listener)
+	}
+	return nil, nil
+}
+
+func (k *testKeeper) FetchConn(slot, n int) (*os.File, uint64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	h := k.slots[slot]
+	if h == nil || n >= len(h.conns) {
+		return nil, 0, nil
+	}
+	f, err := dup(h.conns[n].File)
+	return f, h.conns[n].Terms, err
+}
+
+func (k *testKeeper) Pass(slot int, conn *os.File, terms uint64) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	h := k.slots[slot]
+	if h == nil {
+		return syscall.ENOENT
+	}
+	f, err := dup(conn)
+	h.conns = append(h.conns, nbd.Passed{File: f, Terms: terms})
+	return err
+}
+
+func (k *testKeeper) Up() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ups++
+	for _, h := range k.slots {
+		for _, c := range h.conns {
+			c.File.Close()
+		}
+		h.conns = nil
+	}
+	return nil
+}
+
 // set changes the keeper while the engine runs.
 func (k *testKeeper) set(fn func()) {
 	k.mu.Lock()
@@ -102,25 +213,53 @@ func (k *testKeeper) set(fn func()) {
 func (k *testKeeper) mapped() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return len(k.maps)
+	return len(k.slots)
 }
 
-// A host is an engine with its keeper, and a folder for drives and sockets.
+// A host is an engine with its keeper, and a folder for drives and sockets. The
+// engine may be another one after a crash.
 type host struct {
 	*Engine
 	t      testing.TB
 	dir    string
 	keeper *testKeeper
 	drives int
+	cfg    Config // of the first engine
+	dead   *atomic.Bool
+}
+
+// engineLink is one engine's link to the keeper.
+type engineLink struct {
+	*testKeeper
+	dead *atomic.Bool
+}
+
+func (l engineLink) err() error {
+	if l.dead.Load() {
+		return volatile.ErrLink
+	}
+	return nil
+}
+
+func (l engineLink) Unmap(slot int) error {
+	if err := l.err(); err != nil {
+		return err
+	}
+	return l.testKeeper.Unmap(slot)
+}
+
+func (l engineLink) Wipe(slot int) (volatile.Wiped, error) {
+	if err := l.err(); err != nil {
+		return volatile.Wiped{}, err
+	}
+	return l.testKeeper.Wipe(slot)
 }
 
 func duplicate(t testing.TB, f *os.File) *os.File {
 	t.Helper()
-	fd, err := syscall.Dup(int(f.Fd()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return os.NewFile(uintptr(fd), f.Name())
+	f, err := dup(f)
+	check(t, err)
+	return f
 }
 
 func check(t testing.TB, err error) {
@@ -138,20 +277,89 @@ func newHost(t testing.TB, change ...func(*Config)) *host {
 	check(t, err)
 	table, err := volatile.CreateTable(volatile.TableHeader{Generation: 1})
 	check(t, err)
-	h := &host{t: t, dir: folder(t, "/dev/shm"), keeper: &testKeeper{keys: kept, maps: map[int]bool{}}}
-	cfg := Config{
-		Keeper: h.keeper, Keys: mapped, Table: table, Generation: 1, MaxConns: 8,
+	h := &host{t: t, dir: folder(t, "/dev/shm"), keeper: newTestKeeper(kept)}
+	h.cfg = Config{
+		Keys: mapped, Table: table, MaxConns: 8,
 		Lock: mem.TryLock, FenceWait: time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	}
 	for _, c := range change {
-		c(&cfg)
+		c(&h.cfg)
 	}
-	h.Engine = New(cfg)
+	h.takeOver()
 	t.Cleanup(func() {
 		h.closeAll()
+		h.crash()()
+		for _, s := range h.keeper.slots {
+			s.close()
+		}
 		check(t, errors.Join(kept.Close(), mapped.Close(), table.Close()))
 	})
 	return h
+}
+
+// next starts an engine on what is in memory; it has taken nothing over yet.
+func (h *host) next() {
+	h.dead = new(atomic.Bool)
+	h.cfg.Generation++
+	cfg := h.cfg
+	cfg.Keeper = engineLink{h.keeper, h.dead}
+	h.Engine = New(cfg)
+}
+
+// takeOver starts an engine that takes over what is in memory.
+func (h *host) takeOver() {
+	h.t.Helper()
+	h.next()
+	check(h.t, h.TakeOver())
+}
+
+// crash ends the engine where it stands, as far as that can be had within one
+// process: what it does from now on reaches neither keeper nor table. Clients
+// lose their connections. Its fences are held until release is called, as by I/O
+// that is still in flight.
+func (h *host) crash() (release func()) {
+	h.t.Helper()
+	e := h.Engine
+	h.dead.Store(true)
+	e.mu.Lock()
+	e.leaving = true
+	e.cancel()
+	e.mu.Unlock()
+	e.returning.Wait()
+	e.searching.Wait()
+	for _, t := range e.tenancies() {
+		t.mu.Lock()
+		t.disinherit()
+		if t.server != nil {
+			t.server.Close()
+			if t.erasure == nil { // else its close goes on, until it meets the keeper
+				t.server.Wait()
+				t.stopCounting()
+				t.counting.Wait()
+			}
+		}
+		t.mu.Unlock()
+	}
+	return sync.OnceFunc(func() {
+		for _, t := range e.tenancies() {
+			if t.server != nil {
+				t.server.Wait()
+			}
+			if t.erasure == nil {
+				check(h.t, t.closeMap())
+			}
+		}
+		for _, d := range e.openDrives() {
+			check(h.t, d.Close())
+		}
+	})
+}
+
+// restart kills the engine and starts the next one.
+func (h *host) restart() {
+	h.t.Helper()
+	h.crash()()
+	h.takeOver()
 }
 
 // folder returns a new folder with a path short enough for a socket.
@@ -256,7 +464,9 @@ func (h *host) driveStats(uuid string) ipc.DriveStats {
 	return ipc.DriveStats{}
 }
 
-func leaseID(n int) string { return fmt.Sprintf("lease%s", string(rune('a'+n))+"aaaaaaaaaa") }
+func leaseID(n int) string {
+	return fmt.Sprintf("lease%s", string(rune('a'+n/26))+string(rune('a'+n%26))+"aaaaaaaaa")
+}
 
 // request is a lease of 8 MiB in a slot, on the drive's extents from 8·at on.
 func request(slot int, uuid string, at uint32) ipc.LeaseOpenRequest {

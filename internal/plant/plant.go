@@ -20,6 +20,8 @@ const (
 	ExclusionOff      = "exclusion-off"       // L4: sub-block writes do not exclude what overlaps them
 	KeyNotWiped       = "key-not-wiped"       // L5: the keeper leaves the key pages as they are
 	WipeBeforeCiphers = "wipe-before-ciphers" // L5: the key is wiped while cipher calls use it
+	FenceOff          = "fence-off"           // L8: an engine serves a drive while I/O of its predecessor is in flight
+	TakeoverDrained   = "takeover-drained"    // L8: a lease that a predecessor erased counts as drained before the fence is held
 )
 
 // Variable names the environment variable that says which bug is alive.

@@ -1,0 +1,67 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"vacate/internal/export/nbd"
+	"vacate/internal/fail"
+)
+
+// leaveWithin is how long connections may take to come to a message boundary.
+// Those that do not, since their client or their drive hangs, are cut off.
+const leaveWithin = 2 * time.Second
+
+// leave is the planned end: no connection is served any more, and each stands
+// with the keeper, between two messages, for the next engine. What is being
+// closed goes on there. The process ends right after, and the fences with it.
+//
+// REQUIRES: no call of control's is under way, or comes.
+func (e *Engine) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, leaveWithin)
+	defer cancel()
+	e.mu.Lock()
+	e.leaving = true
+	e.cancel()
+	e.mu.Unlock()
+	e.returning.Wait()
+	var passed, lost atomic.Int64
+	var wg sync.WaitGroup
+	for _, t := range e.tenancies() {
+		wg.Go(func() {
+			for _, c := range t.part(ctx) {
+				err := errors.Join(e.keeper.Pass(t.slot, c.File, c.Terms), c.File.Close())
+				if err != nil {
+					lost.Add(1)
+					e.cfg.Log.Error("a connection is not passed on, its client has to connect again", "lease_id", t.id, "error", err)
+					continue
+				}
+				passed.Add(1)
+				e.at(fail.EngineLeaving)
+			}
+		})
+	}
+	wg.Wait()
+	e.cfg.Log.Info("leaving", "connections_passed", passed.Load(), "connections_lost", lost.Load())
+}
+
+// part ends the service of t and returns its connections, also those that were
+// passed to this engine and not served yet.
+func (t *tenancy) part(ctx context.Context) []nbd.Passed {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.erasure != nil:
+		return nil
+	case t.server != nil:
+		return t.server.Leave(ctx)
+	case t.waits != nil:
+		conns := t.waits.conns
+		t.waits.conns = nil
+		return conns
+	}
+	return nil
+}
