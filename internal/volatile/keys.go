@@ -20,8 +20,11 @@ const (
 )
 
 // Keys is a mapping of the keys file: [Slots] slots of [KeySlotSize] bytes,
-// without a header. A slot without a key is all zeros. Several slots share a
-// page, so a slot is what is wiped.
+// without a header. A slot without a key is all zeros.
+//
+// The file never grows or shrinks, and all of it is there from the start. Slots
+// are allocated in groups of four, which share a page and are locked with it;
+// what is wiped is one slot, all of it: the key and its expanded schedule.
 //
 // Slot is for any goroutine; who owns a slot is the engine's business. Wipe of
 // different slots may run at once.
@@ -116,7 +119,8 @@ func checkSealed(f *os.File) error {
 // Kind says what the keys lie in: [KindSecret] or [KindLocked].
 func (k *Keys) Kind() string { return k.kind }
 
-// Why tells why CreateKeys did not take memfd_secret, and nil if it did.
+// Why tells why CreateKeys did not take memfd_secret. It is nil if it did, and
+// of keys that [OpenKeys] opened.
 func (k *Keys) Why() error { return k.why }
 
 // File is the keys file, to hand to an engine. It belongs to k.

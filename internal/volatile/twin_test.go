@@ -280,6 +280,43 @@ func TestDriveRecordEveryBit(t *testing.T) {
 	}
 }
 
+// TestReservedBytes: a later version may use them, and then this one must not
+// guess. The checksum is right each time.
+func TestReservedBytes(t *testing.T) {
+	t.Run("lease", func(t *testing.T) {
+		reserved(t, testRecord(1), recordSize, recReserved, recReserved+3, recReservedEnd, recCRC-1)
+	})
+	t.Run("drive", func(t *testing.T) {
+		r := testDrive(1)
+		reserved(t, r, driveSize, drvFlags+1, drvFlags+3, drvPath+len(r.Path), drvReserved-1, drvReserved, drvCRC-1)
+	})
+	t.Run("table", func(t *testing.T) {
+		for _, at := range []int{72, tableHeaderSize - 5} {
+			var b [tableHeaderSize]byte
+			encodeTableHeader(&b, testHeader)
+			b[at] = 1
+			seal(b[:])
+			if h, err := decodeTableHeader(&b); !errors.Is(err, ErrFormat) {
+				t.Errorf("byte %d of the header: %+v, %v", at, h, err)
+			}
+		}
+	})
+}
+
+func reserved[R comparable, P record[R]](t *testing.T, r R, size int, bytes ...int) {
+	t.Helper()
+	for _, at := range bytes {
+		b := make([]byte, size)
+		encodeCopy(b, 1, P(&r))
+		b[at] = 1
+		seal(b)
+		var got R
+		if _, err := decodeCopy(b, P(&got)); !errors.Is(err, ErrFormat) {
+			t.Errorf("byte %d: %+v, %v", at, got, err)
+		}
+	}
+}
+
 func FuzzDriveRecord(f *testing.F) {
 	var b [driveSize]byte
 	for n, r := range []DriveRecord{testDrive(1), testDrive(MaxDrivePath - 1), {}} {

@@ -1,13 +1,14 @@
 // Package volatile lays out the memory that must not outlive its keeper: keys,
-// lease table and block maps, each in a memfd, and the messages in which keeper
-// and engine speak about them. The layout is docs/spec/volatile.md.
+// lease table and block maps, each in a memfd, and the messages in which keeper,
+// engine and control speak about them. The layout is docs/spec/volatile.md.
 //
 // # Who does what
 //
 // The keeper makes the files ([CreateKeys], [CreateTable], [CreateMap]), hands
 // them to each engine that it starts, and is the only one to destroy keys. The
 // engine maps them ([OpenKeys], [OpenTable], [OpenMap]), makes keys, writes
-// records and sets bits. Neither trusts the other's bytes: what is opened is
+// records and extents, and sets bits; what it wrote is what the next engine goes
+// on with. Neither trusts the other's bytes: what is opened is
 // checked against its size before it is mapped, its size is sealed, and every
 // structure carries a checksum.
 //
