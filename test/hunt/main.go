@@ -20,6 +20,8 @@ type hunt struct {
 }
 
 var hunts = []hunt{
+	{"upgrade", "replace the binary under a load that verifies every byte and keeps its connections", upgrade},
+	{"kill", "kill engine and control under a load that verifies every byte", kill},
 	{"leak", "live many leases on one small drive: nothing is read that was not written, nothing is left in memory", leak},
 }
 

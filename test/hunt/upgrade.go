@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"vacate/internal/fail"
+	"vacate/internal/nbdclient"
+)
+
+// The upgrade hunt replaces the daemon's binary again and again, while clients
+// verify on leases that stay open. A planned hand-over loses no connection. One
+// binary does not start at all, and the engine of another ends before it has
+// taken over: both times the old one goes on.
+
+type upgradeHunt struct {
+	*world
+	leases int
+	bytes  int64
+	builds []string // paths of binaries of different versions
+}
+
+func upgrade(args []string) (err error) {
+	o := options{n: 20, size: 1 << 30}
+	h := &upgradeHunt{}
+	if err := parse("upgrade", args, &o, func(f *flag.FlagSet) {
+		f.IntVar(&h.leases, "leases", 4, "leases that stay open under load")
+		f.Int64Var(&h.bytes, "bytes", 64<<20, "size of each")
+	}); err != nil {
+		return err
+	}
+	if h.world, err = newWorld(o); err != nil {
+		return errors.Join(err, closeWorld(h.world))
+	}
+	defer func() { err = errors.Join(err, h.close()) }()
+	if err := h.build(); err != nil {
+		return err
+	}
+	return verdict(o.planted, h.run())
+}
+
+// build makes two binaries that say different versions of themselves.
+func (h *upgradeHunt) build() error {
+	for _, v := range []string{"v0.0.1-hunt", "v0.0.2-hunt"} {
+		path := filepath.Join(h.dir, v)
+		cmd := exec.Command("go", "build", "-tags", "failpoints", "-ldflags", "-X vacate/internal/version.release="+v, "-o", path, "vacate/cmd/vacate")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("building %s: %w\n%s", v, err, out)
+		}
+		h.builds = append(h.builds, path)
+	}
+	return nil
+}
+
+func (h *upgradeHunt) run() error {
+	ctx, stop := context.WithCancel(h.ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var found []error
+	report := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			found = append(found, err)
+		}
+	}
+	loads := make([]*nbdclient.Verify, h.leases)
+	for i := range loads {
+		l, err := h.open(h.bytes, 512, key(h.seed, i))
+		if err != nil {
+			return err
+		}
+		v := &nbdclient.Verify{
+			Target: l.GetExports()[0].GetUri(), Options: nbdclient.Options{NoBlockSize: true},
+			Lease: l.GetId(), Seed: h.seed + uint64(i), Connections: 2, Depth: 8, MaxRequest: 256 << 10,
+			Pause: 200 * time.Microsecond, Gap: 2 * time.Millisecond,
+		}
+		loads[i] = v
+		wg.Go(func() {
+			r, err := v.Run(ctx)
+			report(errors.Join(err, r.Err()))
+		})
+	}
+	rng := rand.New(rand.NewPCG(h.seed, 1))
+	bad := map[int]string{h.n / 3: "does not start", 2 * h.n / 3: "its engine ends before it has taken over"}
+	for n := range h.n {
+		if h.ctx.Err() != nil {
+			break
+		}
+		time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond)
+		before := reconnects(loads)
+		err := h.once(n, bad[n])
+		if lost := reconnects(loads) - before; err == nil && lost != 0 {
+			err = fmt.Errorf("%d connections were lost", lost)
+		}
+		if err != nil {
+			report(fmt.Errorf("upgrade %d (%s): %w", n, bad[n], err))
+			break
+		}
+	}
+	stop()
+	wg.Wait()
+	var gaps []time.Duration
+	for _, v := range loads {
+		r := v.Snapshot()
+		fmt.Printf("  %s\n", r.String())
+		for _, s := range r.Stalls {
+			gaps = append(gaps, s.Duration)
+		}
+	}
+	fmt.Printf("  %d upgrades; answers that took over 2 ms: %s\n", h.n, spread(gaps))
+	return errors.Join(found...)
+}
+
+func reconnects(loads []*nbdclient.Verify) (n int64) {
+	for _, v := range loads {
+		n += v.Snapshot().Reconnects
+	}
+	return n
+}
+
+// once replaces the binary on disk and upgrades.
+func (h *upgradeHunt) once(n int, bad string) error {
+	from := h.builds[n%2]
+	before, err := h.versions()
+	if err != nil {
+		return err
+	}
+	if bad == "does not start" {
+		from = filepath.Join(h.dir, "broken")
+		if err := os.WriteFile(from, []byte("\x7fELF, but not for long"), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := install(from, h.d.Bin); err != nil {
+		return err
+	}
+	if strings.HasPrefix(bad, "its engine") {
+		h.arm(fail.EngineStarted)
+	}
+	out, err := h.d.Run("upgrade")
+	struck := h.disarm()
+	after, verr := h.versions()
+	switch {
+	case verr != nil:
+		return verr
+	case bad != "" && err == nil:
+		return fmt.Errorf("it was taken for done:\n%s", out)
+	case bad != "" && after != before:
+		return fmt.Errorf("it failed, and left %s where there was %s", after, before)
+	case strings.HasPrefix(bad, "its engine") && !struck:
+		return errors.New("the new engine did not come to the fail point")
+	case bad != "":
+		return nil
+	case err != nil:
+		return err
+	}
+	want := filepath.Base(from)
+	if want = strings.Join([]string{want, want, want}, " "); after != want {
+		return fmt.Errorf("keeper, engine and control are %s, want %s", after, want)
+	}
+	return nil
+}
+
+// install puts a copy of from at to, as a package manager does: by renaming.
+func install(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(to+".new", b, 0o755); err != nil { //nolint:gosec // a program
+		return err
+	}
+	return os.Rename(to+".new", to)
+}
+
+// versions returns those of keeper, engine and control.
+func (h *upgradeHunt) versions() (string, error) {
+	var s struct{ KeeperVersion, EngineVersion, Version string }
+	err := h.retry("asking for the status", func(context.Context) error { return h.d.JSON(&s, "status") })
+	return s.KeeperVersion + " " + s.EngineVersion + " " + s.Version, err
+}
