@@ -16,7 +16,7 @@ const (
 	extentSize = 32
 )
 
-// ErrWritten: the extents of a map are written once, and have been.
+// ErrWritten says that the extents of a map, which are written once, have been.
 var ErrWritten = errors.New("the extents are written already")
 
 // An Extent is a range of a drive's extents. In a map's file they stand in the

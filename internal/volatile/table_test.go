@@ -95,7 +95,7 @@ func TestTableRefuses(t *testing.T) {
 		"size 0":     func(r *Record) { r.SizeBytes, r.MapBytes = 0, 0 },
 		"half block": func(r *Record) { r.SizeBytes++ },
 		"size":       func(r *Record) { r.SizeBytes = 1<<62 + 4096 },
-		"map":        func(r *Record) { r.MapBytes += 1 },
+		"map":        func(r *Record) { r.MapBytes++ },
 		"generation": func(r *Record) { r.Generation = 0 },
 		"time":       func(r *Record) { r.KeyDestroyedNs = -1 },
 		"empty":      func(r *Record) { r.State = StateEmpty },
@@ -162,11 +162,16 @@ func TestTableTorn(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		deadline := time.Now().Add(20*time.Millisecond + time.Duration(rand.IntN(5000))*time.Microsecond)
-		for time.Now().Before(deadline) {
+		// Killed at a random moment of its writing, however long it takes to start.
+		from, fromDrive := last, lastDrive
+		deadline := time.Now().Add(30 * time.Second)
+		for running := false; time.Now().Before(deadline); reads++ {
 			checkWhole(t, tab, leaseSlots, &last)
 			checkWhole(t, tab, driveSlots, &lastDrive)
-			reads++
+			if !running && last > from && lastDrive > fromDrive {
+				running = true
+				deadline = time.Now().Add(time.Duration(rand.IntN(10000)) * time.Microsecond)
+			}
 		}
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
@@ -174,12 +179,13 @@ func TestTableTorn(t *testing.T) {
 		cmd.Wait() //nolint:errcheck // it was killed
 		checkWhole(t, tab, leaseSlots, &last)
 		checkWhole(t, tab, driveSlots, &lastDrive)
-		if err := errors.Join(tab.Put(tornSlot, testRecord(last+1)), tab.PutDrive(tornSlot, testDrive(lastDrive+1))); err != nil {
+		if last == from || lastDrive == fromDrive {
+			t.Fatalf("round %d: the writer wrote nothing", round)
+		}
+		last, lastDrive = last+1, lastDrive+1
+		if err := errors.Join(tab.Put(tornSlot, testRecord(last)), tab.PutDrive(tornSlot, testDrive(lastDrive))); err != nil {
 			t.Fatalf("round %d: the successor cannot write: %v", round, err)
 		}
-	}
-	if last < 1000 || lastDrive < 1000 {
-		t.Errorf("the writer came only to records %d and %d: nothing was tested", last, lastDrive)
 	}
 	t.Logf("%d reads, %d and %d records", reads, last, lastDrive)
 }
