@@ -1,0 +1,317 @@
+// Package uring is a small wrapper around io_uring: reads, writes and flushes of
+// one thread, submitted and completed in batches.
+//
+// # How a ring is used
+//
+//  1. [Ring.Read], [Ring.Write] and [Ring.Sync] fill in submissions. No system
+//     call is made.
+//  2. [Ring.Enter] hands all of them to the kernel and waits for a completion, in
+//     one system call; or does either alone.
+//  3. [Ring.Next] takes completions out, oldest first.
+//
+// # Ownership
+//
+// A ring belongs to the thread that fills it first (io_uring_setup(2),
+// IORING_SETUP_SINGLE_ISSUER), until it is closed: its goroutine is locked to
+// that thread while something is in flight. A [Shared] ring may change threads
+// while nothing is.
+//
+// # Buffers
+//
+// A buffer belongs to the kernel from the submission to the completion. It does
+// not move meanwhile, and the caller keeps it alive: the ring does not.
+//
+// # What a killed process leaves
+//
+// Submissions that the kernel has accepted are carried out even when the process
+// has ended, and each holds its file open until then. A ring registers no files:
+// a registered one would stay open for as long as it takes to tear down the ring.
+package uring
+
+import (
+	"fmt"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"vacate/internal/sys"
+)
+
+// MaxEntries is the most submissions that a ring has room for.
+const MaxEntries = 4096
+
+// A Mode says which threads may use a ring.
+type Mode uint8
+
+const (
+	// Bound: the thread that calls [Ring.Bind]. Completions are moved only when
+	// that thread asks for them, all at once (Linux 6.1; as Shared before).
+	Bound Mode = iota
+	// Shared: one after the other.
+	Shared
+)
+
+// flags are what to try for each mode, best first. A kernel refuses those that it
+// does not know with EINVAL.
+var flags = [...][]sys.UringFlags{
+	Bound: {
+		sys.UringSingleIssuer | sys.UringDeferTaskrun | sys.UringTaskrunFlag | sys.UringDisabled,
+		sys.UringCoopTaskrun | sys.UringTaskrunFlag,
+		0,
+	},
+	Shared: {sys.UringCoopTaskrun | sys.UringTaskrunFlag, 0},
+}
+
+// A Ring is a submission ring and a completion ring.
+//
+// Invariants:
+//
+//	R1: between sqHead and tail lie submissions that the kernel has not taken.
+//	R2: at most Room() are filled, submitted or completed and not taken out, so
+//	    the completion ring, twice as long, never overflows. The caller keeps it.
+type Ring struct {
+	fd    int
+	flags sys.UringFlags
+	owner int // thread that Bind was called on; 0 before
+
+	rings, sqeBytes []byte // the two mappings
+	sqes            []sys.UringSQE
+	cqes            []sys.UringCQE
+	sqHead, cqTail  *uint32 // the kernel's
+	sqTail, cqHead  *uint32 // ours
+	sqFlags         *uint32 // nil if the kernel does not set them
+	tail, head      uint32  // what *sqTail and *cqHead hold, or will
+}
+
+// A Completion is what became of a submission: the bytes done, or an errno.
+type Completion struct {
+	ID    uint64
+	N     int
+	Errno syscall.Errno
+}
+
+// New makes a ring with room for at least entries submissions, 1 ≤ entries ≤
+// [MaxEntries]. The error unwraps to the errno: EPERM, ENOSYS, ENOMEM and EMFILE
+// are to be expected.
+func New(entries int, mode Mode) (*Ring, error) {
+	if entries < 1 || entries > MaxEntries {
+		return nil, fmt.Errorf("making a ring of %d entries: %w", entries, syscall.EINVAL)
+	}
+	var last syscall.Errno
+	for _, f := range flags[mode] {
+		p := sys.UringParams{Flags: f}
+		fd, errno := sys.SetupUring(uint32(entries), &p)
+		if errno == 0 {
+			return open(fd, &p)
+		}
+		if last = errno; errno != syscall.EINVAL {
+			break
+		}
+	}
+	return nil, sys.UringError(last)
+}
+
+// Probe returns nil if rings can be made, else why not.
+func Probe() error {
+	r, err := New(1, Bound)
+	if err != nil {
+		return err
+	}
+	return r.Close()
+}
+
+// open maps a new ring.
+func open(fd int, p *sys.UringParams) (r *Ring, err error) {
+	r = &Ring{fd: fd, flags: p.Flags}
+	defer func() {
+		if err != nil {
+			_ = r.Close() // it was never used
+			r = nil
+		}
+	}()
+	const need = sys.UringFeatSingleMmap | sys.UringFeatNoDrop | sys.UringFeatRWCurPos
+	if p.Features&need != need {
+		return r, fmt.Errorf("this kernel's io_uring is older than Linux 5.6: %w", syscall.ENOSYS)
+	}
+	const sqeSize, cqeSize = unsafe.Sizeof(sys.UringSQE{}), unsafe.Sizeof(sys.UringCQE{})
+	size := max(int(p.SQArray())+4*int(p.SQEntries), int(p.CQEs())+int(cqeSize)*int(p.CQEntries))
+	if r.rings, err = sys.MapUring(fd, sys.UringMapRings, size); err != nil {
+		return r, fmt.Errorf("mapping a ring: %w", err)
+	}
+	if r.sqeBytes, err = sys.MapUring(fd, sys.UringMapSQEs, int(sqeSize)*int(p.SQEntries)); err != nil {
+		return r, fmt.Errorf("mapping a ring's submissions: %w", err)
+	}
+	word := func(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&r.rings[off])) }
+	r.sqHead, r.sqTail = word(p.SQ.Head), word(p.SQ.Tail)
+	r.cqHead, r.cqTail = word(p.CQ.Head), word(p.CQ.Tail)
+	if p.Flags&sys.UringTaskrunFlag != 0 {
+		r.sqFlags = word(p.SQFlags())
+	}
+	r.sqes = unsafe.Slice((*sys.UringSQE)(unsafe.Pointer(&r.sqeBytes[0])), p.SQEntries)
+	r.cqes = unsafe.Slice((*sys.UringCQE)(unsafe.Pointer(&r.rings[p.CQEs()])), p.CQEntries)
+	r.tail, r.head = atomic.LoadUint32(r.sqTail), atomic.LoadUint32(r.cqHead)
+	// Entry i of the submission ring is always submission i.
+	array := unsafe.Slice(word(p.SQArray()), p.SQEntries)
+	for i := range array {
+		array[i] = uint32(i)
+	}
+	return r, nil
+}
+
+// Room is the number of submissions that fit.
+func (r *Ring) Room() int { return len(r.sqes) }
+
+// Bind makes the calling thread the ring's, the first time that it is called. It
+// reports whether the ring is the calling thread's: always, if it is not bound
+// to one.
+//
+// REQUIRES: nothing filled in, nothing in flight.
+func (r *Ring) Bind() (bool, error) {
+	if r.flags&sys.UringSingleIssuer == 0 {
+		return true, nil
+	}
+	if r.owner == 0 {
+		if errno := sys.EnableUring(r.fd); errno != 0 {
+			return false, fmt.Errorf("enabling a ring: %w", errno)
+		}
+		r.owner = sys.ThreadID()
+		return true, nil
+	}
+	return r.owner == sys.ThreadID(), nil
+}
+
+// next returns the next free submission, cleared, or nil if the ring is full.
+func (r *Ring) next() *sys.UringSQE {
+	if r.Unsubmitted() == len(r.sqes) {
+		return nil
+	}
+	s := &r.sqes[r.tail&uint32(len(r.sqes)-1)]
+	*s = sys.UringSQE{}
+	r.tail++
+	return s
+}
+
+// Read fills in a read at off into p. Like Write and Sync it reports false if
+// the ring is full: Enter makes room.
+func (r *Ring) Read(id uint64, fd int, p []byte, off int64) bool {
+	return r.transfer(sys.UringOpRead, id, fd, p, off, 0)
+}
+
+// Write fills in a write of p at off, with sync one that completes only when it
+// is on the medium.
+func (r *Ring) Write(id uint64, fd int, p []byte, off int64, sync bool) bool {
+	var opFlags uint32
+	if sync {
+		opFlags = sys.UringDsync
+	}
+	return r.transfer(sys.UringOpWrite, id, fd, p, off, opFlags)
+}
+
+func (r *Ring) transfer(op uint8, id uint64, fd int, p []byte, off int64, opFlags uint32) bool {
+	s := r.next()
+	if s == nil {
+		return false
+	}
+	s.Opcode, s.FD, s.Off, s.OpFlags, s.UserData = op, int32(fd), uint64(off), opFlags, id
+	s.Addr, s.Len = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p)))), uint32(len(p))
+	return true
+}
+
+// Sync fills in an fdatasync. It waits for writes that have completed before it
+// was submitted, and for no others.
+func (r *Ring) Sync(id uint64, fd int) bool {
+	s := r.next()
+	if s == nil {
+		return false
+	}
+	s.Opcode, s.FD, s.OpFlags, s.UserData = sys.UringOpFsync, int32(fd), sys.UringFsyncDatasync, id
+	return true
+}
+
+// Unsubmitted is the number of submissions that the kernel has not taken (R1).
+func (r *Ring) Unsubmitted() int { return int(r.tail - atomic.LoadUint32(r.sqHead)) }
+
+// TakeBack takes the newest submission that the kernel has not taken out of the
+// ring again, and returns its id. REQUIRES: Unsubmitted() > 0.
+func (r *Ring) TakeBack() uint64 {
+	r.tail--
+	atomic.StoreUint32(r.sqTail, r.tail)
+	return r.sqes[r.tail&uint32(len(r.sqes)-1)].UserData
+}
+
+// Enter hands what was filled in to the kernel and, with wait, returns only when
+// there is a completion to take out. It makes no system call if there is nothing
+// to hand over, nothing to move and nothing to wait for.
+//
+// REQUIRES: with wait, something is in flight or filled in.
+//
+// An error leaves what the kernel has not taken in the ring. EAGAIN says that
+// the kernel lacks memory for requests.
+func (r *Ring) Enter(wait bool) syscall.Errno {
+	atomic.StoreUint32(r.sqTail, r.tail)
+	for {
+		n := uint32(r.Unsubmitted())
+		var need, how uint32
+		switch empty := r.empty(); {
+		case wait && empty:
+			need, how = 1, sys.UringGetEvents
+		case empty && r.deferred():
+			how = sys.UringGetEvents
+		case n == 0:
+			return 0
+		}
+		switch errno := sys.EnterUring(r.fd, n, need, how); {
+		case errno == syscall.EINTR: // a signal; what was taken before, sqHead says
+		case errno != 0:
+			return errno
+		case need == 0 && r.Unsubmitted() == 0:
+			return 0
+		}
+	}
+}
+
+// empty reports whether no completion has been posted that was not taken out.
+func (r *Ring) empty() bool { return r.head == atomic.LoadUint32(r.cqTail) }
+
+// deferred reports whether completions wait for this thread to fetch them. On
+// kernels that do not tell, none do: they come by themselves.
+func (r *Ring) deferred() bool {
+	return r.sqFlags != nil && atomic.LoadUint32(r.sqFlags)&sys.UringSQTaskrun != 0
+}
+
+// Next takes a completion out.
+func (r *Ring) Next() (Completion, bool) {
+	if r.empty() {
+		return Completion{}, false
+	}
+	e := &r.cqes[r.head&uint32(len(r.cqes)-1)]
+	c := Completion{ID: e.UserData, N: int(e.Res)}
+	if e.Res < 0 {
+		c.N, c.Errno = 0, syscall.Errno(-e.Res)
+	}
+	r.head++
+	atomic.StoreUint32(r.cqHead, r.head)
+	return c, true
+}
+
+// Close gives the ring back, from any thread. REQUIRES: nothing in flight.
+func (r *Ring) Close() (err error) {
+	for _, b := range []*[]byte{&r.sqeBytes, &r.rings} {
+		if *b != nil {
+			if e := sys.Unmap(*b); err == nil {
+				err = e
+			}
+			*b = nil
+		}
+	}
+	if r.fd >= 0 {
+		if e := sys.CloseFD(r.fd); err == nil {
+			err = e
+		}
+		r.fd = -1
+	}
+	if err != nil {
+		return fmt.Errorf("closing a ring: %w", err)
+	}
+	return nil
+}
