@@ -33,6 +33,7 @@ const table = `
 	leaf     sys:              golang.org/x/sys/unix
 	leaf     mem:              plant sys
 	leaf     xts:              golang.org/x/sys/cpu
+	leaf     uring:            sys
 	leaf     nbdclient:
 	leaf     version:
 
@@ -41,15 +42,15 @@ const table = `
 	data     volume:           blk mem plant
 	data     blockmap:         blk fail plant
 	data     crypt:            blk mem plant xts
-	data     drive:            blk mem sys
-	data     engine:           blk blockmap crypt drive export/nbd extent fail ipc mem sys volatile volume xts
+	data     drive:            blk mem plant sys uring
+	data     engine:           blk blockmap crypt drive export/nbd extent fail ipc mem plant sys volatile volume xts
 
 	# between processes
 	shared   ipc:              extent
 	shared   volatile:         mem plant sys
 
 	# control plane
-	control  keeper:           sys volatile
+	control  keeper:           fail sys volatile
 	control  lease:            extent
 	control  journal:          extent lease go.etcd.io/bbolt
 	control  node:             extent fail ipc journal lease sys
@@ -69,7 +70,7 @@ const table = `
 
 	# wiring
 	wiring   demo:             api/vacate/v1 client nbdclient
-	wiring   daemon:           config control engine keeper plant version
+	wiring   daemon:           config control engine fail keeper plant sys version
 	wiring   cmd/vacate:       cli daemon demo
 
 	# tests only

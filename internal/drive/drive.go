@@ -87,8 +87,8 @@ type Drive struct {
 	lastError atomic.Pointer[blk.Error]
 
 	mu     sync.Mutex
-	queues map[*queue]struct{}
-	gone   Stats // of the queues that were closed
+	lanes  map[*lane]struct{} // of the open queues
+	gone   Stats              // of the queues that were closed
 	closed bool
 }
 
@@ -120,7 +120,7 @@ func (h host) openDrive(ctx context.Context, path string, o OpenOptions) (*Drive
 	d := &Drive{
 		t: t, info: t.info(o.ForceForward),
 		offset: sb.DataOffset, size: int64(sb.Extents) * sb.ExtentSize,
-		queues: make(map[*queue]struct{}),
+		lanes: make(map[*lane]struct{}),
 	}
 	d.flush = d.info.Flush == FlushForward
 	d.limit.Store(t.size)
@@ -219,8 +219,8 @@ func (d *Drive) Stats() Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := d.gone
-	for q := range d.queues {
-		q.count.addTo(&s)
+	for l := range d.lanes {
+		l.count.addTo(&s)
 	}
 	if e := d.lastError.Load(); e != nil {
 		s.LastError = e.Error()
@@ -247,7 +247,7 @@ func (d *Drive) Close() error {
 func (d *Drive) shut() (fd int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if n := len(d.queues); n > 0 {
+	if n := len(d.lanes); n > 0 {
 		return -1, fmt.Errorf("closing drive %s: %d: %w", d.info.Path, n, ErrQueues)
 	}
 	if d.closed {

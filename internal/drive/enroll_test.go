@@ -59,7 +59,7 @@ func TestEnrollBlank(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.UUID != uuid1 || info.Node != nodeA || info.Epoch != 7 || info.ExtentSize != 1<<20 || info.Extents != 62 || info.DataOffset != 1<<20 || info.Engine != "pread" {
+	if info.UUID != uuid1 || info.Node != nodeA || info.Epoch != 7 || info.ExtentSize != 1<<20 || info.Extents != 62 || info.DataOffset != 1<<20 || (info.Engine == EngineRing) != info.Direct {
 		t.Errorf("Enroll = %+v", info)
 	}
 	ins, err = Inspect(path)

@@ -16,7 +16,8 @@ type Info struct {
 	Path          string
 	Kind          string // "file", "block device", "partition", "logical volume", "device-mapper", "MD RAID", "loop"
 	Model, Serial string // "" if unknown
-	Engine        string // "pread"
+	Engine        string // EngineRing or EnginePread
+	EngineWhy     string // a sentence for people; "" with EngineRing
 	Direct        bool   // I/O goes past the page cache
 	Flush         FlushClass
 	FlushWhy      string // a sentence for people
@@ -38,6 +39,12 @@ func (i *Info) add(s Superblock) {
 	i.UUID, i.Node, i.Epoch = s.UUID, s.Node, s.Epoch
 	i.DataOffset, i.ExtentSize, i.Extents = s.DataOffset, s.ExtentSize, s.Extents
 }
+
+// The engines: how requests reach a drive.
+const (
+	EngineRing  = "io_uring" // asynchronously; where there is direct I/O
+	EnginePread = "pread"    // one after the other; everywhere
+)
 
 // Codes of findings; they are stable.
 const (

@@ -10,7 +10,8 @@ import (
 )
 
 // The engine "pread": a queue carries out each request with one system call, in
-// order, on the goroutine that submits it.
+// order, on the goroutine that submits it. It is for what is buffered, and for
+// where there is no io_uring (ring.go has the other engine).
 //
 //  1. Submit puts requests into the queue's FIFO.
 //  2. The outermost Submit, or Reap, takes them out one by one, carries each out
@@ -18,7 +19,8 @@ import (
 //  3. What a completion submits is appended to the FIFO, so the stack does not
 //     grow with the number of requests.
 
-// NewQueue implements [blk.Device].
+// NewQueue implements [blk.Device]. A queue for which no ring can be made works
+// without.
 func (d *Drive) NewQueue(depth int) (blk.Queue, error) {
 	if depth < 1 {
 		return nil, fmt.Errorf("making a queue of drive %s: depth %d: %w", d.info.Path, depth, syscall.EINVAL)
@@ -28,17 +30,66 @@ func (d *Drive) NewQueue(depth int) (blk.Queue, error) {
 	if d.closed {
 		return nil, fmt.Errorf("making a queue of drive %s: it is closed: %w", d.info.Path, syscall.EBADF)
 	}
-	q := &queue{d: d, fd: d.t.fd, waiting: blk.NewFIFO(depth)}
-	d.queues[q] = struct{}{}
+	if d.info.Engine == EngineRing {
+		if q, err := newRingQueue(d, depth); err == nil {
+			d.lanes[&q.lane] = struct{}{}
+			return q, nil
+		}
+	}
+	q := &queue{lane: lane{d: d, fd: d.t.fd}, waiting: blk.NewFIFO(depth)}
+	d.lanes[&q.lane] = struct{}{}
 	return q, nil
 }
 
+// A queue is a [blk.Queue] of the engine "pread".
 type queue struct {
-	d       *Drive
-	fd      int
+	lane
 	waiting blk.FIFO
 	running bool // a Submit is under way further down the stack
+}
 
+// Submit implements [blk.Queue].
+func (q *queue) Submit(batch []*blk.Request) {
+	for _, r := range batch {
+		q.waiting.Push(r)
+	}
+	if q.running {
+		return
+	}
+	q.running = true
+	q.run()
+	q.running = false
+}
+
+// Reap has nothing to wait for: what is in flight is in the FIFO, and only when
+// Reap is called from within a completion.
+func (q *queue) Reap(bool) int { return q.run() }
+
+func (q *queue) run() (n int) {
+	if q.waiting.Len() > 0 {
+		q.d.checkSize()
+	}
+	for r := q.waiting.Peek(); r != nil; r = q.waiting.Peek() {
+		q.waiting.Pop()
+		q.carryOut(r)
+		n++
+	}
+	return n
+}
+
+// Close implements [blk.Queue].
+func (q *queue) Close() error {
+	if q.waiting.Len() > 0 {
+		panic("drive: queue closed with requests in flight")
+	}
+	return q.leave()
+}
+
+// A lane is what the queues of both engines have in common: how requests are
+// checked, counted and completed, and how one is carried out on the spot.
+type lane struct {
+	d     *Drive
+	fd    int
 	count counters
 }
 
@@ -59,80 +110,89 @@ func (c *counters) addTo(s *Stats) {
 	s.Errors += c.errors.Load()
 }
 
-func (q *queue) Submit(batch []*blk.Request) {
-	for _, r := range batch {
-		q.waiting.Push(r)
-	}
-	if q.running {
-		return
-	}
-	q.running = true
-	q.run()
-	q.running = false
-}
-
-// Reap has nothing to wait for: what is in flight is in the FIFO, and only when
-// Reap is called from within a completion.
-func (q *queue) Reap(bool) int { return q.run() }
-
-func (q *queue) run() (n int) {
-	if q.waiting.Len() > 0 && q.d.t.isFile() {
-		q.d.checkSize()
-	}
-	for r := q.waiting.Peek(); r != nil; r = q.waiting.Peek() {
-		q.waiting.Pop()
-		done, errno := q.carryOut(r)
-		if errno != 0 {
-			q.note(r, done, errno)
-		}
-		r.Finish(done, errno)
-		n++
-	}
-	return n
-}
-
 // checkSize takes note when a file has become shorter than it was.
 func (d *Drive) checkSize() {
+	if !d.t.isFile() {
+		return
+	}
 	if size, errno := sys.SizeFD(d.t.fd); errno == 0 && size < d.limit.Load() {
 		d.limit.Store(size) // smaller for ever; of two queues that see it, either will do
 	}
 }
 
-// carryOut does what r asks for and counts it.
-func (q *queue) carryOut(r *blk.Request) (int64, syscall.Errno) {
-	d := q.d
+// admit returns where on the drive r lies, or why it is not carried out.
+func (l *lane) admit(r *blk.Request) (off int64, errno syscall.Errno) {
+	d := l.d
 	switch r.Op {
 	case blk.OpRead, blk.OpWrite:
 		if !r.InRange(d.size) || (r.Off|r.Len)&(blk.BlockSize-1) != 0 {
 			return 0, syscall.EINVAL
 		}
-		off := d.offset + r.Off
+		off = d.offset + r.Off
 		if off+r.Len > d.limit.Load() {
 			return 0, syscall.EIO
 		}
-		n, errno := transfer(q.fd, r, off, d.flush && r.Flags&blk.FUA != 0)
-		if errno != 0 {
-			return n, errno
-		}
-		if r.Op == blk.OpRead {
-			q.count.reads.Add(1)
-			q.count.readBytes.Add(uint64(n))
-		} else {
-			q.count.writes.Add(1)
-			q.count.writeBytes.Add(uint64(n))
-		}
-		return n, 0
+		return off, 0
 	case blk.OpFlush:
-		if d.flush {
-			if errno := sys.Fdatasync(q.fd); errno != 0 {
-				return 0, errno
-			}
-		}
-		q.count.flushes.Add(1)
-		return r.Len, 0
+		return 0, 0
 	}
 	// Discards never come down here: the block map knows that a block is unwritten.
 	return 0, syscall.EOPNOTSUPP
+}
+
+// fua reports whether r is a write that must be on the medium when it completes.
+func (l *lane) fua(r *blk.Request) bool { return l.d.flush && r.Flags&blk.FUA != 0 }
+
+// carryOut does what r asks for, waits for it, and completes it.
+func (l *lane) carryOut(r *blk.Request) {
+	off, errno := l.admit(r)
+	n := int64(0)
+	switch {
+	case errno != 0:
+	case r.Op == blk.OpFlush:
+		if l.d.flush {
+			errno = sys.Fdatasync(l.fd)
+		}
+		if errno == 0 {
+			n = r.Len
+		}
+	default:
+		n, errno = transfer(l.fd, r, off, l.fua(r))
+	}
+	l.finish(r, n, errno)
+}
+
+// finish counts r and completes it.
+func (l *lane) finish(r *blk.Request, n int64, errno syscall.Errno) {
+	switch {
+	case errno != 0 || n != r.Len:
+		if errno == 0 {
+			errno = syscall.EIO
+		}
+		l.count.errors.Add(1)
+		l.d.lastError.Store(&blk.Error{Op: r.Op, Off: r.Off, Len: r.Len, N: n, Errno: errno})
+	case r.Op == blk.OpRead:
+		l.count.reads.Add(1)
+		l.count.readBytes.Add(uint64(n))
+	case r.Op == blk.OpWrite:
+		l.count.writes.Add(1)
+		l.count.writeBytes.Add(uint64(n))
+	case r.Op == blk.OpFlush:
+		l.count.flushes.Add(1)
+	}
+	r.Finish(n, errno)
+}
+
+// leave takes the lane out of its drive.
+func (l *lane) leave() error {
+	l.d.mu.Lock()
+	defer l.d.mu.Unlock()
+	if _, open := l.d.lanes[l]; !open {
+		return fmt.Errorf("closing a queue of drive %s twice: %w", l.d.info.Path, syscall.EBADF)
+	}
+	delete(l.d.lanes, l)
+	l.count.addTo(&l.d.gone)
+	return nil
 }
 
 // transfer reads or writes all of r at off, in one call, or two if the first
@@ -161,25 +221,4 @@ func once(fd int, r *blk.Request, p []byte, off int64, fua bool) (int, syscall.E
 		return sys.PwriteSync(fd, p, off)
 	}
 	return sys.Pwrite(fd, p, off)
-}
-
-// note counts a request that failed.
-func (q *queue) note(r *blk.Request, n int64, errno syscall.Errno) {
-	q.count.errors.Add(1)
-	q.d.lastError.Store(&blk.Error{Op: r.Op, Off: r.Off, Len: r.Len, N: n, Errno: errno})
-}
-
-// Close implements [blk.Queue].
-func (q *queue) Close() error {
-	if q.waiting.Len() > 0 {
-		panic("drive: queue closed with requests in flight")
-	}
-	q.d.mu.Lock()
-	defer q.d.mu.Unlock()
-	if _, open := q.d.queues[q]; !open {
-		return fmt.Errorf("closing a queue of drive %s twice: %w", q.d.info.Path, syscall.EBADF)
-	}
-	delete(q.d.queues, q)
-	q.count.addTo(&q.d.gone)
-	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"vacate/internal/sys"
+	"vacate/internal/uring"
 )
 
 // A host answers questions about this machine's devices from /sys and /proc, or
@@ -16,9 +17,18 @@ import (
 type host struct {
 	root string // "" for the real one
 	stat func(path string) (sys.FileStat, error)
+	ring func() error // why there is no io_uring; nil: ask the kernel
 }
 
 var thisHost = host{stat: sys.Stat}
+
+// probeRing returns nil if there is io_uring.
+func (h host) probeRing() error {
+	if h.ring != nil {
+		return h.ring()
+	}
+	return uring.Probe()
+}
 
 func (h host) path(elem ...string) string { return h.root + "/" + filepath.Join(elem...) }
 

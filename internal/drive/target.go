@@ -135,6 +135,19 @@ func (t *target) flush(forced bool) (FlushClass, string) {
 	return classify(f)
 }
 
+// engine returns how requests reach t, and why it is not a ring. Without direct
+// I/O a ring would hand every request to a thread of the kernel, which costs more
+// than to do it here.
+func (t *target) engine() (engine, why string) {
+	if !t.direct {
+		return EnginePread, "no direct I/O"
+	}
+	if err := t.host.probeRing(); err != nil {
+		return EnginePread, err.Error()
+	}
+	return EngineRing, ""
+}
+
 // confirmation is what a person types again to say that this drive is meant.
 // The partitions of a disk share its serial number, so they go by their path.
 func (t *target) confirmation() string {
@@ -146,9 +159,10 @@ func (t *target) confirmation() string {
 
 func (t *target) info(forced bool) Info {
 	class, why := t.flush(forced)
+	engine, without := t.engine()
 	return Info{
 		Path: t.path, Kind: t.kind, Model: t.model, Serial: t.serial,
-		Engine: "pread", Direct: t.direct, Flush: class, FlushWhy: why,
+		Engine: engine, EngineWhy: without, Direct: t.direct, Flush: class, FlushWhy: why,
 		Size: t.size, LogicalBlock: t.logical, PhysicalBlock: t.physical,
 	}
 }

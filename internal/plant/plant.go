@@ -11,6 +11,7 @@ package plant
 // The bugs, by the law that they break.
 const (
 	GateSkipped       = "gate-skipped"        // L1: a shut gate admits requests
+	FenceOff          = "fence-off"           // L1: an engine uses a drive while I/O of its predecessor is in flight
 	ScheduleLeft      = "schedule-left"       // L2: a copy of a key schedule stays outside volatile memory
 	LateDecrypt       = "late-decrypt"        // L5: a read that ends after the gate shut is decrypted
 	CipherNull        = "cipher-null"         // L3: plaintext reaches the drive
@@ -20,7 +21,6 @@ const (
 	ExclusionOff      = "exclusion-off"       // L4: sub-block writes do not exclude what overlaps them
 	KeyNotWiped       = "key-not-wiped"       // L5: the keeper leaves the key pages as they are
 	WipeBeforeCiphers = "wipe-before-ciphers" // L5: the key is wiped while cipher calls use it
-	FenceOff          = "fence-off"           // L8: an engine serves a drive while I/O of its predecessor is in flight
 	TakeoverDrained   = "takeover-drained"    // L8: a lease that a predecessor erased counts as drained before the fence is held
 )
 
