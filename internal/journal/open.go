@@ -73,7 +73,7 @@ func Open(opt Options) (*Bolt, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := openBolt(f, opt)
+	db, err := openBolt(f, opt, false)
 	if err != nil {
 		f.Close() // bbolt has closed it in most cases: the second time does nothing
 		return nil, err
@@ -153,20 +153,7 @@ func prepareFolder(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return folderError(dir, err)
 	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return folderError(dir, err)
-	}
-	st := info.Sys().(*syscall.Stat_t)
-	if uid := os.Geteuid(); int(st.Uid) != uid {
-		return fmt.Errorf("%w: %s belongs to uid %d, the daemon runs as uid %d: run `chown -R %d %s`, or name another folder",
-			ErrFolder, dir, st.Uid, uid, uid, dir)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%w: %s has mode %#o, others can reach into it: run `chmod 0700 %s`",
-			ErrFolder, dir, info.Mode().Perm(), dir)
-	}
-	return nil
+	return checkFolder(dir)
 }
 
 // folderError explains why the folder or a file in it cannot be opened.
@@ -258,22 +245,14 @@ func damaged(opt Options, err error) error {
 }
 
 // openBolt hands the file over to bbolt.
-func openBolt(f *os.File, opt Options) (db *bbolt.DB, err error) {
+func openBolt(f *os.File, opt Options, readOnly bool) (db *bbolt.DB, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = damaged(opt, fmt.Errorf("%v", r))
 		}
 	}()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	db, err = bbolt.Open(f.Name(), 0o600, &bbolt.Options{
-		Timeout:      opt.LockTimeout,
-		NoSync:       opt.NoSync,
-		FreelistType: bbolt.FreelistMapType,
-		// Mapped once: to map a file anew fails when its file system has turned
-		// read-only under errors=remount-ro, and leaves bbolt without a mapping.
-		InitialMmapSize: mapBytes,
-		OpenFile:        func(string, int, os.FileMode) (*os.File, error) { return f, nil },
-	})
+	db, err = bbolt.Open(f.Name(), 0o600, boltOptions(f, opt, readOnly))
 	if err != nil {
 		return nil, folderError(opt.Dir, err)
 	}
