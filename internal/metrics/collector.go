@@ -15,7 +15,9 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 // What a scrape pulls. Counters start at zero with each engine, as Prometheus
 // expects of a restart.
 var (
+	descInfo        = desc("vacate_build_info", "Always 1; the labels say which version of a process runs.", "process", "version")
 	descUp          = desc("vacate_engine_up", "1 while an engine answers, else 0.")
+	descStarts      = desc("vacate_engine_starts_total", "Engines that this keeper has started; each after the first took over from another.")
 	descReady       = desc("vacate_ready", "1 while the daemon takes new leases, else 0.")
 	descLeases      = desc("vacate_leases", "Leases whose space is not free, by state.", "state")
 	descConnections = desc("vacate_connections", "Clients that are connected, over all leases.")
@@ -61,7 +63,7 @@ type collector struct{ cfg Config }
 
 // Describe implements [prometheus.Collector].
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descUp, descReady, descLeases, descConnections, descRefused,
+	for _, d := range []*prometheus.Desc{descInfo, descUp, descStarts, descReady, descLeases, descConnections, descRefused,
 		descDriveUp, descDriveSize, descDriveFree, descDriveLeased, descDriveQuarantine} {
 		ch <- d
 	}
@@ -81,6 +83,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
+	for process, version := range snap.Versions {
+		gauge(descInfo, 1, process, version)
+	}
 	gauge(descUp, truth(snap.Engine != nil))
 	gauge(descReady, truth(snap.Ready))
 	for state, n := range snap.Leases {
@@ -96,6 +101,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if snap.Engine == nil {
 		return
 	}
+	ch <- prometheus.MustNewConstMetric(descStarts, prometheus.CounterValue, float64(snap.Generation))
 	gauge(descConnections, float64(snap.Engine.Connections))
 	ch <- prometheus.MustNewConstMetric(descRefused, prometheus.CounterValue, float64(snap.Engine.Refused))
 	for _, d := range snap.Engine.Drives {

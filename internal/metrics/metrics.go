@@ -26,6 +26,9 @@ type Snapshot struct {
 	Leases map[string]int // number of leases in each state
 	Drives []Drive
 	Engine *ipc.Stats // nil while there is no engine
+
+	Generation uint64            // of the engine: 1 for its keeper's first
+	Versions   map[string]string // by process
 }
 
 // Drive is the space of one drive, in bytes.
@@ -37,7 +40,6 @@ type Drive struct {
 
 // Config is what [New] needs.
 type Config struct {
-	Version string
 	// Snapshot is called once a scrape, possibly by several goroutines at once.
 	Snapshot func(ctx context.Context) Snapshot
 	// PerLease exports series for each lease.
@@ -77,11 +79,7 @@ func New(cfg Config) *Metrics {
 			Buckets: []float64{1e-3, 5e-3, 10e-3, 50e-3, 100e-3, 500e-3, 1, 5, 30},
 		}, []string{"call"}),
 	}
-	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "vacate_build_info", Help: "Always 1; the label says which version runs.",
-		ConstLabels: prometheus.Labels{"version": cfg.Version}})
-	info.Set(1)
-	m.reg.MustRegister(info, m.erasures, m.commits, m.requests, m.latency, &collector{cfg},
+	m.reg.MustRegister(m.erasures, m.commits, m.requests, m.latency, &collector{cfg},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

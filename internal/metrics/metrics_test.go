@@ -18,7 +18,7 @@ var update = flag.Bool("update", false, "write the golden files")
 
 func full() Snapshot {
 	return Snapshot{
-		Ready: true, Leases: map[string]int{"open": 1, "lost": 0},
+		Ready: true, Generation: 3, Versions: map[string]string{"keeper": "v1", "engine": "v2", "control": "v2"}, Leases: map[string]int{"open": 1, "lost": 0},
 		Drives: []Drive{{UUID: "d1", Path: "/dev/x", Up: true, Size: 100, Free: 60, Leased: 30, Quarantine: 10}},
 		Engine: &ipc.Stats{Connections: 2, Refused: 3,
 			Leases: []ipc.LeaseStats{{Lease: "l1", Connections: 2, Reads: 4, Writes: 5, Discards: 6, Flushes: 7, ReadBytes: 8, WriteBytes: 9, Errors: 10, Written: 11}},
@@ -45,7 +45,7 @@ func scrape(t *testing.T, m *Metrics) string {
 }
 
 func TestScrape(t *testing.T) {
-	m := New(Config{Version: "v1", PerLease: true, Snapshot: func(context.Context) Snapshot { return full() }})
+	m := New(Config{PerLease: true, Snapshot: func(context.Context) Snapshot { return full() }})
 	m.Erased(300 * time.Microsecond)
 	m.Committed(2 * time.Millisecond)
 	m.Called("Lease.Open", "ok", 2*time.Millisecond)
@@ -67,7 +67,7 @@ func TestScrape(t *testing.T) {
 
 // TestDocumented compares docs/metrics.md with what is exported.
 func TestDocumented(t *testing.T) {
-	m := New(Config{Version: "v1", PerLease: true, Snapshot: func(context.Context) Snapshot { return full() }})
+	m := New(Config{PerLease: true, Snapshot: func(context.Context) Snapshot { return full() }})
 	m.Erased(time.Millisecond)
 	m.Called("Lease.Open", "ok", time.Millisecond)
 	exported := map[string]string{}

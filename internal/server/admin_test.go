@@ -29,7 +29,7 @@ func TestAdmin(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := newFakeNode()
-	m := metrics.New(metrics.Config{Version: "v1", PerLease: true, Snapshot: func(ctx context.Context) metrics.Snapshot { return Snapshot(ctx, n) }})
+	m := metrics.New(metrics.Config{PerLease: true, Snapshot: func(ctx context.Context) metrics.Snapshot { return Snapshot(ctx, n, Processes{Control: "v1"}) }})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {

@@ -202,7 +202,7 @@ func (n *fakeNode) Drive(_ context.Context, name string) (node.Drive, error) {
 func (n *fakeNode) Status() node.Status {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	s := node.Status{NodeID: "n1", StartedAt: time.Unix(1e9, 0), Ready: n.engine, Engine: ipc.Hello{EngineID: "e1", Slots: 1024, MaxConns: 128},
+	s := node.Status{NodeID: "n1", StartedAt: time.Unix(1e9, 0), Ready: n.engine, Engine: ipc.Hello{EngineID: "e1", Version: "v9", Generation: 2, Slots: 1024, MaxConns: 128},
 		Leases: map[lease.State]int{lease.Open: 2}, Drives: 1, CapacityBytes: 100 << 26, FreeBytes: 68 << 26}
 	if !n.engine {
 		s.ReadyWhy = "there is no engine"
@@ -253,7 +253,8 @@ func start(t *testing.T, change ...func(*Config)) *daemon {
 	d := &daemon{t: t, node: newFakeNode(), sock: filepath.Join(dir, "s"), ended: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	d.stop = cancel
-	cfg := Config{Node: d.node, UID: 7, Operators: []uint32{uidOperator}, Auditors: []uint32{uidAuditor}, Version: "v1",
+	cfg := Config{Node: d.node, UID: 7, Operators: []uint32{uidOperator}, Auditors: []uint32{uidAuditor},
+		Processes: Processes{Control: "v1", Keeper: "v0", LastUpgrade: "done", Binary: "/usr/bin/vacate"}, Upgrade: func() error { return nil },
 		Log: slog.New(slog.DiscardHandler), End: cancel}
 	for _, f := range change {
 		f(&cfg)

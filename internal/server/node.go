@@ -2,7 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
+	"syscall"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -51,7 +54,8 @@ type nodes struct{ s *Server }
 func (h nodes) Status(ctx context.Context, _ *vacatev1.NodeServiceStatusRequest) (*vacatev1.NodeServiceStatusResponse, error) {
 	st := h.s.cfg.Node.Status()
 	res := &vacatev1.NodeServiceStatusResponse{
-		Version: h.s.cfg.Version, NodeId: st.NodeID, StartedAt: timestamppb.New(st.StartedAt), Ready: st.Ready, ReadyWhy: st.ReadyWhy,
+		Version: h.s.cfg.Processes.Control, KeeperVersion: h.s.cfg.Processes.Keeper, LastUpgrade: h.s.cfg.Processes.LastUpgrade,
+		Binary: h.s.cfg.Processes.Binary, NodeId: st.NodeID, StartedAt: timestamppb.New(st.StartedAt), Ready: st.Ready, ReadyWhy: st.ReadyWhy,
 		Pid: int32(os.Getpid()), Leases: map[string]uint32{}, Drives: uint32(st.Drives), CapacityBytes: st.CapacityBytes, FreeBytes: st.FreeBytes,
 		Warnings: append(st.Warnings, h.s.cfg.Warnings...), DangerZone: h.s.cfg.DangerZone,
 	}
@@ -62,7 +66,8 @@ func (h nodes) Status(ctx context.Context, _ *vacatev1.NodeServiceStatusRequest)
 	if stats, err := h.s.cfg.Node.Stats(ctx); err == nil {
 		e := st.Engine
 		res.Engine = &vacatev1.Engine{Pid: int32(e.PID), Id: e.EngineID, KeeperId: e.KeeperID, BootId: e.BootID, KeyStore: e.KeyStore,
-			Buffers: e.Buffers, Cipher: e.Cipher, MaxConnections: uint32(e.MaxConns), MaxLeases: uint32(e.Slots)}
+			Buffers: e.Buffers, Cipher: e.Cipher, MaxConnections: uint32(e.MaxConns), MaxLeases: uint32(e.Slots),
+			Version: e.Version, Generation: e.Generation}
 		res.Connections = uint32(stats.Connections)
 	}
 	return res, nil
@@ -89,4 +94,29 @@ func (h nodes) Stop(ctx context.Context, req *vacatev1.NodeServiceStopRequest) (
 	res.Stopping = true
 	h.s.cfg.End()
 	return res, nil
+}
+
+// Upgrade implements NodeService. A caller that goes away does not stop it.
+func (h nodes) Upgrade(context.Context, *vacatev1.NodeServiceUpgradeRequest) (*vacatev1.NodeServiceUpgradeResponse, error) {
+	if h.s.cfg.Upgrade == nil {
+		return nil, &node.Error{Kind: node.Refused, Text: "this daemon cannot be upgraded while it runs", Next: "stop it, and start the new one"}
+	}
+	if err := h.s.cfg.Upgrade(); err != nil {
+		return nil, upgradeError(err, h.s.cfg.Processes.Binary)
+	}
+	return &vacatev1.NodeServiceUpgradeResponse{}, nil
+}
+
+// upgradeError is the keeper's answer, for people.
+func upgradeError(err error, binary string) error {
+	switch {
+	case errors.Is(err, syscall.ENOEXEC):
+		return &node.Error{Kind: node.Internal, Object: binary,
+			Text: fmt.Sprintf("the new program at %s does not start; nothing was changed", binary),
+			Next: fmt.Sprintf("the daemon's log says why; try `%s version`, and put back one that works", binary)}
+	case errors.Is(err, syscall.EBUSY):
+		return &node.Error{Kind: node.Unavailable, Object: binary, Text: "an upgrade is under way", Next: "see how it ends with `vacate status`"}
+	}
+	return &node.Error{Kind: node.Internal, Object: binary, Text: "the keeper did not begin the upgrade", Err: err,
+		Next: "see `vacate status` and the daemon's log"}
 }

@@ -39,6 +39,7 @@ var access = map[string]map[Role]Access{
 	vacatev1connect.DriveServiceGetProcedure:    {Operator: All, Auditor: All, Tenant: No},
 	vacatev1connect.NodeServiceStatusProcedure:  {Operator: All, Auditor: All, Tenant: No},
 	vacatev1connect.NodeServiceStopProcedure:    {Operator: All, Auditor: No, Tenant: No},
+	vacatev1connect.NodeServiceUpgradeProcedure: {Operator: All, Auditor: No, Tenant: No},
 }
 
 // mutating are the calls that change something: each leaves a line in the log.
@@ -47,6 +48,7 @@ var mutating = map[string]bool{
 	vacatev1connect.LeaseServiceCloseProcedure:  true,
 	vacatev1connect.DriveServiceEnrollProcedure: true,
 	vacatev1connect.NodeServiceStopProcedure:    true,
+	vacatev1connect.NodeServiceUpgradeProcedure: true,
 }
 
 // roleOf is the role of a uid.

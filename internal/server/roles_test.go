@@ -70,6 +70,10 @@ var probes = map[string]probe{
 		_, err := c.Node.Status(ctx, &vacatev1.NodeServiceStatusRequest{})
 		return err
 	}),
+	"Node.Upgrade": onNothing(func(ctx context.Context, c *client.Client) error {
+		_, err := c.Node.Upgrade(ctx, &vacatev1.NodeServiceUpgradeRequest{})
+		return err
+	}),
 	"Node.Stop": onNothing(func(ctx context.Context, c *client.Client) error {
 		_, err := c.Node.Stop(ctx, &vacatev1.NodeServiceStopRequest{Plan: true})
 		return err

@@ -50,9 +50,9 @@ type Config struct {
 	Auditors  []uint32     // uids that may see everything
 	Log       *slog.Logger // default: slog.Default()
 
-	// Version, DangerZone (config.Config.DangerInForce) and Warnings (of the
+	// Processes, DangerZone (config.Config.DangerInForce) and Warnings (of the
 	// host: swap, core dumps) are shown by Status.
-	Version    string
+	Processes  Processes
 	DangerZone []string
 	Warnings   []string
 
@@ -60,8 +60,19 @@ type Config struct {
 	// the context of Serve, which lets the answer go out first. May be nil, where
 	// the Node's Stop sees to it.
 	End func()
+	// Upgrade begins the upgrade, or returns the keeper's errno, wrapped. Nil: there
+	// is none.
+	Upgrade func() error
 	// Observe is told about each call that was answered. May be nil.
 	Observe func(call, code string, took time.Duration)
+}
+
+// Processes are what control was told about the daemon's processes, itself
+// included. The engine tells about itself.
+type Processes struct {
+	Control, Keeper string // versions
+	LastUpgrade     string // how it ended: "done", "failed: …", or empty
+	Binary          string // path of the program
 }
 
 // A Server answers the API. Make one with [New]; it may serve any number of

@@ -353,12 +353,12 @@ func TestErasures(t *testing.T) {
 
 func TestSnapshot(t *testing.T) {
 	n := newFakeNode()
-	s := Snapshot(t.Context(), n)
+	s := Snapshot(t.Context(), n, Processes{Control: "v1", Keeper: "v0"})
 	if !s.Ready || s.Leases["open"] != 2 || len(s.Leases) != len(lease.States) || s.Drives[0].Free != 68<<26 || !s.Drives[0].Up || s.Engine.Connections != 3 {
 		t.Errorf("snapshot %+v", s)
 	}
 	n.engine = false
-	if s := Snapshot(t.Context(), n); s.Engine != nil || s.Ready {
+	if s := Snapshot(t.Context(), n, Processes{Control: "v1", Keeper: "v0"}); s.Engine != nil || s.Ready {
 		t.Errorf("snapshot without an engine %+v", s)
 	}
 }

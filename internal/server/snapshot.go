@@ -10,9 +10,12 @@ import (
 )
 
 // Snapshot asks a node for what /metrics exports.
-func Snapshot(ctx context.Context, n Node) metrics.Snapshot {
+func Snapshot(ctx context.Context, n Node, p Processes) metrics.Snapshot {
 	st := n.Status()
-	out := metrics.Snapshot{Ready: st.Ready, Leases: make(map[string]int)}
+	out := metrics.Snapshot{Ready: st.Ready, Leases: make(map[string]int), Versions: map[string]string{"control": p.Control}}
+	if p.Keeper != "" {
+		out.Versions["keeper"] = p.Keeper
+	}
 	for _, s := range lease.States {
 		out.Leases[string(s)] = st.Leases[s] // a series that comes and goes is hard to alert on
 	}
@@ -22,7 +25,8 @@ func Snapshot(ctx context.Context, n Node) metrics.Snapshot {
 	}
 	// No counters means no engine, and vacate_engine_up says so.
 	if stats, err := n.Stats(ctx); err == nil {
-		out.Engine = &stats
+		out.Engine, out.Generation = &stats, st.Engine.Generation
+		out.Versions["engine"] = st.Engine.Version
 	}
 	return out
 }

@@ -669,7 +669,10 @@ type LeaseServiceOpenRequest struct {
 	// Close the lease by itself after this time, at least a second; unset means never.
 	Ttl *durationpb.Duration `protobuf:"bytes,6,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// A second call with the same key, at most 128 bytes, returns the lease of
-	// the first. The same key with another wish is refused.
+	// the first. The same key with another wish is refused. Always send a random
+	// one: when the connection breaks before the answer, the daemon may have opened
+	// the lease, and only a second call with its key finds it. (Without one, look
+	// for it with List, and close it.)
 	IdempotencyKey string `protobuf:"bytes,7,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache

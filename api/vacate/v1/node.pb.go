@@ -62,7 +62,7 @@ func (*NodeServiceStatusRequest) Descriptor() ([]byte, []int) {
 // NodeServiceStatusResponse describes the daemon.
 type NodeServiceStatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Version of the daemon.
+	// Version of control, the process that answers.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Random, made with the state folder: 32 hexadecimal digits.
 	NodeId string `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -89,7 +89,14 @@ type NodeServiceStatusResponse struct {
 	// What is less safe than it could be, and why: swap, core dumps, buffers not locked.
 	Warnings []string `protobuf:"bytes,13,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// Switches of danger_zone that are in force.
-	DangerZone    []string `protobuf:"bytes,14,rep,name=danger_zone,json=dangerZone,proto3" json:"danger_zone,omitempty"`
+	DangerZone []string `protobuf:"bytes,14,rep,name=danger_zone,json=dangerZone,proto3" json:"danger_zone,omitempty"`
+	// Version of the keeper, the parent process.
+	KeeperVersion string `protobuf:"bytes,15,opt,name=keeper_version,json=keeperVersion,proto3" json:"keeper_version,omitempty"`
+	// How the last upgrade of this daemon ended: "done", or "failed: …"; empty
+	// where there was none.
+	LastUpgrade string `protobuf:"bytes,16,opt,name=last_upgrade,json=lastUpgrade,proto3" json:"last_upgrade,omitempty"`
+	// Path of the program that the daemon runs, and that Upgrade starts anew.
+	Binary        string `protobuf:"bytes,17,opt,name=binary,proto3" json:"binary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -222,6 +229,27 @@ func (x *NodeServiceStatusResponse) GetDangerZone() []string {
 	return nil
 }
 
+func (x *NodeServiceStatusResponse) GetKeeperVersion() string {
+	if x != nil {
+		return x.KeeperVersion
+	}
+	return ""
+}
+
+func (x *NodeServiceStatusResponse) GetLastUpgrade() string {
+	if x != nil {
+		return x.LastUpgrade
+	}
+	return ""
+}
+
+func (x *NodeServiceStatusResponse) GetBinary() string {
+	if x != nil {
+		return x.Binary
+	}
+	return ""
+}
+
 // Engine describes the process that serves the volumes.
 type Engine struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -242,7 +270,12 @@ type Engine struct {
 	// Most connections that the host admits.
 	MaxConnections uint32 `protobuf:"varint,8,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
 	// Most leases that fit the volatile memory.
-	MaxLeases     uint32 `protobuf:"varint,9,opt,name=max_leases,json=maxLeases,proto3" json:"max_leases,omitempty"`
+	MaxLeases uint32 `protobuf:"varint,9,opt,name=max_leases,json=maxLeases,proto3" json:"max_leases,omitempty"`
+	// Version of the engine.
+	Version string `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
+	// Which engine of its keeper it is: 1 for the first, and one more for each that
+	// took over from another.
+	Generation    uint64 `protobuf:"varint,11,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -340,6 +373,94 @@ func (x *Engine) GetMaxLeases() uint32 {
 	return 0
 }
 
+func (x *Engine) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Engine) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+// NodeServiceUpgradeRequest asks for an upgrade.
+type NodeServiceUpgradeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeServiceUpgradeRequest) Reset() {
+	*x = NodeServiceUpgradeRequest{}
+	mi := &file_vacate_v1_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeServiceUpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeServiceUpgradeRequest) ProtoMessage() {}
+
+func (x *NodeServiceUpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeServiceUpgradeRequest.ProtoReflect.Descriptor instead.
+func (*NodeServiceUpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{3}
+}
+
+// NodeServiceUpgradeResponse says that the upgrade has begun.
+type NodeServiceUpgradeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeServiceUpgradeResponse) Reset() {
+	*x = NodeServiceUpgradeResponse{}
+	mi := &file_vacate_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeServiceUpgradeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeServiceUpgradeResponse) ProtoMessage() {}
+
+func (x *NodeServiceUpgradeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeServiceUpgradeResponse.ProtoReflect.Descriptor instead.
+func (*NodeServiceUpgradeResponse) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
 // NodeServiceStopRequest says how to stop.
 type NodeServiceStopRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -353,7 +474,7 @@ type NodeServiceStopRequest struct {
 
 func (x *NodeServiceStopRequest) Reset() {
 	*x = NodeServiceStopRequest{}
-	mi := &file_vacate_v1_node_proto_msgTypes[3]
+	mi := &file_vacate_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -365,7 +486,7 @@ func (x *NodeServiceStopRequest) String() string {
 func (*NodeServiceStopRequest) ProtoMessage() {}
 
 func (x *NodeServiceStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_node_proto_msgTypes[3]
+	mi := &file_vacate_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -378,7 +499,7 @@ func (x *NodeServiceStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeServiceStopRequest.ProtoReflect.Descriptor instead.
 func (*NodeServiceStopRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NodeServiceStopRequest) GetErase() bool {
@@ -408,7 +529,7 @@ type NodeServiceStopResponse struct {
 
 func (x *NodeServiceStopResponse) Reset() {
 	*x = NodeServiceStopResponse{}
-	mi := &file_vacate_v1_node_proto_msgTypes[4]
+	mi := &file_vacate_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +541,7 @@ func (x *NodeServiceStopResponse) String() string {
 func (*NodeServiceStopResponse) ProtoMessage() {}
 
 func (x *NodeServiceStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_node_proto_msgTypes[4]
+	mi := &file_vacate_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +554,7 @@ func (x *NodeServiceStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeServiceStopResponse.ProtoReflect.Descriptor instead.
 func (*NodeServiceStopResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeServiceStopResponse) GetLeases() []string {
@@ -468,7 +589,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_vacate_v1_node_proto_msgTypes[5]
+	mi := &file_vacate_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +601,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_node_proto_msgTypes[5]
+	mi := &file_vacate_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +614,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Problem) GetKind() string {
@@ -529,7 +650,7 @@ var File_vacate_v1_node_proto protoreflect.FileDescriptor
 const file_vacate_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x14vacate/v1/node.proto\x12\tvacate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15vacate/v1/drive.proto\"\x1a\n" +
-	"\x18NodeServiceStatusRequest\"\xbb\x04\n" +
+	"\x18NodeServiceStatusRequest\"\x9d\x05\n" +
 	"\x19NodeServiceStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x129\n" +
@@ -548,10 +669,13 @@ const file_vacate_v1_node_proto_rawDesc = "" +
 	"\vconnections\x18\f \x01(\rR\vconnections\x12\x1a\n" +
 	"\bwarnings\x18\r \x03(\tR\bwarnings\x12\x1f\n" +
 	"\vdanger_zone\x18\x0e \x03(\tR\n" +
-	"dangerZone\x1a9\n" +
+	"dangerZone\x12%\n" +
+	"\x0ekeeper_version\x18\x0f \x01(\tR\rkeeperVersion\x12!\n" +
+	"\flast_upgrade\x18\x10 \x01(\tR\vlastUpgrade\x12\x16\n" +
+	"\x06binary\x18\x11 \x01(\tR\x06binary\x1a9\n" +
 	"\vLeasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xf7\x01\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xb1\x02\n" +
 	"\x06Engine\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1b\n" +
@@ -562,7 +686,14 @@ const file_vacate_v1_node_proto_rawDesc = "" +
 	"\x06cipher\x18\a \x01(\tR\x06cipher\x12'\n" +
 	"\x0fmax_connections\x18\b \x01(\rR\x0emaxConnections\x12\x1d\n" +
 	"\n" +
-	"max_leases\x18\t \x01(\rR\tmaxLeases\"B\n" +
+	"max_leases\x18\t \x01(\rR\tmaxLeases\x12\x18\n" +
+	"\aversion\x18\n" +
+	" \x01(\tR\aversion\x12\x1e\n" +
+	"\n" +
+	"generation\x18\v \x01(\x04R\n" +
+	"generation\"\x1b\n" +
+	"\x19NodeServiceUpgradeRequest\"\x1c\n" +
+	"\x1aNodeServiceUpgradeResponse\"B\n" +
 	"\x16NodeServiceStopRequest\x12\x14\n" +
 	"\x05erase\x18\x01 \x01(\bR\x05erase\x12\x12\n" +
 	"\x04plan\x18\x02 \x01(\bR\x04plan\"M\n" +
@@ -573,10 +704,11 @@ const file_vacate_v1_node_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\tR\x06object\x12\x12\n" +
 	"\x04next\x18\x03 \x01(\tR\x04next\x12.\n" +
-	"\bfindings\x18\x04 \x03(\v2\x12.vacate.v1.FindingR\bfindings2\xb1\x01\n" +
+	"\bfindings\x18\x04 \x03(\v2\x12.vacate.v1.FindingR\bfindings2\x89\x02\n" +
 	"\vNodeService\x12S\n" +
 	"\x06Status\x12#.vacate.v1.NodeServiceStatusRequest\x1a$.vacate.v1.NodeServiceStatusResponse\x12M\n" +
-	"\x04Stop\x12!.vacate.v1.NodeServiceStopRequest\x1a\".vacate.v1.NodeServiceStopResponseB\x1fZ\x1dvacate/api/vacate/v1;vacatev1b\x06proto3"
+	"\x04Stop\x12!.vacate.v1.NodeServiceStopRequest\x1a\".vacate.v1.NodeServiceStopResponse\x12V\n" +
+	"\aUpgrade\x12$.vacate.v1.NodeServiceUpgradeRequest\x1a%.vacate.v1.NodeServiceUpgradeResponseB\x1fZ\x1dvacate/api/vacate/v1;vacatev1b\x06proto3"
 
 var (
 	file_vacate_v1_node_proto_rawDescOnce sync.Once
@@ -590,32 +722,36 @@ func file_vacate_v1_node_proto_rawDescGZIP() []byte {
 	return file_vacate_v1_node_proto_rawDescData
 }
 
-var file_vacate_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_vacate_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_vacate_v1_node_proto_goTypes = []any{
-	(*NodeServiceStatusRequest)(nil),  // 0: vacate.v1.NodeServiceStatusRequest
-	(*NodeServiceStatusResponse)(nil), // 1: vacate.v1.NodeServiceStatusResponse
-	(*Engine)(nil),                    // 2: vacate.v1.Engine
-	(*NodeServiceStopRequest)(nil),    // 3: vacate.v1.NodeServiceStopRequest
-	(*NodeServiceStopResponse)(nil),   // 4: vacate.v1.NodeServiceStopResponse
-	(*Problem)(nil),                   // 5: vacate.v1.Problem
-	nil,                               // 6: vacate.v1.NodeServiceStatusResponse.LeasesEntry
-	(*timestamppb.Timestamp)(nil),     // 7: google.protobuf.Timestamp
-	(*Finding)(nil),                   // 8: vacate.v1.Finding
+	(*NodeServiceStatusRequest)(nil),   // 0: vacate.v1.NodeServiceStatusRequest
+	(*NodeServiceStatusResponse)(nil),  // 1: vacate.v1.NodeServiceStatusResponse
+	(*Engine)(nil),                     // 2: vacate.v1.Engine
+	(*NodeServiceUpgradeRequest)(nil),  // 3: vacate.v1.NodeServiceUpgradeRequest
+	(*NodeServiceUpgradeResponse)(nil), // 4: vacate.v1.NodeServiceUpgradeResponse
+	(*NodeServiceStopRequest)(nil),     // 5: vacate.v1.NodeServiceStopRequest
+	(*NodeServiceStopResponse)(nil),    // 6: vacate.v1.NodeServiceStopResponse
+	(*Problem)(nil),                    // 7: vacate.v1.Problem
+	nil,                                // 8: vacate.v1.NodeServiceStatusResponse.LeasesEntry
+	(*timestamppb.Timestamp)(nil),      // 9: google.protobuf.Timestamp
+	(*Finding)(nil),                    // 10: vacate.v1.Finding
 }
 var file_vacate_v1_node_proto_depIdxs = []int32{
-	7, // 0: vacate.v1.NodeServiceStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	2, // 1: vacate.v1.NodeServiceStatusResponse.engine:type_name -> vacate.v1.Engine
-	6, // 2: vacate.v1.NodeServiceStatusResponse.leases:type_name -> vacate.v1.NodeServiceStatusResponse.LeasesEntry
-	8, // 3: vacate.v1.Problem.findings:type_name -> vacate.v1.Finding
-	0, // 4: vacate.v1.NodeService.Status:input_type -> vacate.v1.NodeServiceStatusRequest
-	3, // 5: vacate.v1.NodeService.Stop:input_type -> vacate.v1.NodeServiceStopRequest
-	1, // 6: vacate.v1.NodeService.Status:output_type -> vacate.v1.NodeServiceStatusResponse
-	4, // 7: vacate.v1.NodeService.Stop:output_type -> vacate.v1.NodeServiceStopResponse
-	6, // [6:8] is the sub-list for method output_type
-	4, // [4:6] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	9,  // 0: vacate.v1.NodeServiceStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	2,  // 1: vacate.v1.NodeServiceStatusResponse.engine:type_name -> vacate.v1.Engine
+	8,  // 2: vacate.v1.NodeServiceStatusResponse.leases:type_name -> vacate.v1.NodeServiceStatusResponse.LeasesEntry
+	10, // 3: vacate.v1.Problem.findings:type_name -> vacate.v1.Finding
+	0,  // 4: vacate.v1.NodeService.Status:input_type -> vacate.v1.NodeServiceStatusRequest
+	5,  // 5: vacate.v1.NodeService.Stop:input_type -> vacate.v1.NodeServiceStopRequest
+	3,  // 6: vacate.v1.NodeService.Upgrade:input_type -> vacate.v1.NodeServiceUpgradeRequest
+	1,  // 7: vacate.v1.NodeService.Status:output_type -> vacate.v1.NodeServiceStatusResponse
+	6,  // 8: vacate.v1.NodeService.Stop:output_type -> vacate.v1.NodeServiceStopResponse
+	4,  // 9: vacate.v1.NodeService.Upgrade:output_type -> vacate.v1.NodeServiceUpgradeResponse
+	7,  // [7:10] is the sub-list for method output_type
+	4,  // [4:7] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_vacate_v1_node_proto_init() }
@@ -630,7 +766,7 @@ func file_vacate_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vacate_v1_node_proto_rawDesc), len(file_vacate_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,8 @@ const (
 	NodeServiceStatusProcedure = "/vacate.v1.NodeService/Status"
 	// NodeServiceStopProcedure is the fully-qualified name of the NodeService's Stop RPC.
 	NodeServiceStopProcedure = "/vacate.v1.NodeService/Stop"
+	// NodeServiceUpgradeProcedure is the fully-qualified name of the NodeService's Upgrade RPC.
+	NodeServiceUpgradeProcedure = "/vacate.v1.NodeService/Upgrade"
 )
 
 // NodeServiceClient is a client for the vacate.v1.NodeService service.
@@ -46,6 +48,11 @@ type NodeServiceClient interface {
 	// Stop ends the daemon. With leases open it is refused, unless erase is set:
 	// then they are closed first.
 	Stop(context.Context, *v1.NodeServiceStopRequest) (*v1.NodeServiceStopResponse, error)
+	// Upgrade replaces the daemon's processes by those of the program that now
+	// lies at its path, one after the other; leases stay open. It returns when that
+	// has begun: Status tells the end, in last_upgrade. A program that does not
+	// start changes nothing.
+	Upgrade(context.Context, *v1.NodeServiceUpgradeRequest) (*v1.NodeServiceUpgradeResponse, error)
 }
 
 // NewNodeServiceClient constructs a client for the vacate.v1.NodeService service. By default, it
@@ -71,13 +78,20 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Stop")),
 			connect.WithClientOptions(opts...),
 		),
+		upgrade: connect.NewClient[v1.NodeServiceUpgradeRequest, v1.NodeServiceUpgradeResponse](
+			httpClient,
+			baseURL+NodeServiceUpgradeProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Upgrade")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	status *connect.Client[v1.NodeServiceStatusRequest, v1.NodeServiceStatusResponse]
-	stop   *connect.Client[v1.NodeServiceStopRequest, v1.NodeServiceStopResponse]
+	status  *connect.Client[v1.NodeServiceStatusRequest, v1.NodeServiceStatusResponse]
+	stop    *connect.Client[v1.NodeServiceStopRequest, v1.NodeServiceStopResponse]
+	upgrade *connect.Client[v1.NodeServiceUpgradeRequest, v1.NodeServiceUpgradeResponse]
 }
 
 // Status calls vacate.v1.NodeService.Status.
@@ -98,6 +112,15 @@ func (c *nodeServiceClient) Stop(ctx context.Context, req *v1.NodeServiceStopReq
 	return nil, err
 }
 
+// Upgrade calls vacate.v1.NodeService.Upgrade.
+func (c *nodeServiceClient) Upgrade(ctx context.Context, req *v1.NodeServiceUpgradeRequest) (*v1.NodeServiceUpgradeResponse, error) {
+	response, err := c.upgrade.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // NodeServiceHandler is an implementation of the vacate.v1.NodeService service.
 type NodeServiceHandler interface {
 	// Status describes the daemon.
@@ -105,6 +128,11 @@ type NodeServiceHandler interface {
 	// Stop ends the daemon. With leases open it is refused, unless erase is set:
 	// then they are closed first.
 	Stop(context.Context, *v1.NodeServiceStopRequest) (*v1.NodeServiceStopResponse, error)
+	// Upgrade replaces the daemon's processes by those of the program that now
+	// lies at its path, one after the other; leases stay open. It returns when that
+	// has begun: Status tells the end, in last_upgrade. A program that does not
+	// start changes nothing.
+	Upgrade(context.Context, *v1.NodeServiceUpgradeRequest) (*v1.NodeServiceUpgradeResponse, error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -126,12 +154,20 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Stop")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceUpgradeHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceUpgradeProcedure,
+		svc.Upgrade,
+		connect.WithSchema(nodeServiceMethods.ByName("Upgrade")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vacate.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceStatusProcedure:
 			nodeServiceStatusHandler.ServeHTTP(w, r)
 		case NodeServiceStopProcedure:
 			nodeServiceStopHandler.ServeHTTP(w, r)
+		case NodeServiceUpgradeProcedure:
+			nodeServiceUpgradeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -147,4 +183,8 @@ func (UnimplementedNodeServiceHandler) Status(context.Context, *v1.NodeServiceSt
 
 func (UnimplementedNodeServiceHandler) Stop(context.Context, *v1.NodeServiceStopRequest) (*v1.NodeServiceStopResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.NodeService.Stop is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Upgrade(context.Context, *v1.NodeServiceUpgradeRequest) (*v1.NodeServiceUpgradeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.NodeService.Upgrade is not implemented"))
 }
