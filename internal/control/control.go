@@ -5,17 +5,28 @@
 //
 // # Start
 //
-//  1. The journal is opened, which only one daemon can.
+//  1. The journal is opened, which only one daemon can. Where it cannot be
+//     written and the engine holds leases, they can at least be closed
+//     (waiting.go).
 //  2. API and admin sockets are answered: alive, not ready.
-//  3. The node recovers: journal and engine are brought together.
-//  4. With --dev and no drive yet, the file of --dev is enrolled. Ready.
+//  3. The keeper sends a connection to the engine. The node recovers: journal and
+//     engine are brought together.
+//  4. With --dev and no drive yet, the file of --dev is enrolled. Ready, and the
+//     keeper is told.
+//
+// # Life
+//
+// For every engine that takes the place of another the keeper sends a connection
+// to it. Calls on the old one end; the node recovers with the new one, and opens
+// no lease meanwhile. Closing goes on.
 //
 // # End
 //
 //	asked for by signal or by Stop   refused with leases open, unless they may be
-//	                                 erased; when granted the process exits with 0,
-//	                                 which ends the daemon
-//	the engine or the journal fails  exit with 1: the keeper starts control anew
+//	                                 erased; when granted, the keeper is told to
+//	                                 end the daemon, when the answer is out
+//	the keeper's link is down        the keeper is gone, and so are all keys
+//	the journal is broken            exit with 1: the keeper starts control anew
 package control
 
 import (
@@ -32,13 +43,13 @@ import (
 	"time"
 
 	"vacate/internal/config"
-	"vacate/internal/ipc"
-	"vacate/internal/journal"
+	"vacate/internal/fail"
 	"vacate/internal/metrics"
 	"vacate/internal/node"
 	"vacate/internal/server"
 	"vacate/internal/sys"
 	"vacate/internal/version"
+	"vacate/internal/volatile"
 )
 
 // grace is how long calls in progress may take to end when control does.
@@ -47,7 +58,7 @@ const grace = 2 * time.Second
 // Files are the descriptors that the keeper gives control.
 type Files struct {
 	API, Admin *os.File // listening sockets
-	Engine     *os.File // connected to the engine
+	Link       *os.File // the socket to the keeper; see volatile.ControlLink
 	Death      *os.File // a pipe whose other end only the keeper holds
 }
 
@@ -55,7 +66,9 @@ type Files struct {
 type process struct {
 	cfg     config.Config
 	log     *slog.Logger
-	engine  *ipc.Client
+	link    *volatile.ControlLink
+	engine  *engine
+	waiting *waiting // nil: the journal was opened
 	node    *node.Node
 	metrics *metrics.Metrics
 	up      atomic.Bool   // the start is done
@@ -63,46 +76,86 @@ type process struct {
 	grant   func()
 }
 
-// Run is control's process. It returns nil when a stop was granted.
+// Run is control's process. It returns nil when a stop was granted and the keeper
+// was told.
 func Run(ctx context.Context, cfg config.Config, f Files, log *slog.Logger) error {
 	if err := errors.Join(sys.ExitOnEOF(f.Death), sys.Harden()); err != nil {
 		return fmt.Errorf("hardening control: %w", err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	p := &process{cfg: cfg, log: log, granted: make(chan struct{})}
+	return run(ctx, cfg, f, log)
+}
+
+// run is Run but for what it changes in the process.
+func run(ctx context.Context, cfg config.Config, f Files, log *slog.Logger) (err error) {
+	fail.At(fail.ControlStarted)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p := &process{cfg: cfg, log: log, engine: newEngine(), granted: make(chan struct{})}
 	p.grant = sync.OnceFunc(func() { close(p.granted) })
-	return p.run(ctx, f)
+	if p.link, err = volatile.NewControlLink(f.Link); err != nil {
+		return err
+	}
+	var engines sync.WaitGroup
+	engines.Go(func() { cancel(p.takeEngines()) })
+	defer engines.Wait()
+	defer p.link.Close() //nolint:errcheck // what was to be said was said
+	if err := p.run(ctx, f); err != nil {
+		return err
+	}
+	return p.link.Stop() // journal and sockets are closed: nothing is left to do here
+}
+
+// takeEngines calls the newest engine that the keeper has sent, until its link is
+// down.
+func (p *process) takeEngines() error {
+	for f := range p.link.Engine() {
+		if err := p.engine.swap(f); err != nil {
+			p.log.Error("taking a new engine", "error", err)
+		}
+	}
+	p.engine.close()
+	return errors.New("the keeper is gone")
 }
 
 func (p *process) run(ctx context.Context, f Files) (err error) {
 	p.metrics = metrics.New(metrics.Config{
-		Version: version.String(), PerLease: p.cfg.Metrics.PerLease,
-		Snapshot: func(ctx context.Context) metrics.Snapshot { return server.Snapshot(ctx, server.Of(p.node)) },
+		PerLease: p.cfg.Metrics.PerLease,
+		Snapshot: func(ctx context.Context) metrics.Snapshot {
+			return server.Snapshot(ctx, server.Of(p.node), processes())
+		},
 	})
-	store, err := journal.Open(journal.Options{Dir: p.cfg.StateDir, Observe: func(t journal.Timing) { p.metrics.Committed(t.Sync) }})
+	store, err := p.openJournal(ctx)
 	if err != nil {
-		return cannotStart(err)
-	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	if p.engine, err = ipc.NewClient(f.Engine); err != nil {
 		return err
 	}
-	defer p.engine.Close() //nolint:errcheck // nothing is left to send
+	defer func() { err = errors.Join(err, store.Close()) }()
 	sockets, err := node.NewFolders(p.cfg.LeasesDir())
 	if err != nil {
 		return cannotStart(err)
 	}
 	defer func() { err = errors.Join(err, sockets.Close()) }()
-	p.node, err = node.New(node.Config{
-		Store: store, Engine: engine{p.engine}, Sockets: sockets, Log: p.log,
+	cfg := node.Config{
+		Store: store, Engine: p.engine, Sockets: sockets, Log: p.log,
 		DrainDeadline: p.cfg.DrainDeadline, ForceForward: p.cfg.ForceForward(),
-	})
-	if err != nil {
+		PredecessorGone: func() error { return predecessorGone(p.cfg.RunDir, os.Getenv(aliveEnv)) },
+	}
+	if p.waiting != nil {
+		cfg.Unwritable = p.waiting.Unwritable
+	}
+	if p.node, err = node.New(cfg); err != nil {
 		return cannotStart(err)
 	}
 	defer p.node.Shutdown()
 	return p.serve(ctx, f)
+}
+
+// processes are the versions and the history that control was told.
+func processes() server.Processes {
+	self, err := os.Executable()
+	if err != nil {
+		self = "" // shown as unknown
+	}
+	return server.Processes{Control: version.String(), Keeper: os.Getenv("VACATE_KEEPER_VERSION"), LastUpgrade: os.Getenv("VACATE_UPGRADE"), Binary: self}
 }
 
 // serve answers calls until control ends, for whatever reason.
@@ -111,11 +164,11 @@ func (p *process) serve(ctx context.Context, f Files) error {
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	defer cancel()
-	ended := make(chan error, 3)
+	ended := make(chan error, 5)
 	n := facade{server.Of(p.node), &p.up}
 	api, err := server.New(server.Config{
-		Node: n, UID: uint32(os.Geteuid()), Operators: p.cfg.Operators, Auditors: p.cfg.Auditors,
-		Log: p.log, Version: version.String(), DangerZone: p.cfg.DangerInForce(), Warnings: hostWarnings(), Observe: p.metrics.Called, End: p.grant,
+		Node: n, UID: uint32(os.Geteuid()), Operators: p.cfg.Operators, Auditors: p.cfg.Auditors, Log: p.log, Processes: processes(),
+		DangerZone: p.cfg.DangerInForce(), Warnings: hostWarnings(), Observe: p.metrics.Called, End: p.grant, Upgrade: p.link.Upgrade,
 	})
 	if err != nil {
 		return err
@@ -134,26 +187,22 @@ func (p *process) serve(ctx context.Context, f Files) error {
 		}
 		serving.Go(func() { ended <- s.serve(ctx, l, grace) })
 	}
-	if err := p.node.Start(ctx); err != nil {
-		return cannotStart(err)
+	run := func(f func(context.Context) error) {
+		serving.Go(func() {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				ended <- err
+			}
+		})
 	}
-	if err := p.enrollDev(ctx); err != nil {
-		return err
+	run(p.follow)
+	run(func(ctx context.Context) error { return server.Erasures(ctx, n, p.metrics.Erased) })
+	if p.waiting != nil {
+		run(func(ctx context.Context) error { return p.waiting.retry(ctx, retryJournal) })
 	}
-	p.up.Store(true)
-	serving.Go(func() {
-		if err := server.Erasures(ctx, n, p.metrics.Erased); err != nil && ctx.Err() == nil {
-			ended <- fmt.Errorf("counting erasures: %w", err)
-		}
-	})
-	if err := sys.TrimProgram(); err != nil {
-		p.log.Debug("giving back pages of the program", "error", err) // it only costs memory
-	}
-	p.log.Info("ready", "api", p.cfg.APISocket(), "admin", p.cfg.AdminSocket())
 	return p.wait(ctx, ended)
 }
 
-// wait returns when control must end.
+// wait returns when control must end; nil when a stop was granted.
 func (p *process) wait(ctx context.Context, ended <-chan error) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
@@ -168,28 +217,14 @@ func (p *process) wait(ctx context.Context, ended <-chan error) error {
 			return nil
 		case <-p.granted:
 			return nil
-		case <-p.engine.Done():
-			return errors.New("the engine is gone")
 		case err := <-p.node.Fatal():
 			return fmt.Errorf("the journal cannot be written any more: %w", err)
 		case err := <-ended:
 			return err
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}
-}
-
-// enrollDev enrols the file of --dev when there is no drive at all.
-func (p *process) enrollDev(ctx context.Context) error {
-	path := p.cfg.DevDrive()
-	if path == "" || len(p.node.Drives(ctx)) > 0 {
-		return nil
-	}
-	if _, err := p.node.Enroll(ctx, node.EnrollRequest{Path: path}); err != nil {
-		return cannotStart(fmt.Errorf("enrolling the drive of --dev: %w", err))
-	}
-	return nil
 }
 
 // A facade is the node as it is shown: not ready before all of the start is done.

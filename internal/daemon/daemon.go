@@ -89,6 +89,7 @@ func Engine() error {
 	}
 	return engine.Run(context.Background(), engine.Files{
 		Link: os.NewFile(3, "link"), Death: os.NewFile(4, "death"), Keys: os.NewFile(5, "keys"), Table: os.NewFile(6, "table"),
+		Alive: os.NewFile(7, "alive"),
 	}, s.Engine, logger(s.Log, os.Stderr, "engine"))
 }
 
@@ -99,7 +100,7 @@ func Control() error {
 		return err
 	}
 	return control.Run(context.Background(), cfg, control.Files{
-		API: os.NewFile(3, "api"), Admin: os.NewFile(4, "admin"), Engine: os.NewFile(5, "engine"), Death: os.NewFile(6, "death"),
+		API: os.NewFile(3, "api"), Admin: os.NewFile(4, "admin"), Link: os.NewFile(5, "link"), Death: os.NewFile(6, "death"),
 	}, logger(cfg.Log, os.Stderr, "control"))
 }
 
