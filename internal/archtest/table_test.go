@@ -30,8 +30,9 @@ const table = `
 	leaf     extent:
 	leaf     plant:
 	leaf     fail:
-	leaf     sys:              golang.org/x/sys/unix
+	leaf     sys:              golang.org/x/sys/unix kernel.org/pub/linux/libs/security/libcap/psx
 	leaf     mem:              plant sys
+	leaf     sandbox:          sys github.com/landlock-lsm/go-landlock
 	leaf     xts:              golang.org/x/sys/cpu
 	leaf     uring:            sys
 	leaf     nbdclient:
@@ -50,7 +51,10 @@ const table = `
 	shared   volatile:         mem plant sys
 
 	# control plane
-	control  keeper:           fail sys volatile
+	control  keeper:           child fail handoff held sys volatile
+	control  child:            sys volatile
+	control  handoff:          sys
+	control  held:             fail handoff sys volatile
 	control  lease:            extent
 	control  journal:          extent lease go.etcd.io/bbolt
 	control  node:             extent fail ipc journal lease sys
@@ -70,7 +74,7 @@ const table = `
 
 	# wiring
 	wiring   demo:             api/vacate/v1 client nbdclient
-	wiring   daemon:           config control engine fail keeper plant sys version
+	wiring   daemon:           config control engine fail handoff keeper plant sys version
 	wiring   cmd/vacate:       cli daemon demo
 
 	# tests only

@@ -1,0 +1,93 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/landlock-lsm/go-landlock/landlock"
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+
+	"vacate/internal/sys"
+)
+
+// What Landlock may allow beneath a folder. Nothing may be executed anywhere, no
+// device, FIFO or symbolic link made, and no name moved to another folder.
+const (
+	readFiles landlock.AccessFSSet = ll.AccessFSReadFile
+	readTree                       = readFiles | ll.AccessFSReadDir
+	useFile                        = readFiles | ll.AccessFSWriteFile
+	useDrives                      = useFile | readTree | ll.AccessFSIoctlDev
+	keepFiles                      = useFile | readTree | ll.AccessFSTruncate | ll.AccessFSMakeReg | ll.AccessFSRemoveFile
+	keepNames                      = readTree | ll.AccessFSMakeDir | ll.AccessFSMakeSock | ll.AccessFSRemoveDir | ll.AccessFSRemoveFile
+)
+
+// A rule allows access to what lies at a path, and beneath it if it is a folder.
+type rule struct {
+	path   string
+	access landlock.AccessFSSet
+}
+
+// restrict lets this process open nothing but what rules allow, reach no network,
+// signal nobody outside, and connect to no socket: as much of that as the kernel
+// has. It returns the version of Landlock, and what is missing.
+func restrict(rules []rule) (abi int, missing []string, err error) {
+	abi = sys.LandlockABI()
+	if abi == 0 {
+		return 0, []string{"landlock: this kernel has none, or its list of security modules (lsm=) leaves it out"}, nil
+	}
+	if abi < abiScopes {
+		missing = append(missing, fmt.Sprintf("landlock: version %d of this kernel knows nothing of %s", abi, lacking(abi)))
+	}
+	var all []landlock.Rule
+	for _, r := range rules {
+		info, err := os.Stat(r.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, fmt.Sprintf("landlock: %s does not exist: what is put there later cannot be opened before the next start", r.path))
+			continue
+		}
+		if err != nil {
+			return 0, nil, unreachable(r.path, err)
+		}
+		access := r.access
+		if !info.IsDir() { // rights to a folder's names are none to a file
+			access &= useFile | ll.AccessFSIoctlDev | ll.AccessFSTruncate
+		}
+		all = append(all, landlock.PathAccess(access, r.path))
+	}
+	if err := landlock.V11.BestEffort().Restrict(all...); err != nil {
+		return 0, nil, fmt.Errorf("restricting what can be opened: %w", err)
+	}
+	return abi, missing, nil
+}
+
+// The versions of Landlock that brought what counts here (landlock(7)).
+const (
+	abiTruncate = 3
+	abiNet      = 4
+	abiIoctl    = 5
+	abiScopes   = 6
+)
+
+// lacking names what a version has not.
+func lacking(abi int) string {
+	switch {
+	case abi < abiTruncate:
+		return "truncation, networks, devices' ioctls, signals"
+	case abi < abiNet:
+		return "networks, devices' ioctls, signals"
+	case abi < abiIoctl:
+		return "devices' ioctls, signals"
+	}
+	return "signals"
+}
+
+// unreachable explains an error about a path that the process needs.
+func unreachable(path string, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("reaching %s: %w: uid %d cannot without CAP_DAC_OVERRIDE, which is given up: "+
+			"let the folders above it be entered by that user, or choose another place", path, err, os.Geteuid())
+	}
+	return fmt.Errorf("reaching %s: %w", path, err)
+}

@@ -1,0 +1,202 @@
+package sys
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/psx"
+)
+
+// What package sandbox builds on. All of it is for ever, and holds for every
+// thread of this process and for those that they make. (Go has no thread that it
+// could be done on before the others; psx makes a call on each.)
+
+// A Capability is a right of root's (capabilities(7)).
+type Capability uint8
+
+// The capabilities that some process of Vacate keeps.
+const (
+	CapChown   Capability = unix.CAP_CHOWN
+	CapIPCLock Capability = unix.CAP_IPC_LOCK
+	CapSysNice Capability = unix.CAP_SYS_NICE
+)
+
+// capNames names what is kept, for people.
+var capNames = map[Capability]string{CapChown: "chown", CapIPCLock: "ipc_lock", CapSysNice: "sys_nice"}
+
+func (c Capability) String() string {
+	if name, ok := capNames[c]; ok {
+		return name
+	}
+	return fmt.Sprintf("capability %d", uint8(c))
+}
+
+// NoNewPrivileges sees to it that no exec gives this process a right that it
+// has not (prctl(2), PR_SET_NO_NEW_PRIVS).
+func NoNewPrivileges() error {
+	if _, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
+		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", errno)
+	}
+	return nil
+}
+
+// KeepCapabilities drops every capability but keep from all five sets, and
+// returns which of keep this process has: none, for an ordinary user.
+//
+// Only CAP_SETPCAP may empty the bounding set. Without it, that set stays, which
+// is of use to an exec alone, and to none after [NoNewPrivileges].
+func KeepCapabilities(keep ...Capability) (kept []Capability, err error) {
+	var mask uint64
+	for _, c := range keep {
+		mask |= 1 << c
+	}
+	has, err := permitted()
+	if err != nil {
+		return nil, err
+	}
+	if has&(1<<unix.CAP_SETPCAP) != 0 {
+		if err := dropBounding(mask); err != nil {
+			return nil, err
+		}
+	}
+	// Ambient ones go by themselves when they are no longer permitted.
+	mask &= has
+	head := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	low, high := uint32(mask), uint32(mask>>32)
+	data := &[2]unix.CapUserData{{Effective: low, Permitted: low}, {Effective: high, Permitted: high}}
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	pin.Pin(head)
+	pin.Pin(data)
+	if _, _, errno := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(head)), uintptr(unsafe.Pointer(data)), 0); errno != 0 {
+		return nil, os.NewSyscallError("capset", errno)
+	}
+	for _, c := range keep {
+		if mask&(1<<c) != 0 {
+			kept = append(kept, c)
+		}
+	}
+	return kept, nil
+}
+
+func permitted() (uint64, error) {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return 0, os.NewSyscallError("capget", err)
+	}
+	return uint64(data[1].Permitted)<<32 | uint64(data[0].Permitted), nil
+}
+
+// dropBounding empties the bounding set but for keep. REQUIRES: CAP_SETPCAP.
+func dropBounding(keep uint64) error {
+	for c := range uintptr(64) {
+		set, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
+		if err == unix.EINVAL {
+			return nil // the kernel has no more of them
+		}
+		if err != nil {
+			return os.NewSyscallError("prctl PR_CAPBSET_READ", err)
+		}
+		if set == 0 || keep&(1<<c) != 0 {
+			continue
+		}
+		if _, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0, 0); errno != 0 {
+			return os.NewSyscallError("prctl PR_CAPBSET_DROP", errno)
+		}
+	}
+	return nil
+}
+
+// A FilterOp is one instruction of a seccomp filter (struct sock_filter,
+// include/uapi/linux/filter.h).
+type FilterOp struct {
+	Code   uint16
+	Jt, Jf uint8
+	K      uint32
+}
+
+// InstallFilter puts a seccomp filter before every system call of this process
+// (seccomp(2)). ENOSYS and EINVAL say that the kernel was built without.
+//
+// REQUIRES: NoNewPrivileges was called.
+func InstallFilter(prog []FilterOp) error {
+	if len(prog) == 0 || len(prog) > unix.BPF_MAXINSNS {
+		return fmt.Errorf("installing a seccomp filter of %d instructions: %w", len(prog), unix.EINVAL)
+	}
+	ops := make([]unix.SockFilter, len(prog))
+	for i, op := range prog {
+		ops[i] = unix.SockFilter(op)
+	}
+	fprog := &unix.SockFprog{Len: uint16(len(ops)), Filter: &ops[0]}
+	// SPEC_ALLOW: before Linux 5.16 a filter switched on mitigations that are for
+	// programs which run code of others in their own process, at a cost to all I/O.
+	tid, errno := setFilter(fprog, unix.SECCOMP_FILTER_FLAG_TSYNC|unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW)
+	if errno == unix.EINVAL { // SPEC_ALLOW is Linux 4.17 and newer
+		tid, errno = setFilter(fprog, unix.SECCOMP_FILTER_FLAG_TSYNC)
+	}
+	if errno != 0 {
+		return os.NewSyscallError("seccomp", errno)
+	}
+	if tid != 0 {
+		return fmt.Errorf("installing a seccomp filter: thread %d has another one already", tid)
+	}
+	return nil
+}
+
+// setFilter returns the thread that could not be given the filter, 0 if all were.
+func setFilter(p *unix.SockFprog, flags uintptr) (tid uintptr, errno syscall.Errno) {
+	tid, _, errno = unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(p)))
+	return tid, errno
+}
+
+// LandlockABI returns the version of Landlock that the kernel has, 0 if it has
+// none or does not use it.
+func LandlockABI() int {
+	v, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	if errno != 0 {
+		return 0
+	}
+	return int(v)
+}
+
+// Confinement is what /proc/PID/status tells of a process that confined itself.
+type Confinement struct {
+	NoNewPrivs, Seccomp       int
+	Effective, Bounding, Held uint64 // capability sets; Held is the permitted one
+}
+
+// ConfinementOf reads a process's own statement; pid 0 is this process.
+func ConfinementOf(pid int) (c Confinement, err error) {
+	who := "self"
+	if pid != 0 {
+		who = fmt.Sprint(pid)
+	}
+	status, err := os.ReadFile("/proc/" + who + "/status")
+	if err != nil {
+		return c, err
+	}
+	fields := map[string]struct {
+		format string
+		v      any
+	}{
+		"NoNewPrivs": {"%d", &c.NoNewPrivs}, "Seccomp": {"%d", &c.Seccomp},
+		"CapEff": {"%x", &c.Effective}, "CapBnd": {"%x", &c.Bounding}, "CapPrm": {"%x", &c.Held},
+	}
+	for line := range strings.Lines(string(status)) {
+		key, value, _ := strings.Cut(line, ":")
+		f, ok := fields[key]
+		if !ok {
+			continue
+		}
+		if _, err := fmt.Sscanf(strings.TrimSpace(value), f.format, f.v); err != nil {
+			return c, fmt.Errorf("reading /proc/%s/status: %q: %w", who, line, err)
+		}
+	}
+	return c, nil
+}
