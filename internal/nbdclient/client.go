@@ -18,6 +18,7 @@ import (
 // Any other error ends it.
 type Client struct {
 	conn       net.Conn
+	in         io.Reader // conn, or what reads ahead on it
 	timeout    time.Duration
 	size       int64
 	flags      uint16
@@ -254,6 +255,6 @@ func putRequest(b []byte, flags, cmd uint16, cookie, off uint64, length uint32) 
 }
 
 func (c *Client) readFull(p []byte) error {
-	_, err := io.ReadFull(c.conn, p)
+	_, err := io.ReadFull(c.in, p)
 	return err
 }

@@ -96,7 +96,7 @@ func connect(target string) (net.Conn, string, error) {
 
 // New enters transmission on conn, which the client owns if that succeeds.
 func New(conn net.Conn, o Options) (*Client, error) {
-	c := &Client{conn: conn, timeout: o.Timeout}
+	c := &Client{conn: conn, in: conn, timeout: o.Timeout}
 	if c.timeout == 0 {
 		c.timeout = 30 * time.Second
 	}

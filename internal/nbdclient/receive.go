@@ -16,15 +16,7 @@ func (c *Client) receive(r request) error {
 			return err
 		}
 	}
-	switch {
-	case a.failed != nil:
-		return a.failed
-	case r.cmd == cmdRead && a.covered != r.length:
-		return fmt.Errorf("the reply holds %d of %d bytes", a.covered, r.length)
-	case r.cmd == cmdBlockStatus && len(*r.extents) == 0:
-		return errors.New("the reply holds no extent")
-	}
-	return nil
+	return a.result()
 }
 
 // An answer is a reply that is being received.
@@ -36,6 +28,19 @@ type answer struct {
 	done    bool
 }
 
+// result judges the whole reply.
+func (a *answer) result() error {
+	switch {
+	case a.failed != nil:
+		return a.failed
+	case a.r.cmd == cmdRead && a.covered != a.r.length:
+		return fmt.Errorf("the reply holds %d of %d bytes", a.covered, a.r.length)
+	case a.r.cmd == cmdBlockStatus && len(*a.r.extents) == 0:
+		return errors.New("the reply holds no extent")
+	}
+	return nil
+}
+
 // message reads one simple reply or one chunk.
 func (a *answer) message() error {
 	var b [20]byte
@@ -43,8 +48,17 @@ func (a *answer) message() error {
 		return err
 	}
 	if cookie := binary.BigEndian.Uint64(b[8:]); cookie != a.r.cookie {
-		return fmt.Errorf("a reply to request %#x, which was not sent", cookie)
+		return unsent(cookie)
 	}
+	return a.rest(&b)
+}
+
+func unsent(cookie uint64) error {
+	return fmt.Errorf("a reply to request %#x, which was not sent", cookie)
+}
+
+// rest reads a message of which b[:16] was read, the first part of any header.
+func (a *answer) rest(b *[20]byte) error {
 	switch binary.BigEndian.Uint32(b[:]) {
 	case simpleMagic:
 		return a.simple(binary.BigEndian.Uint32(b[4:]))
