@@ -108,10 +108,12 @@ func (h host) openDrive(ctx context.Context, path string, o OpenOptions) (*Drive
 	if wait == 0 {
 		wait = defaultFenceWait
 	}
+	start := time.Now()
 	t, err := h.fence(ctx, path, wait)
 	if err != nil {
 		return nil, fmt.Errorf("opening drive: %w", err)
 	}
+	waited := time.Since(start)
 	sb, repaired, err := t.claim(o)
 	if err != nil {
 		t.close()
@@ -125,7 +127,7 @@ func (h host) openDrive(ctx context.Context, path string, o OpenOptions) (*Drive
 	d.flush = d.info.Flush == FlushForward
 	d.limit.Store(t.size)
 	d.info.add(sb)
-	d.info.Repaired = repaired
+	d.info.Repaired, d.info.FenceWaited = repaired, waited
 	return d, nil
 }
 
@@ -176,6 +178,9 @@ func (t *target) update(sb Superblock, p *pair, newest int, epoch uint64) (repai
 		} else if p.sb[which].Epoch != sb.Epoch {
 			repaired = append(repaired, fmt.Sprintf("superblock copy %s: epoch %d, behind %d", copyNames[which], p.sb[which].Epoch, sb.Epoch))
 		}
+	}
+	if repaired == nil && sb.Epoch == epoch {
+		return nil, nil // nothing to write, and nothing for a take-over to wait for
 	}
 	sb.Epoch = epoch
 	for _, which := range []int{1 - newest, newest} {

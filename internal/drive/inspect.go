@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"vacate/internal/blk"
 	"vacate/internal/sys"
@@ -14,11 +15,12 @@ import (
 // Info describes a drive.
 type Info struct {
 	Path          string
-	Kind          string // "file", "block device", "partition", "logical volume", "device-mapper", "MD RAID", "loop"
-	Model, Serial string // "" if unknown
-	Engine        string // EngineRing or EnginePread
-	EngineWhy     string // a sentence for people; "" with EngineRing
-	Direct        bool   // I/O goes past the page cache
+	Kind          string        // "file", "block device", "partition", "logical volume", "device-mapper", "MD RAID", "loop"
+	Model, Serial string        // "" if unknown
+	Engine        string        // EngineRing or EnginePread
+	EngineWhy     string        // a sentence for people; "" with EngineRing
+	Direct        bool          // I/O goes past the page cache
+	FenceWaited   time.Duration // by Open, until the fence was held; 0 for Inspect
 	Flush         FlushClass
 	FlushWhy      string // a sentence for people
 	Size          int64  // bytes of the whole drive
