@@ -64,7 +64,13 @@ func run(o options) (err error) {
 	if err := reads(d, o, shm); err != nil {
 		return fmt.Errorf("random reads: %w", err)
 	}
-	return d.Stop()
+	if err := d.Stop(); err != nil {
+		return err
+	}
+	if err := restart(bin, dir); err != nil {
+		return fmt.Errorf("restarting: %w", err)
+	}
+	return nil
 }
 
 func printMachine() {
