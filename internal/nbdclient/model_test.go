@@ -49,7 +49,7 @@ func (b *bench) end(o *op) []Class {
 	b.m.look(o)
 	var all []Class
 	for _, w := range b.m.check(o) {
-		if w.Off != 4096+int64(w.Off-4096)/sectorSize*sectorSize || w.Expected == "" || w.Found == "" {
+		if w.Off < 4096 || w.Off%sectorSize != 0 || w.Expected == "" || w.Found == "" {
 			b.t.Errorf("report %+v", w)
 		}
 		all = append(all, w.Class)
@@ -156,11 +156,11 @@ func TestModelDoubt(t *testing.T) {
 	// Two in a row, and a discard: each is possible, until one was seen.
 	b = newBench(t)
 	b.write(cmdWrite, 0, 1)
-	one, trim, two := b.start(1, cmdWrite, 0, 1), (*op)(nil), (*op)(nil)
+	one := b.start(1, cmdWrite, 0, 1)
 	b.m.giveUp(one)
-	trim = b.start(1, cmdTrim, 0, 1)
+	trim := b.start(1, cmdTrim, 0, 1)
 	b.m.giveUp(trim)
-	two = b.start(1, cmdWrite, 0, 1)
+	two := b.start(1, cmdWrite, 0, 1)
 	r := b.start(2, cmdRead, 0, 1)
 	b.land(one)
 	if got := b.end(r); len(got) != 0 {

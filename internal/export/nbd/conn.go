@@ -81,7 +81,7 @@ func (c *conn) finish(err error) {
 	if errors.Is(err, errGarbage) {
 		c.server.counters.garbage.Add(1)
 	}
-	if err == errBoundary {
+	if errors.Is(err, errBoundary) {
 		err = errors.Join(c.leave(), c.server.pass(c))
 	} else {
 		err = errors.Join(err, c.end())
