@@ -65,7 +65,9 @@ func (a *app) closeLeases(ctx context.Context, c *client.Client, ids []string) e
 
 func (a *app) closeLease(ctx context.Context, c *client.Client, id string) (*vacatev1.Lease, error) {
 	defer a.spin("closing " + printable(id))()
-	res, err := c.Leases.Close(ctx, &vacatev1.LeaseServiceCloseRequest{Id: id})
+	res, err := persist(ctx, func(ctx context.Context) (*vacatev1.LeaseServiceCloseResponse, error) {
+		return c.Leases.Close(ctx, &vacatev1.LeaseServiceCloseRequest{Id: id})
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -109,8 +109,8 @@ func reportOf(err error) report {
 // cutOff tells whether err is a connection that the daemon's end cut off.
 func cutOff(err error) bool {
 	var ce *connect.Error
-	if !errors.As(err, &ce) {
-		return false // not a call
+	if !errors.As(err, &ce) || client.ProblemOf(err) != nil {
+		return false // not a call, or answered
 	}
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }

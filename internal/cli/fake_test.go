@@ -25,6 +25,12 @@ type fake struct {
 	enroll *vacatev1.DriveServiceEnrollRequest
 	stop   *vacatev1.NodeServiceStopRequest
 	sock   string
+
+	cut     int      // how many calls of Open and Close are cut off
+	keys    []string // of the calls of Open
+	program string   // at the daemon's path
+	upgrade string   // what the next upgrade ends with; or a connect error's text
+	ended   string   // what the last one ended with
 }
 
 const (
@@ -93,6 +99,8 @@ type leaseFake struct{ *fake }
 
 func (f leaseFake) Open(_ context.Context, req *vacatev1.LeaseServiceOpenRequest) (*vacatev1.LeaseServiceOpenResponse, error) {
 	f.opened = req
+	f.keys = append(f.keys, req.GetIdempotencyKey())
+	f.cutOff()
 	switch {
 	case req.GetSizeBytes()%4096 != 0:
 		return nil, fakeError(connect.CodeInvalidArgument, "not a multiple of 4096", &vacatev1.Problem{Kind: "invalid"})
@@ -121,6 +129,7 @@ func (f leaseFake) Get(_ context.Context, req *vacatev1.LeaseServiceGetRequest) 
 }
 
 func (f leaseFake) Close(_ context.Context, req *vacatev1.LeaseServiceCloseRequest) (*vacatev1.LeaseServiceCloseResponse, error) {
+	f.cutOff()
 	if l := fakeLease(req.GetId()); l != nil {
 		return &vacatev1.LeaseServiceCloseResponse{Lease: l}, nil
 	}
@@ -170,13 +179,39 @@ func (f driveFake) Get(_ context.Context, req *vacatev1.DriveServiceGetRequest) 
 type nodeFake struct{ *fake }
 
 func (f nodeFake) Status(context.Context, *vacatev1.NodeServiceStatusRequest) (*vacatev1.NodeServiceStatusResponse, error) {
-	return &vacatev1.NodeServiceStatusResponse{
-		Version: "v0.1.0", NodeId: "abcd", StartedAt: timestamppb.New(fakeTime), Ready: true, Pid: 42,
+	res := &vacatev1.NodeServiceStatusResponse{
+		Version: "v0.1.0", KeeperVersion: "v0.1.0", LastUpgrade: f.ended, Binary: f.program, NodeId: "abcd", StartedAt: timestamppb.New(fakeTime), Ready: true, Pid: 42,
 		Engine: &vacatev1.Engine{Pid: 43, Id: "e1", KeeperId: "k1", BootId: "b1", KeyStore: "memfd_secret", Buffers: "locked", Cipher: "aesni",
-			MaxConnections: 128, MaxLeases: 1024},
+			MaxConnections: 128, MaxLeases: 1024, Version: "v0.1.0", Generation: 1},
 		Leases: map[string]uint32{"open": 1, "erased": 1}, Drives: 1, CapacityBytes: 1 << 40, FreeBytes: 900 << 30, Connections: 2,
 		Warnings: []string{"swap is in use"}, DangerZone: []string{"force_forward /dev/sda"},
-	}, nil
+	}
+	if f.ended != "" { // other processes
+		res.Pid, res.Engine.Pid, res.Engine.Id, res.Engine.Generation = 52, 53, "e2", 2
+	}
+	if f.ended == "done" {
+		res.Version, res.KeeperVersion, res.Engine.Version = "v0.2.0", "v0.2.0", "v0.2.0"
+	}
+	return res, nil
+}
+
+// Upgrade cuts the caller off, as it may happen.
+func (f nodeFake) Upgrade(context.Context, *vacatev1.NodeServiceUpgradeRequest) (*vacatev1.NodeServiceUpgradeResponse, error) {
+	if f.upgrade == "" {
+		return nil, fakeError(connect.CodeInternal, "the new program does not start; nothing was changed", &vacatev1.Problem{Kind: "internal", Next: "see the log"})
+	}
+	if f.upgrade != "never" {
+		f.ended = f.upgrade
+	}
+	panic(http.ErrAbortHandler)
+}
+
+// cutOff ends a call without an answer, as a control that dies.
+func (f *fake) cutOff() {
+	if f.cut > 0 {
+		f.cut--
+		panic(http.ErrAbortHandler)
+	}
 }
 
 func (f nodeFake) Stop(_ context.Context, req *vacatev1.NodeServiceStopRequest) (*vacatev1.NodeServiceStopResponse, error) {

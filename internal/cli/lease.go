@@ -50,8 +50,11 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 				}
 				req.Uid = &n
 			}
+			if req.IdempotencyKey == "" { // so that the call can be repeated when it was cut off
+				req.IdempotencyKey = randomKey()
+			}
 			return a.call(func(ctx context.Context, c *client.Client) error {
-				res, err := c.Leases.Open(ctx, req)
+				res, err := persist(ctx, func(ctx context.Context) (*vacatev1.LeaseServiceOpenResponse, error) { return c.Leases.Open(ctx, req) })
 				if err != nil {
 					return err
 				}
@@ -66,7 +69,7 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 	f.DurationVar(&ttl, "ttl", 0, "close the lease by itself after this time, as 24h (default: never)")
 	f.Lookup("ttl").DefValue = "" // the help says it already
 	f.Uint32Var(&logical, "logical-block", 0, "logical block size in bytes, 512 or 4096 (default 512)")
-	f.StringVar(&key, "idempotency-key", "", "a second open with the same key returns the lease of the first")
+	f.StringVar(&key, "idempotency-key", "", "a second open with the same key returns the lease of the first (default: random)")
 	f.StringVar(&uid, "uid", "", "user, by name or number, that may connect to the volume (default: you)")
 	complete(c, "size")
 	complete(c, "logical-block", "512", "4096")

@@ -188,7 +188,7 @@ func (a *app) showStatus(s *vacatev1.NodeServiceStatusResponse) {
 	}
 	lines := []pair{
 		{"ready", ready},
-		{"version", plain(s.GetVersion())},
+		{"version", versionsCell(p, s)},
 		{"node", plain(s.GetNodeId())},
 		{"since", plain(shortTime(s.GetStartedAt(), a.loc))},
 		{"leases", plain(leaseCounts(s.GetLeases()))},
@@ -198,12 +198,19 @@ func (a *app) showStatus(s *vacatev1.NodeServiceStatusResponse) {
 	if e := s.GetEngine(); e != nil {
 		lines = append(lines,
 			pair{"clients", plain(fmt.Sprintf("%d of %d", s.GetConnections(), e.GetMaxConnections()))},
-			pair{"engine", plain(fmt.Sprintf("pid %d", e.GetPid()))},
+			pair{"engine", plain(engineText(e))},
 			pair{"cipher", plain(e.GetCipher())},
 			pair{"keys", plain(e.GetKeyStore())},
 			pair{"buffers", plain(e.GetBuffers())})
 	} else {
 		lines = append(lines, pair{"engine", cell{text: "none", paint: p.red}})
+	}
+	if up := s.GetLastUpgrade(); up != "" {
+		c := plain(up)
+		if up != upgradeDone {
+			c.paint = p.yellow
+		}
+		lines = append(lines, pair{"last upgrade", c})
 	}
 	for _, w := range s.GetWarnings() {
 		lines = append(lines, pair{"warning", cell{text: printable(w), paint: p.yellow}})
@@ -212,6 +219,18 @@ func (a *app) showStatus(s *vacatev1.NodeServiceStatusResponse) {
 		lines = append(lines, pair{"danger zone", cell{text: printable(d), paint: p.red}})
 	}
 	pairs(a.out, p, lines)
+}
+
+// engineText says which process serves the volumes, and how many did before it.
+func engineText(e *vacatev1.Engine) string {
+	text := fmt.Sprintf("pid %d", e.GetPid())
+	switch n := e.GetGeneration(); {
+	case n == 2:
+		text += ", took over once"
+	case n > 2:
+		text += fmt.Sprintf(", took over %d times", n-1)
+	}
+	return text
 }
 
 // leaseCounts lists the states that leases are in, in the order of their life.

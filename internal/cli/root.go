@@ -99,14 +99,16 @@ type app struct {
 	getenv func(string) string
 	loc    *time.Location // of times for people
 
-	patience time.Duration // see query
+	patience      time.Duration // see query
+	upgradeWithin time.Duration // see upgrade
 
 	addr   string // --addr
 	format format // --output
 }
 
 func newApp(hooks Hooks, s Streams) *app {
-	return &app{hooks: hooks, in: s.In, out: s.Out, err: s.Err, getenv: s.Getenv, format: formatTable, loc: time.Local, patience: patience}
+	return &app{hooks: hooks, in: s.In, out: s.Out, err: s.Err, getenv: s.Getenv, format: formatTable, loc: time.Local,
+		patience: patience, upgradeWithin: upgradeWithin}
 }
 
 func (a *app) root() *cobra.Command {
@@ -132,7 +134,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.addr, "addr", "", "socket of the daemon (default $VACATE_ADDR, then "+client.DefaultSocket+", then ./vacate-dev/vacate.sock)")
 	root.PersistentFlags().VarP(&a.format, "output", "o", "how to print: table, json or yaml")
 	complete(root, "output", "table", "json", "yaml")
-	root.AddCommand(a.serveCommand(), a.demoCommand(), a.stopCommand(), a.statusCommand(),
+	root.AddCommand(a.serveCommand(), a.demoCommand(), a.stopCommand(), a.upgradeCommand(), a.statusCommand(),
 		a.driveCommand(), a.leaseCommand(), a.versionCommand())
 	return root
 }

@@ -197,6 +197,9 @@ type statusView struct {
 	Connections   uint32            `json:"connections"`
 	Warnings      []string          `json:"warnings"`
 	DangerZone    []string          `json:"dangerZone"`
+	KeeperVersion string            `json:"keeperVersion"`
+	LastUpgrade   string            `json:"lastUpgrade,omitempty"`
+	Binary        string            `json:"binary"`
 }
 
 type engineView struct {
@@ -209,6 +212,8 @@ type engineView struct {
 	Cipher         string `json:"cipher"`
 	MaxConnections uint32 `json:"maxConnections"`
 	MaxLeases      uint32 `json:"maxLeases"`
+	Version        string `json:"version"`
+	Generation     uint64 `json:"generation"`
 }
 
 func statusViewOf(s *vacatev1.NodeServiceStatusResponse) statusView {
@@ -216,13 +221,15 @@ func statusViewOf(s *vacatev1.NodeServiceStatusResponse) statusView {
 		Version: s.GetVersion(), NodeID: s.GetNodeId(), StartedAt: instant(s.GetStartedAt()), Ready: s.GetReady(), ReadyWhy: s.GetReadyWhy(),
 		PID: s.GetPid(), Leases: s.GetLeases(), Drives: s.GetDrives(), CapacityBytes: s.GetCapacityBytes(), FreeBytes: s.GetFreeBytes(),
 		Connections: s.GetConnections(), Warnings: orEmpty(s.GetWarnings()), DangerZone: orEmpty(s.GetDangerZone()),
+		KeeperVersion: s.GetKeeperVersion(), LastUpgrade: s.GetLastUpgrade(), Binary: s.GetBinary(),
 	}
 	if v.Leases == nil {
 		v.Leases = map[string]uint32{}
 	}
 	if e := s.GetEngine(); e != nil {
 		v.Engine = &engineView{PID: e.GetPid(), ID: e.GetId(), KeeperID: e.GetKeeperId(), BootID: e.GetBootId(), KeyStore: e.GetKeyStore(),
-			Buffers: e.GetBuffers(), Cipher: e.GetCipher(), MaxConnections: e.GetMaxConnections(), MaxLeases: e.GetMaxLeases()}
+			Buffers: e.GetBuffers(), Cipher: e.GetCipher(), MaxConnections: e.GetMaxConnections(), MaxLeases: e.GetMaxLeases(),
+			Version: e.GetVersion(), Generation: e.GetGeneration()}
 	}
 	return v
 }
