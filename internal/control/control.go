@@ -46,6 +46,7 @@ import (
 	"vacate/internal/fail"
 	"vacate/internal/metrics"
 	"vacate/internal/node"
+	"vacate/internal/sandbox"
 	"vacate/internal/server"
 	"vacate/internal/sys"
 	"vacate/internal/version"
@@ -64,16 +65,18 @@ type Files struct {
 
 // A process is one run of control.
 type process struct {
-	cfg     config.Config
-	log     *slog.Logger
-	link    *volatile.ControlLink
-	engine  *engine
-	waiting *waiting // nil: the journal was opened
-	node    *node.Node
-	metrics *metrics.Metrics
-	up      atomic.Bool   // the start is done
-	granted chan struct{} // closed when a stop was granted
-	grant   func()
+	cfg      config.Config
+	log      *slog.Logger
+	link     *volatile.ControlLink
+	engine   *engine
+	waiting  *waiting // nil: the journal was opened
+	node     *node.Node
+	metrics  *metrics.Metrics
+	confined sandbox.Report
+	trim     func() error
+	up       atomic.Bool   // the start is done
+	granted  chan struct{} // closed when a stop was granted
+	grant    func()
 }
 
 // Run is control's process. It returns nil when a stop was granted and the keeper
@@ -82,15 +85,16 @@ func Run(ctx context.Context, cfg config.Config, f Files, log *slog.Logger) erro
 	if err := errors.Join(sys.ExitOnEOF(f.Death), sys.Harden()); err != nil {
 		return fmt.Errorf("hardening control: %w", err)
 	}
-	return run(ctx, cfg, f, log)
+	return run(ctx, cfg, f, log, sys.TrimProgram)
 }
 
-// run is Run but for what it changes in the process.
-func run(ctx context.Context, cfg config.Config, f Files, log *slog.Logger) (err error) {
+// run is Run but for what it changes in the process. trim is called once, when the
+// start is done.
+func run(ctx context.Context, cfg config.Config, f Files, log *slog.Logger, trim func() error) (err error) {
 	fail.At(fail.ControlStarted)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p := &process{cfg: cfg, log: log, engine: newEngine(), granted: make(chan struct{})}
+	p := &process{cfg: cfg, log: log, engine: newEngine(), trim: trim, granted: make(chan struct{})}
 	p.grant = sync.OnceFunc(func() { close(p.granted) })
 	if p.link, err = volatile.NewControlLink(f.Link); err != nil {
 		return err
@@ -134,6 +138,9 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 		return cannotStart(err)
 	}
 	defer func() { err = errors.Join(err, sockets.Close()) }()
+	if err := p.confine(); err != nil {
+		return cannotStart(err)
+	}
 	cfg := node.Config{
 		Store: store, Engine: p.engine, Sockets: sockets, Log: p.log,
 		DrainDeadline: p.cfg.DrainDeadline, ForceForward: p.cfg.ForceForward(),
@@ -168,7 +175,7 @@ func (p *process) serve(ctx context.Context, f Files) error {
 	n := facade{server.Of(p.node), &p.up}
 	api, err := server.New(server.Config{
 		Node: n, UID: uint32(os.Geteuid()), Operators: p.cfg.Operators, Auditors: p.cfg.Auditors, Log: p.log, Processes: processes(),
-		DangerZone: p.cfg.DangerInForce(), Warnings: hostWarnings(), Observe: p.metrics.Called, End: p.grant, Upgrade: p.link.Upgrade,
+		DangerZone: p.cfg.DangerInForce(), Warnings: p.warnings(), Observe: p.metrics.Called, End: p.grant, Upgrade: p.link.Upgrade,
 	})
 	if err != nil {
 		return err

@@ -24,7 +24,7 @@ func serveEngine(t *testing.T, h ipc.Handler) (f *os.File, end func()) {
 	go func() { done <- ipc.Serve(ctx, ours, h) }()
 	end = func() {
 		cancel()
-		<-done // however: a control that dies may reset the connection
+		<-done       // however: a control that dies may reset the connection
 		ours.Close() //nolint:errcheck // it may be closed already
 	}
 	t.Cleanup(cancel)

@@ -6,12 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 )
 
 // aliveEnv names the file that the engines of this keeper hold locked.
 const aliveEnv = "VACATE_ALIVE"
+
+// engineLocks are the files that keepers' engines hold locked.
+const engineLocks = "engine-*.lock"
 
 // predecessorGone returns nil when no engine of an earlier keeper is alive.
 //
@@ -28,7 +30,7 @@ func predecessorGone(dir, own string) error {
 	var alive []error
 	for _, e := range entries {
 		name := e.Name()
-		if !strings.HasPrefix(name, "engine-") || !strings.HasSuffix(name, ".lock") || name == filepath.Base(own) {
+		if is, _ := filepath.Match(engineLocks, name); !is || name == filepath.Base(own) {
 			continue
 		}
 		if err := bury(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

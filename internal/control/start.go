@@ -9,7 +9,6 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
 	"vacate/internal/node"
-	"vacate/internal/sys"
 )
 
 // retryEngine is how soon a recovery that failed is tried again with the same
@@ -124,7 +123,7 @@ func (p *process) recover(ctx context.Context, started *bool) error {
 	if err := p.link.Ready(); err != nil {
 		return err
 	}
-	if err := sys.TrimProgram(); err != nil {
+	if err := p.trim(); err != nil {
 		p.log.Debug("giving back pages of the program", "error", err) // it only costs memory
 	}
 	p.log.Info("ready", "api", p.cfg.APISocket(), "admin", p.cfg.AdminSocket())

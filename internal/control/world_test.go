@@ -79,7 +79,7 @@ func (w *world) start() {
 	w.heard, w.ended = make(chan volatile.Message, 16), make(chan error, 1)
 	heard, ended, conn := w.heard, make(chan struct{}), w.keeper
 	go func() {
-		err := run(ctx, w.cfg, Files{API: w.files[0], Admin: w.files[1], Link: theirs}, slog.New(slog.DiscardHandler))
+		err := run(ctx, w.cfg, Files{API: w.files[0], Admin: w.files[1], Link: theirs}, slog.New(slog.DiscardHandler), func() error { return nil })
 		close(ended)
 		w.ended <- err
 	}()
