@@ -138,6 +138,67 @@ func TestStateFolderTurnsReadOnly(t *testing.T) {
 	}
 }
 
+// A control that dies while its state folder cannot be written comes back all the
+// same: leases go on, and tenants can leave. When the folder is mended it writes
+// what it could not, without being started anew.
+func TestControlDiesOnReadOnlyStateFolder(t *testing.T) {
+	image := filepath.Join(shortDir(t), "image")
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, 16<<20))
+	command(t, "mke2fs", "-q", "-F", "-t", "ext4", image)
+	mount := func(state string) []string { return []string{"-o", "loop,errors=remount-ro", image, state} }
+	dir, state := stateOn(t, mount)
+	must(t, os.Chmod(state, 0o700))
+	d := startIn(t, bin, dir, daemon.Options{})
+	leaver, stayer := open(t, d, "--size", "16MiB", "--tenant", "acme"), open(t, d, "--size", "16MiB")
+	sc := dial(t, stayer)
+	write(t, sc, 0, []byte("stayer"))
+	before := showDrive(t, d, filepath.Join(dir, "drive.img")).FreeBytes
+
+	command(t, "mount", "-o", "remount,abort", state)
+	old, err := d.Child("control")
+	must(t, err)
+	must(t, syscall.Kill(old, syscall.SIGKILL))
+	var control int
+	eventually(t, "another control", func() error {
+		if control, err = d.Child("control"); err == nil && control == old {
+			err = errors.New("it is the old one")
+		}
+		return err
+	})
+	var status struct {
+		Ready    bool   `json:"ready"`
+		ReadyWhy string `json:"readyWhy"`
+	}
+	must(t, d.JSON(&status, "status"))
+	if status.Ready || !strings.Contains(status.ReadyWhy, "can only be closed") || !strings.Contains(status.ReadyWhy, "read-only file system") {
+		t.Errorf("status %+v", status)
+	}
+	if s := show(t, d, leaver.ID); s.State != "open" || s.Tenant != "acme" {
+		t.Errorf("what the journal has of a lease: %+v", s)
+	}
+	refuseOpens(t, d, "read-only file system")
+	goesOn(t, d, stayer, "stayer")
+	erasedWithoutRecord(t, d, leaver)
+
+	command(t, "umount", state) // nobody holds it
+	command(t, "mount", mount(state)...)
+	eventually(t, "the CLOSE record", func() error {
+		if s := show(t, d, leaver.ID); s.State != "closed" || s.Result != "ok" {
+			return fmt.Errorf("state %s, result %s", s.State, s.Result)
+		}
+		return nil
+	})
+	goesOn(t, d, stayer, "stayer")
+	if now := showDrive(t, d, filepath.Join(dir, "drive.img")).FreeBytes; now != before+16<<20 {
+		t.Errorf("%d bytes are free, want %d", now, before+16<<20)
+	}
+	if now, err := d.Child("control"); err != nil || now != control {
+		t.Errorf("control is %d (%v), was %d", now, err, control)
+	}
+	usable(t, d)
+}
+
 // refuseOpens wants each of a few openings to fail, to say why and what to do,
 // and to leave nothing behind.
 func refuseOpens(t *testing.T, d *daemon.Daemon, why string) {
