@@ -44,7 +44,7 @@ const table = `
 	data     blockmap:         blk fail plant
 	data     crypt:            blk mem plant xts
 	data     drive:            blk mem plant sys uring
-	data     engine:           blk blockmap crypt drive export/nbd extent fail ipc mem plant sys volatile volume xts
+	data     engine:           blk blockmap crypt drive export/nbd extent fail ipc mem plant sandbox sys volatile volume xts
 
 	# between processes
 	shared   ipc:              extent
@@ -58,7 +58,7 @@ const table = `
 	control  lease:            extent
 	control  journal:          extent lease go.etcd.io/bbolt
 	control  node:             extent fail ipc journal lease sys
-	control  control:          config fail ipc journal metrics node server sys version volatile
+	control  control:          config fail ipc journal metrics node sandbox server sys version volatile
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease metrics node
@@ -74,7 +74,7 @@ const table = `
 
 	# wiring
 	wiring   demo:             api/vacate/v1 client nbdclient
-	wiring   daemon:           config control engine fail handoff keeper plant sys version
+	wiring   daemon:           config control engine fail handoff keeper plant sandbox sys version
 	wiring   cmd/vacate:       cli daemon demo
 
 	# tests only

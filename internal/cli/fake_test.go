@@ -182,7 +182,7 @@ func (f nodeFake) Status(context.Context, *vacatev1.NodeServiceStatusRequest) (*
 	res := &vacatev1.NodeServiceStatusResponse{
 		Version: "v0.1.0", KeeperVersion: "v0.1.0", LastUpgrade: f.ended, Binary: f.program, NodeId: "abcd", StartedAt: timestamppb.New(fakeTime), Ready: true, Pid: 42,
 		Engine: &vacatev1.Engine{Pid: 43, Id: "e1", KeeperId: "k1", BootId: "b1", KeyStore: "memfd_secret", Buffers: "locked", Cipher: "aesni",
-			MaxConnections: 128, MaxLeases: 1024, Version: "v0.1.0", Generation: 1},
+			MaxConnections: 128, MaxLeases: 1024, Version: "v0.1.0", Generation: 1, Sandbox: "no_new_privs, capabilities sys_nice ipc_lock, landlock 7, seccomp"},
 		Leases: map[string]uint32{"open": 1, "erased": 1}, Drives: 1, CapacityBytes: 1 << 40, FreeBytes: 900 << 30, Connections: 2,
 		Warnings: []string{"swap is in use"}, DangerZone: []string{"force_forward /dev/sda"},
 	}

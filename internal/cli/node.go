@@ -201,7 +201,8 @@ func (a *app) showStatus(s *vacatev1.NodeServiceStatusResponse) {
 			pair{"engine", plain(engineText(e))},
 			pair{"cipher", plain(e.GetCipher())},
 			pair{"keys", plain(e.GetKeyStore())},
-			pair{"buffers", plain(e.GetBuffers())})
+			pair{"buffers", plain(e.GetBuffers())},
+			pair{"sandbox", plain(printable(e.GetSandbox()))})
 	} else {
 		lines = append(lines, pair{"engine", cell{text: "none", paint: p.red}})
 	}

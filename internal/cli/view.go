@@ -214,6 +214,7 @@ type engineView struct {
 	MaxLeases      uint32 `json:"maxLeases"`
 	Version        string `json:"version"`
 	Generation     uint64 `json:"generation"`
+	Sandbox        string `json:"sandbox"`
 }
 
 func statusViewOf(s *vacatev1.NodeServiceStatusResponse) statusView {
@@ -229,7 +230,7 @@ func statusViewOf(s *vacatev1.NodeServiceStatusResponse) statusView {
 	if e := s.GetEngine(); e != nil {
 		v.Engine = &engineView{PID: e.GetPid(), ID: e.GetId(), KeeperID: e.GetKeeperId(), BootID: e.GetBootId(), KeyStore: e.GetKeyStore(),
 			Buffers: e.GetBuffers(), Cipher: e.GetCipher(), MaxConnections: e.GetMaxConnections(), MaxLeases: e.GetMaxLeases(),
-			Version: e.GetVersion(), Generation: e.GetGeneration()}
+			Version: e.GetVersion(), Generation: e.GetGeneration(), Sandbox: e.GetSandbox()}
 	}
 	return v
 }

@@ -42,6 +42,10 @@ type Config struct {
 	StateDir string `json:"stateDir"`
 	// RunDir holds the sockets. Absolute; unix sockets limit its length.
 	RunDir string `json:"runDir"`
+	// DriveDirs are the folders beneath which drives may be enrolled: the engine
+	// can open nothing else (package sandbox). Absolute; the folder of the state
+	// is not beneath one.
+	DriveDirs []string `json:"driveDirs,omitempty"`
 	// MaxConnections is how many clients may be connected at once, over all
 	// leases. 1 ≤ MaxConnections ≤ 65536.
 	MaxConnections int `json:"maxConnections"`
@@ -80,6 +84,8 @@ type DangerZone struct {
 	// ForceForward are paths of drives whose flush class is "forward", whatever
 	// was probed. There is no switch for the reverse.
 	ForceForward []string `json:"forceForward,omitempty"`
+	// SandboxOff leaves engine and control every right of the user who runs them.
+	SandboxOff bool `json:"sandboxOff,omitempty"`
 }
 
 // Default is the configuration that an empty file gives.
@@ -87,6 +93,7 @@ func Default() Config {
 	return Config{
 		StateDir:       "/var/lib/vacate",
 		RunDir:         "/run/vacate",
+		DriveDirs:      []string{"/dev"},
 		MaxConnections: 128,
 		DrainDeadline:  2 * time.Second,
 		Log:            Log{Level: slog.LevelInfo, Format: "text"},
@@ -136,12 +143,18 @@ func (c Config) ForceForward() []string {
 	return c.DangerZone.ForceForward
 }
 
+// SandboxOff is danger_zone.sandbox, if it is in force.
+func (c Config) SandboxOff() bool { return c.DangerZone.Enabled && c.DangerZone.SandboxOff }
+
 // DangerInForce names the switches of danger_zone that have an effect, for the
 // status of the daemon.
 func (c Config) DangerInForce() []string {
 	var on []string
 	for _, p := range c.ForceForward() {
 		on = append(on, "force_forward "+p)
+	}
+	if c.SandboxOff() {
+		on = append(on, "sandbox off")
 	}
 	return on
 }

@@ -57,7 +57,13 @@ func TestLoadLayers(t *testing.T) {
 		{name: "duration", args: []string{"--drain-deadline", "150ms"},
 			want: change(func(c *Config) { c.DrainDeadline = 150 * time.Millisecond })},
 		{name: "danger zone", text: "danger_zone:\n  enabled: true\n  force_forward: [/dev/sda]",
-			want: change(func(c *Config) { c.DangerZone = DangerZone{true, []string{"/dev/sda"}} })},
+			want: change(func(c *Config) { c.DangerZone = DangerZone{Enabled: true, ForceForward: []string{"/dev/sda"}} })},
+		{name: "drive folders", text: "drive_dirs: [/dev/disk, /srv/a]", want: change(func(c *Config) { c.DriveDirs = []string{"/dev/disk", "/srv/a"} })},
+		{name: "drive folders from flags", text: "drive_dirs: [/dev/disk]", args: []string{"--drive-dir=/srv/a,b", "--drive-dir", "/dev"},
+			want: change(func(c *Config) { c.DriveDirs = []string{"/srv/a,b", "/dev"} })},
+		{name: "sandbox off", text: "danger_zone: {enabled: true, sandbox: off}",
+			want: change(func(c *Config) { c.DangerZone = DangerZone{Enabled: true, SandboxOff: true} })},
+		{name: "sandbox on", environ: []string{"VACATE_DANGER_ZONE__SANDBOX=on"}, want: Default()},
 		{name: "dev derives the folders", args: []string{"--dev=/tmp/v"},
 			want: change(func(c *Config) { c.Dev, c.RunDir, c.StateDir = "/tmp/v", "/tmp/v", "/tmp/v/state" })},
 		{name: "variables of others", environ: []string{"VACATE_ADDR=/x", "VACATE_SERVICE_HOST=10.0.0.1", "VACATE_PORT_80_TCP=tcp://10.0.0.1:80"},
@@ -118,6 +124,17 @@ func TestLoadFaults(t *testing.T) {
 			want: []string{
 				"danger_zone.force_forward = /dev/sda,sdb (FILE): has no effect while danger_zone.enabled is false; set danger_zone.enabled to true, or remove this key",
 				`danger_zone.force_forward = "sdb" (FILE): is not an absolute path`,
+			}},
+		{name: "sandbox off without the danger zone", text: "danger_zone: {sandbox: off}",
+			want: []string{"danger_zone.sandbox = off (FILE): has no effect while danger_zone.enabled is false"}},
+		{name: "sandbox otherwise", text: "danger_zone: {sandbox: maybe}",
+			want: []string{`danger_zone.sandbox = "maybe" (FILE): is not what belongs here; write on or off`}},
+		{name: "drive folders", text: "drive_dirs: [drives, /, /var, /var/lib/vacate, /var/lib/vacate2, /dev]",
+			want: []string{
+				`drive_dirs = "drives" (FILE): is not an absolute path; write a list of absolute paths of folders, as /dev`,
+				`drive_dirs = "/" (FILE): the folder of the state, /var/lib/vacate, lies beneath it`,
+				`drive_dirs = "/var" (FILE): the folder of the state`,
+				`drive_dirs = "/var/lib/vacate" (FILE): the folder of the state, /var/lib/vacate, lies beneath it, and the engine must not reach that; name a folder`,
 			}},
 		{name: "dev and state_dir", text: "state_dir: /x", args: []string{"--dev", "/tmp/v"},
 			want: []string{`state_dir = "/x" (FILE): dev keeps everything under one folder, so this has no place beside it; leave out state_dir or dev`}},
@@ -194,7 +211,8 @@ func TestRoundTrips(t *testing.T) {
 	full.Operators, full.Auditors = []uint32{1000}, []uint32{1001, 1002}
 	full.Log = Log{slog.LevelError, "json"}
 	full.Metrics.PerLease = false
-	full.DangerZone = DangerZone{true, []string{"/dev/sda", "/dev/sdb"}}
+	full.DangerZone = DangerZone{Enabled: true, ForceForward: []string{"/dev/sda", "/dev/sdb"}, SandboxOff: true}
+	full.DriveDirs = []string{"/dev/disk", "/srv/drives"}
 	dev := Default()
 	dev.UseDev("/tmp/v")
 	for _, c := range []Config{Default(), full, dev} {

@@ -28,6 +28,9 @@ var fields = []field{
 	{"run_dir", "the absolute path of a folder for sockets",
 		func(c *Config, v any) error { return setString(&c.RunDir, v) },
 		func(c *Config) any { return c.RunDir }},
+	{"drive_dirs", "a list of absolute paths of folders, as /dev",
+		func(c *Config, v any) error { return setStrings(&c.DriveDirs, v) },
+		func(c *Config) any { return c.DriveDirs }},
 	{"max_connections", "a number from 1 to 65536",
 		func(c *Config, v any) error { return setInt(&c.MaxConnections, v) },
 		func(c *Config) any { return c.MaxConnections }},
@@ -55,6 +58,9 @@ var fields = []field{
 	{"danger_zone.force_forward", "a list of absolute paths of drives",
 		func(c *Config, v any) error { return setStrings(&c.DangerZone.ForceForward, v) },
 		func(c *Config) any { return c.DangerZone.ForceForward }},
+	{"danger_zone.sandbox", "on or off",
+		func(c *Config, v any) error { return setOff(&c.DangerZone.SandboxOff, v) },
+		func(c *Config) any { return map[bool]string{false: "on", true: "off"}[c.DangerZone.SandboxOff] }},
 }
 
 // fieldOf is the field of a key, or nil.
@@ -116,6 +122,19 @@ func setBool(dst *bool, v any) error {
 		}
 	}
 	return wrongType(v)
+}
+
+// setOff takes "on" or "off", or a truth value, which the two are in older YAML.
+func setOff(dst *bool, v any) error {
+	switch v {
+	case "on", "true", true:
+		*dst = false
+	case "off", "false", false:
+		*dst = true
+	default:
+		return wrongType(v)
+	}
+	return nil
 }
 
 func toInt(v any) (int64, error) {

@@ -35,6 +35,7 @@ func AddFlags(fs *pflag.FlagSet) {
 	fs.String("dev", "", "keep everything under this folder, as an ordinary user, with a sparse 8 GiB file as drive")
 	fs.String("state-dir", "", "folder of the journal (state_dir)")
 	fs.String("run-dir", "", "folder of the sockets (run_dir)")
+	fs.StringArray("drive-dir", nil, "folder beneath which drives may be enrolled, in place of /dev; may be given again (drive_dirs)")
 	fs.String("max-connections", "", "clients connected at once, over all leases (max_connections)")
 	fs.String("drain-deadline", "", "how long a close waits for I/O in flight (drain_deadline)")
 	fs.String("log-level", "", "debug, info, warn or error (log.level)")
@@ -43,7 +44,7 @@ func AddFlags(fs *pflag.FlagSet) {
 
 // flagKeys are the keys that AddFlags gives a flag.
 var flagKeys = map[string]string{
-	"dev": "dev", "state-dir": "state_dir", "run-dir": "run_dir",
+	"dev": "dev", "state-dir": "state_dir", "run-dir": "run_dir", "drive-dir": "drive_dirs",
 	"max-connections": "max_connections", "drain-deadline": "drain_deadline",
 	"log-level": "log.level", "log-format": "log.format",
 }
@@ -112,10 +113,11 @@ func (l *loader) bytes(path string, b []byte) {
 }
 
 // foreign tells whether a variable with our prefix is not a key: the address of
-// the command line, switches of tests, and what Kubernetes puts into every
-// container when a service is named "vacate".
+// the command line, switches of tests, what a daemon leaves to its next program,
+// and what Kubernetes puts into every container when a service is named "vacate".
 func foreign(name string) bool {
-	return name == "VACATE_ADDR" || name == "VACATE_PLANTED" ||
+	return name == "VACATE_ADDR" || name == "VACATE_PLANTED" || name == "VACATE_FAIL" ||
+		name == "VACATE_ALIVE" || strings.HasPrefix(name, "VACATE_HANDOFF") ||
 		strings.HasPrefix(name, "VACATE_TEST_") ||
 		strings.HasPrefix(name, "VACATE_SERVICE_") || strings.HasPrefix(name, "VACATE_PORT")
 }
@@ -159,6 +161,13 @@ func (l *loader) flags(set *pflag.FlagSet) {
 	err := layer.Load(posflag.ProviderWithFlag(set, ".", nil, func(f *pflag.Flag) (string, any) {
 		key := flagKeys[f.Name]
 		flagOf[key] = "--" + f.Name
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			parts := []any{}
+			for _, part := range list.GetSlice() {
+				parts = append(parts, part)
+			}
+			return key, parts
+		}
 		return key, f.Value.String()
 	}), nil)
 	if err != nil {

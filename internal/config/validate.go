@@ -30,6 +30,7 @@ func (c Config) faults() Faults {
 	if f, bad := c.socketFault(); bad {
 		fs = append(fs, f)
 	}
+	fs = append(fs, c.driveDirFaults()...)
 	if c.MaxConnections < 1 || c.MaxConnections > 65536 {
 		add("max_connections", strconv.Itoa(c.MaxConnections), "is out of range")
 	}
@@ -55,11 +56,34 @@ func (c Config) dangerFaults() Faults {
 		fs = append(fs, Fault{Key: "danger_zone.force_forward", Value: strings.Join(d.ForceForward, ","),
 			Why: "has no effect while danger_zone.enabled is false", Write: "set danger_zone.enabled to true, or remove this key"})
 	}
+	if d.SandboxOff && !d.Enabled {
+		fs = append(fs, Fault{Key: "danger_zone.sandbox", Value: "off",
+			Why: "has no effect while danger_zone.enabled is false", Write: "set danger_zone.enabled to true, or remove this key"})
+	}
 	for _, p := range d.ForceForward {
 		if !filepath.IsAbs(p) {
 			fs = append(fs, Fault{Key: "danger_zone.force_forward", Value: strconv.Quote(p),
 				Why: "is not an absolute path", Write: "write the path as `vacate drive list` prints it"})
 		}
+	}
+	return fs
+}
+
+// driveDirFaults: the engine must not reach the journal.
+func (c Config) driveDirFaults() Faults {
+	var fs Faults
+	for _, dir := range c.DriveDirs {
+		f := Fault{Key: "drive_dirs", Value: strconv.Quote(dir)}
+		switch rel, err := filepath.Rel(dir, c.StateDir); {
+		case !filepath.IsAbs(dir):
+			f.Why, f.Write = "is not an absolute path", "write "+fieldOf("drive_dirs").write
+		case err == nil && rel != ".." && !strings.HasPrefix(rel, "../"):
+			f.Why = fmt.Sprintf("the folder of the state, %s, lies beneath it, and the engine must not reach that", c.StateDir)
+			f.Write = "name a folder that holds drives and nothing else"
+		default:
+			continue
+		}
+		fs = append(fs, f)
 	}
 	return fs
 }

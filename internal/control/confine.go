@@ -19,7 +19,7 @@ func (p *process) confine() error {
 	if o.Locks, err = filepath.Glob(filepath.Join(p.cfg.RunDir, engineLocks)); err != nil {
 		return err
 	}
-	if p.confined, err = sandbox.Control(o); err == nil {
+	if p.confined, err = p.on.confine(o); err == nil {
 		p.log.Info("confined", "sandbox", p.confined.String())
 	}
 	return err

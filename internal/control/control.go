@@ -73,7 +73,7 @@ type process struct {
 	node     *node.Node
 	metrics  *metrics.Metrics
 	confined sandbox.Report
-	trim     func() error
+	on       effects
 	up       atomic.Bool   // the start is done
 	granted  chan struct{} // closed when a stop was granted
 	grant    func()
@@ -85,16 +85,21 @@ func Run(ctx context.Context, cfg config.Config, f Files, log *slog.Logger) erro
 	if err := errors.Join(sys.ExitOnEOF(f.Death), sys.Harden()); err != nil {
 		return fmt.Errorf("hardening control: %w", err)
 	}
-	return run(ctx, cfg, f, log, sys.TrimProgram)
+	return run(ctx, cfg, f, log, effects{sandbox.Control, sys.TrimProgram})
 }
 
-// run is Run but for what it changes in the process. trim is called once, when the
-// start is done.
-func run(ctx context.Context, cfg config.Config, f Files, log *slog.Logger, trim func() error) (err error) {
+// effects are what run changes in the process.
+type effects struct {
+	confine func(sandbox.ControlOptions) (sandbox.Report, error)
+	trim    func() error // called once, when the start is done
+}
+
+// run is Run but for what it does to the process itself.
+func run(ctx context.Context, cfg config.Config, f Files, log *slog.Logger, on effects) (err error) {
 	fail.At(fail.ControlStarted)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p := &process{cfg: cfg, log: log, engine: newEngine(), trim: trim, granted: make(chan struct{})}
+	p := &process{cfg: cfg, log: log, engine: newEngine(), on: on, granted: make(chan struct{})}
 	p.grant = sync.OnceFunc(func() { close(p.granted) })
 	if p.link, err = volatile.NewControlLink(f.Link); err != nil {
 		return err

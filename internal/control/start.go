@@ -123,7 +123,7 @@ func (p *process) recover(ctx context.Context, started *bool) error {
 	if err := p.link.Ready(); err != nil {
 		return err
 	}
-	if err := p.trim(); err != nil {
+	if err := p.on.trim(); err != nil {
 		p.log.Debug("giving back pages of the program", "error", err) // it only costs memory
 	}
 	p.log.Info("ready", "api", p.cfg.APISocket(), "admin", p.cfg.AdminSocket())

@@ -16,6 +16,7 @@ import (
 	"vacate/internal/config"
 	"vacate/internal/ipc"
 	"vacate/internal/node/nodesim"
+	"vacate/internal/sandbox"
 	"vacate/internal/sys"
 	"vacate/internal/volatile"
 )
@@ -34,6 +35,12 @@ type world struct {
 	heard  chan volatile.Message
 	ended  chan error
 	engine func() // ends the connection to the engine
+}
+
+// bystander is control in a test's process, which it leaves as it is.
+var bystander = effects{
+	confine: func(sandbox.ControlOptions) (sandbox.Report, error) { return sandbox.Report{Off: true}, nil },
+	trim:    func() error { return nil },
 }
 
 func newWorld(t *testing.T) *world {
@@ -79,7 +86,7 @@ func (w *world) start() {
 	w.heard, w.ended = make(chan volatile.Message, 16), make(chan error, 1)
 	heard, ended, conn := w.heard, make(chan struct{}), w.keeper
 	go func() {
-		err := run(ctx, w.cfg, Files{API: w.files[0], Admin: w.files[1], Link: theirs}, slog.New(slog.DiscardHandler), func() error { return nil })
+		err := run(ctx, w.cfg, Files{API: w.files[0], Admin: w.files[1], Link: theirs}, slog.New(slog.DiscardHandler), bystander)
 		close(ended)
 		w.ended <- err
 	}()

@@ -20,6 +20,10 @@ func (e *Engine) inspect(ctx context.Context, req *ipc.InspectRequest) (*ipc.Ins
 	return apart(ctx, func() (*ipc.Inspection, error) {
 		ins, err := drive.Inspect(req.Path)
 		if err != nil {
+			err = refused(barred(e.cfg.Sandbox, req.Path, err))
+			if re := (*ipc.RemoteError)(nil); errors.As(err, &re) {
+				return nil, err
+			}
 			return nil, invalid("%v", err)
 		}
 		return &ipc.Inspection{Drive: driveInfo(ins.Info), Findings: findings(ins.Findings)}, nil
@@ -37,7 +41,7 @@ func (e *Engine) enroll(ctx context.Context, req *ipc.EnrollRequest) (*ipc.Drive
 			Node: node, UUID: uuid, Epoch: req.Epoch, Force: req.Force, Confirm: req.Confirm,
 		})
 		if err != nil {
-			return nil, coded(err)
+			return nil, coded(refused(barred(e.cfg.Sandbox, req.Path, err)))
 		}
 		answer := driveInfo(info)
 		return &answer, nil
@@ -66,7 +70,7 @@ func (e *Engine) openDrive(ctx context.Context, req *ipc.DriveOpenRequest) (*ipc
 		})
 		e.settleDrive(uuid.String(), d, opened)
 		if err != nil {
-			return nil, coded(err)
+			return nil, coded(barred(e.cfg.Sandbox, req.Path, err))
 		}
 		info := driveInfo(opened.Info())
 		info.Epoch = req.NewEpoch // Info is of when it was opened first

@@ -30,6 +30,7 @@ import (
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
 	"vacate/internal/mem"
+	"vacate/internal/sandbox"
 	"vacate/internal/volatile"
 )
 
@@ -58,6 +59,8 @@ type Config struct {
 	Lock       mem.Lock      // what becomes of buffers that cannot be locked
 	FenceWait  time.Duration // how long a call of control waits for a drive's fence; 0: as drive does
 	Log        *slog.Logger
+
+	Sandbox sandbox.EngineOptions // that the process is confined by, for explanations
 
 	at func(fail.Point) // called at each point of package fail, by tests; nil: nothing
 }

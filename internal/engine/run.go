@@ -11,6 +11,7 @@ import (
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
 	"vacate/internal/mem"
+	"vacate/internal/sandbox"
 	"vacate/internal/sys"
 	"vacate/internal/volatile"
 	"vacate/internal/xts"
@@ -22,6 +23,8 @@ type Settings struct {
 	MaxConns    int    `json:"maxConns"`    // connections at once, over all leases
 	LockBuffers bool   `json:"lockBuffers"` // refuse to serve from memory that cannot be locked
 	Version     string `json:"version"`
+
+	Sandbox sandbox.EngineOptions `json:"sandbox"`
 }
 
 // Files are the descriptors that a keeper gives its engine.
@@ -42,6 +45,10 @@ func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
 	if err := errors.Join(sys.ExitOnEOF(f.Death), sys.Harden()); err != nil {
 		return fmt.Errorf("hardening the engine: %w", err)
 	}
+	confined, err := confine(s, log)
+	if err != nil {
+		return err
+	}
 	runtime.GOMAXPROCS(processors())
 	link, err := volatile.NewLink(f.Link)
 	if err != nil {
@@ -51,6 +58,7 @@ func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
 	if err != nil {
 		return errors.Join(err, link.Close())
 	}
+	e.cfg.Hello.Sandbox = confined.String()
 	e.at(fail.EngineStarted)
 	if err := e.TakeOver(); err != nil {
 		return errors.Join(err, link.Close())
@@ -120,7 +128,7 @@ func assemble(k Keeper, f Files, s Settings, log *slog.Logger) (*Engine, error) 
 	}
 	return New(Config{
 		Keeper: k, Keys: keys, Table: table, Generation: head.Generation,
-		MaxConns: s.MaxConns, Lock: lock, Log: log,
+		MaxConns: s.MaxConns, Lock: lock, Log: log, Sandbox: s.Sandbox,
 		Hello: ipc.Hello{
 			Version: s.Version, PID: os.Getpid(), Buffers: locked, Cipher: xts.Implementation(),
 			KeeperID: fmt.Sprintf("%x", head.KeeperID),

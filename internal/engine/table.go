@@ -92,6 +92,7 @@ func (e *Engine) find(ctx context.Context, rec volatile.DriveRecord) *drive.Driv
 			e.cfg.Log.Info("taking over: a fence is held", "drive", rec.Path, "after", time.Since(e.started), "fence_waited", opened.Info().FenceWaited)
 			return opened
 		}
+		err = barred(e.cfg.Sandbox, rec.Path, err)
 		if ctx.Err() == nil && err.Error() != said {
 			said = err.Error()
 			e.cfg.Log.Error("a drive of open leases cannot be opened, their requests wait: bring it back, or close them; it is tried again", "drive", rec.Path, "error", err)

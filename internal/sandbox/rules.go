@@ -20,6 +20,7 @@ const (
 	useFile                        = readFiles | ll.AccessFSWriteFile
 	useDrives                      = useFile | readTree | ll.AccessFSIoctlDev
 	keepFiles                      = useFile | readTree | ll.AccessFSTruncate | ll.AccessFSMakeReg | ll.AccessFSRemoveFile
+	listNames                      = ll.AccessFSReadDir | ll.AccessFSRemoveFile
 	keepNames                      = readTree | ll.AccessFSMakeDir | ll.AccessFSMakeSock | ll.AccessFSRemoveDir | ll.AccessFSRemoveFile
 )
 

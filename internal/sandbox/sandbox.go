@@ -48,9 +48,14 @@ type EngineOptions struct {
 
 // ControlOptions say what control may open besides what every control may.
 type ControlOptions struct {
-	Off       bool   // apply nothing
-	StateDir  string // journal and lock: files are made, changed and removed
-	LeasesDir string // leases' sockets: folders and sockets are made and removed
+	Off       bool     // apply nothing
+	StateDir  string   // journal and lock: files are made, changed and removed
+	LeasesDir string   // leases' sockets: folders and sockets are made and removed
+	RunDir    string   // its files are listed and removed, and not opened
+	Locks     []string // files that are opened to see who holds them
+	// AnyFile leaves Landlock out: the state folder is yet to be mounted, and
+	// Landlock knows only what is there when it is applied.
+	AnyFile bool
 }
 
 // A Report says what holds from now on.
@@ -114,6 +119,15 @@ func Control(o ControlOptions) (Report, error) {
 		{"/proc/self", readTree}, {"/proc/stat", readFiles}, {"/proc/swaps", readFiles}, {"/proc/sys/kernel", readTree},
 		{o.StateDir, keepFiles}, {o.LeasesDir, keepNames},
 	}
+	if o.RunDir != "" {
+		rules = append(rules, rule{o.RunDir, listNames})
+	}
+	for _, path := range o.Locks {
+		rules = append(rules, rule{path, useFile})
+	}
+	if o.AnyFile {
+		rules = nil
+	}
 	// A lease's socket belongs to the user who may connect to it.
 	return apply("control", rules, controlPolicy(os.Getpid()), sys.CapChown)
 }
@@ -132,7 +146,9 @@ func apply(who string, rules []rule, p policy, keep ...sys.Capability) (r Report
 	if r.Capabilities, err = sys.KeepCapabilities(keep...); err != nil {
 		return r, err
 	}
-	if r.Landlock, r.Missing, err = restrict(rules); err != nil {
+	if rules == nil {
+		r.Missing = append(r.Missing, "landlock: left out until the state folder can be used and control is started anew")
+	} else if r.Landlock, r.Missing, err = restrict(rules); err != nil {
 		return r, err
 	}
 	why, err := filter(p)

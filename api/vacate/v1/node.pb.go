@@ -275,7 +275,9 @@ type Engine struct {
 	Version string `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
 	// Which engine of its keeper it is: 1 for the first, and one more for each that
 	// took over from another.
-	Generation    uint64 `protobuf:"varint,11,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation uint64 `protobuf:"varint,11,opt,name=generation,proto3" json:"generation,omitempty"`
+	// What confines the engine, and what of that is missing on this host.
+	Sandbox       string `protobuf:"bytes,12,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -385,6 +387,13 @@ func (x *Engine) GetGeneration() uint64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *Engine) GetSandbox() string {
+	if x != nil {
+		return x.Sandbox
+	}
+	return ""
 }
 
 // NodeServiceUpgradeRequest asks for an upgrade.
@@ -675,7 +684,7 @@ const file_vacate_v1_node_proto_rawDesc = "" +
 	"\x06binary\x18\x11 \x01(\tR\x06binary\x1a9\n" +
 	"\vLeasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xb1\x02\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xcb\x02\n" +
 	"\x06Engine\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1b\n" +
@@ -691,7 +700,8 @@ const file_vacate_v1_node_proto_rawDesc = "" +
 	" \x01(\tR\aversion\x12\x1e\n" +
 	"\n" +
 	"generation\x18\v \x01(\x04R\n" +
-	"generation\"\x1b\n" +
+	"generation\x12\x18\n" +
+	"\asandbox\x18\f \x01(\tR\asandbox\"\x1b\n" +
 	"\x19NodeServiceUpgradeRequest\"\x1c\n" +
 	"\x1aNodeServiceUpgradeResponse\"B\n" +
 	"\x16NodeServiceStopRequest\x12\x14\n" +
