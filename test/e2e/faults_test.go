@@ -116,7 +116,7 @@ func show(t testing.TB, d *daemon.Daemon, id string) (l leaseInfo) {
 // anyone until the drive has answered.
 func TestL5CloseOnAHangingDrive(t *testing.T) {
 	b := newBadDrive(t)
-	d := start(t, daemon.Options{Env: []string{"VACATE_DRAIN_DEADLINE=300ms"}})
+	d := start(t, daemon.Options{Env: []string{"VACATE_DRAIN_DEADLINE=300ms"}, Args: driveDir(b.path)})
 	if out, err := d.Run("drive", "enroll", b.path); err != nil {
 		t.Fatal(err, out)
 	}
@@ -182,7 +182,7 @@ func TestL5CloseOnAHangingDrive(t *testing.T) {
 // daemon live on.
 func TestDriveErrors(t *testing.T) {
 	b := newBadDrive(t)
-	d := start(t, daemon.Options{})
+	d := start(t, daemon.Options{Args: driveDir(b.path)})
 	if _, err := d.Run("drive", "enroll", b.path); err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func TestCloseUnderLoad(t *testing.T) {
 // that; everything else goes on when the drive has answered.
 func TestEngineEndsOnAHangingDrive(t *testing.T) {
 	b := newBadDrive(t)
-	d := start(t, daemon.Options{})
+	d := start(t, daemon.Options{Args: driveDir(b.path)})
 	t.Cleanup(func() { // before the daemon is stopped, which would wait for it
 		if b.halted {
 			b.goOn(t)

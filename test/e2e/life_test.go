@@ -141,7 +141,7 @@ func TestSecondDaemon(t *testing.T) {
 	}
 	usable(t, d)
 
-	other := start(t, daemon.Options{})
+	other := start(t, daemon.Options{Args: driveDir(drive)})
 	_, err = other.Run("drive", "enroll", drive)
 	if exitCode(err) != 4 || !strings.Contains(fmt.Sprint(err), drive) {
 		t.Errorf("a second daemon's claim to an enrolled drive: %v, want exit code 4 and the drive named", err)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,19 +22,22 @@ const driveSize = 512 << 20
 func fileDrive(t *testing.T, binary string, env ...string) (d *daemon.Daemon, drive string) {
 	t.Helper()
 	dir := shortDir(t)
-	drive = filepath.Join(dir, "drive")
-	if err := os.WriteFile(drive, nil, 0o600); err != nil {
+	drive = filepath.Join(dir, "drives", "drive")
+	if err := errors.Join(os.Mkdir(filepath.Dir(drive), 0o700), os.WriteFile(drive, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Truncate(drive, driveSize); err != nil {
 		t.Fatal(err)
 	}
-	d = startIn(t, binary, filepath.Join(dir, "d"), daemon.Options{Env: env})
+	d = startIn(t, binary, filepath.Join(dir, "d"), daemon.Options{Env: env, Args: driveDir(drive)})
 	if _, err := d.Run("drive", "enroll", drive); err != nil {
 		t.Fatal(err)
 	}
 	return d, drive
 }
+
+// driveDir are the arguments that let a daemon enrol a drive and its neighbours.
+func driveDir(drive string) []string { return []string{"--drive-dir", filepath.Dir(drive)} }
 
 type driveInfo struct {
 	Path                 string
