@@ -58,7 +58,7 @@ const table = `
 	control  lease:            extent
 	control  journal:          extent lease go.etcd.io/bbolt
 	control  node:             extent fail ipc journal lease sys
-	control  control:          config fail ipc journal metrics node sandbox server sys version volatile
+	control  control:          config fail ipc journal lease metrics node sandbox server sys version volatile
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease metrics node

@@ -26,11 +26,12 @@ type fake struct {
 	stop   *vacatev1.NodeServiceStopRequest
 	sock   string
 
-	cut     int      // how many calls of Open and Close are cut off
-	keys    []string // of the calls of Open
-	program string   // at the daemon's path
-	upgrade string   // what the next upgrade ends with; or a connect error's text
-	ended   string   // what the last one ended with
+	cut      int      // how many calls of Open and Close are cut off
+	recovers int      // how many calls of Open meet a daemon that recovers
+	keys     []string // of the calls of Open
+	program  string   // at the daemon's path
+	upgrade  string   // what the next upgrade ends with; or a connect error's text
+	ended    string   // what the last one ended with
 }
 
 const (
@@ -101,6 +102,9 @@ func (f leaseFake) Open(_ context.Context, req *vacatev1.LeaseServiceOpenRequest
 	f.opened = req
 	f.keys = append(f.keys, req.GetIdempotencyKey())
 	f.cutOff()
+	if err := f.recovering(); err != nil {
+		return nil, err
+	}
 	switch {
 	case req.GetSizeBytes()%4096 != 0:
 		return nil, fakeError(connect.CodeInvalidArgument, "not a multiple of 4096", &vacatev1.Problem{Kind: "invalid"})
@@ -212,6 +216,15 @@ func (f *fake) cutOff() {
 		f.cut--
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// recovering is the answer of a control that has just started, some times.
+func (f *fake) recovering() error {
+	if f.recovers == 0 {
+		return nil
+	}
+	f.recovers--
+	return fakeError(connect.CodeUnavailable, "recovering", &vacatev1.Problem{Kind: "recovering"})
 }
 
 func (f nodeFake) Stop(_ context.Context, req *vacatev1.NodeServiceStopRequest) (*vacatev1.NodeServiceStopResponse, error) {

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"time"
 
-	"connectrpc.com/connect"
-
 	"vacate/client"
 )
 
@@ -19,10 +17,11 @@ const persistFor = 30 * time.Second
 // persist makes a call that may be made twice without harm. Where the daemon's
 // process ended before it had answered, whether it was done is unknown, and the
 // call is made again, until the next process answers: the keeper holds the socket
-// meanwhile. A daemon that is gone altogether is not waited for.
+// meanwhile. So it is while the daemon recovers. One that is gone altogether is
+// not waited for.
 func persist[T any](ctx context.Context, call func(ctx context.Context) (T, error)) (T, error) {
 	v, first := call(ctx)
-	if !cutOff(first) {
+	if !passes(first) {
 		return v, first
 	}
 	ctx, cancel := context.WithTimeout(ctx, persistFor)
@@ -38,11 +37,16 @@ func persist[T any](ctx context.Context, call func(ctx context.Context) (T, erro
 		switch {
 		case errors.As(err, &gone) || err != nil && ctx.Err() != nil:
 			return v, first
-		case cutOff(err) || connect.CodeOf(err) == connect.CodeUnavailable && err != nil: // it is recovering
+		case passes(err):
 			continue
 		}
 		return again, err
 	}
+}
+
+// passes reports whether the same call may go well in a moment.
+func passes(err error) bool {
+	return cutOff(err) || client.ProblemOf(err).GetKind() == "recovering"
 }
 
 // randomKey is an idempotency key that nobody else has.

@@ -59,7 +59,7 @@ func askProgram(ctx context.Context, path string) (info version.Info, err error)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &errs, time.Second
 	if err := cmd.Run(); err != nil {
-		return info, fmt.Errorf("running it: %w: %s", err, strings.TrimSpace(firstLine(errs.String())))
+		return info, errors.New(strings.TrimSuffix(fmt.Sprintf("running it: %v: %s", err, firstLine(errs.String())), ": "))
 	}
 	if err := json.Unmarshal(out.Bytes(), &info); err != nil || info.Version == "" {
 		return info, errors.New("what it prints as its version is none: " + firstLine(out.String()))

@@ -107,7 +107,7 @@ func TestUpgradeThatNeverEnds(t *testing.T) {
 // open with the same key.
 func TestCutOff(t *testing.T) {
 	f, sock := startFake(t)
-	f.cut = 2
+	f.cut, f.recovers = 1, 1
 	if r := run(t, sock, Hooks{}, "lease", "open", "--size", "1GiB"); r.code != 0 {
 		t.Errorf("exit code %d: %s", r.code, r.err)
 	}

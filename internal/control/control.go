@@ -44,6 +44,7 @@ import (
 
 	"vacate/internal/config"
 	"vacate/internal/fail"
+	"vacate/internal/lease"
 	"vacate/internal/metrics"
 	"vacate/internal/node"
 	"vacate/internal/sandbox"
@@ -75,6 +76,7 @@ type process struct {
 	confined sandbox.Report
 	on       effects
 	up       atomic.Bool   // the start is done
+	started  chan struct{} // closed when up is set
 	granted  chan struct{} // closed when a stop was granted
 	grant    func()
 }
@@ -99,7 +101,7 @@ func run(ctx context.Context, cfg config.Config, f Files, log *slog.Logger, on e
 	fail.At(fail.ControlStarted)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p := &process{cfg: cfg, log: log, engine: newEngine(), on: on, granted: make(chan struct{})}
+	p := &process{cfg: cfg, log: log, engine: newEngine(), on: on, started: make(chan struct{}), granted: make(chan struct{})}
 	p.grant = sync.OnceFunc(func() { close(p.granted) })
 	if p.link, err = volatile.NewControlLink(f.Link); err != nil {
 		return err
@@ -177,7 +179,7 @@ func (p *process) serve(ctx context.Context, f Files) error {
 	defer serving.Wait()
 	defer cancel()
 	ended := make(chan error, 5)
-	n := facade{server.Of(p.node), &p.up}
+	n := facade{server.Of(p.node), &p.up, p.started}
 	api, err := server.New(server.Config{
 		Node: n, UID: uint32(os.Geteuid()), Operators: p.cfg.Operators, Auditors: p.cfg.Auditors, Log: p.log, Processes: processes(),
 		DangerZone: p.cfg.DangerInForce(), Warnings: p.warnings(), Observe: p.metrics.Called, End: p.grant, Upgrade: p.link.Upgrade,
@@ -240,9 +242,32 @@ func (p *process) wait(ctx context.Context, ended <-chan error) error {
 }
 
 // A facade is the node as it is shown: not ready before all of the start is done.
+// Until then nobody knows which of the journal's leases are open, so that who asks
+// for them waits, for a moment.
 type facade struct {
 	server.Node
-	up *atomic.Bool
+	up      *atomic.Bool
+	started <-chan struct{} // closed when up is set
+}
+
+// startPatience is how long a question may wait for the start.
+const startPatience = 2 * time.Second
+
+func (f facade) wait() {
+	select {
+	case <-f.started:
+	case <-time.After(startPatience):
+	}
+}
+
+func (f facade) Get(id string) (lease.Lease, error) {
+	f.wait()
+	return f.Node.Get(id)
+}
+
+func (f facade) List(ended bool) []lease.Lease {
+	f.wait()
+	return f.Node.List(ended)
 }
 
 func (f facade) Status() node.Status {

@@ -120,6 +120,7 @@ func (p *process) recover(ctx context.Context, started *bool) error {
 		return mayMend(err, false)
 	}
 	p.up.Store(true)
+	close(p.started)
 	if err := p.link.Ready(); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ const (
 	Refused     Kind = "refused"     // unsafe, or not allowed as things stand
 	Full        Kind = "full"        // no space, or a limit was reached
 	Unavailable Kind = "unavailable" // try again later
+	Recovering  Kind = "recovering"  // try again in a moment: it passes by itself
 	Internal    Kind = "internal"    // anything else
 )
 

@@ -172,10 +172,10 @@ func (n *Node) again(id string, req OpenRequest) (*entry, lease.Lease, error) {
 			Text: fmt.Sprintf("idempotency key %q belongs to lease %s, which was opened with other parameters", req.Key, id),
 			Next: "use another key for another lease"}
 	case e != nil && l.Result == lease.Failed:
-		return nil, lease.Lease{}, &Error{Kind: Unavailable, Object: id,
+		return nil, lease.Lease{}, &Error{Kind: Recovering, Object: id,
 			Text: fmt.Sprintf("the first opening with idempotency key %q failed and is being undone", req.Key), Next: "try again"}
 	case e != nil && e.unsure && !l.State.Ended():
-		return nil, lease.Lease{}, &Error{Kind: Unavailable, Object: id,
+		return nil, lease.Lease{}, &Error{Kind: Recovering, Object: id,
 			Text: fmt.Sprintf("the daemon has restarted, and is finding out what became of the first opening with idempotency key %q", req.Key),
 			Next: "try again in a moment"}
 	}
@@ -193,7 +193,7 @@ func (n *Node) taking() error {
 		return &Error{Kind: Unavailable, Text: "the journal cannot be written, so leases can only be closed", Err: n.unwritable(),
 			Next: journalNext}
 	case !n.ready:
-		return &Error{Kind: Unavailable, Text: "the daemon is recovering from a restart", Next: "try again in a moment"}
+		return &Error{Kind: Recovering, Text: "the daemon is recovering from a restart", Next: "try again in a moment"}
 	}
 	for id := range n.strangers {
 		return &Error{Kind: Unavailable, Object: id,
@@ -300,7 +300,7 @@ func (n *Node) failOpen(e *entry, err error) {
 	n.move(e, lease.OpenFailed)
 	shown := fmt.Errorf("opening lease %s: %w", e.l.ID, err)
 	if errors.Is(err, ipc.ErrGone) {
-		shown = &Error{Kind: Unavailable, Object: e.l.ID, Text: "the engine ended while the lease was opened, and the opening is undone", Err: err,
+		shown = &Error{Kind: Recovering, Object: e.l.ID, Text: "the engine ended while the lease was opened, and the opening is undone", Err: err,
 			Next: "try again: the next engine takes over in a moment"}
 	}
 	e.finishOpening(shown)

@@ -51,7 +51,7 @@ func TestNoOpenWithoutEngine(t *testing.T) {
 		w.up()
 		w.n.EngineGone()
 		_, err := w.n.Open(w.ctx, OpenRequest{SizeBytes: mib})
-		kind(t, err, Unavailable)
+		kind(t, err, Recovering)
 		if s := w.n.Status(); s.Ready || s.ReadyWhy == "" {
 			t.Errorf("%+v", s)
 		}
@@ -175,7 +175,7 @@ func TestUnsureOpening(t *testing.T) {
 					t.Fatal("started without an engine")
 				}
 				_, err := w.n.Open(w.ctx, req)
-				kind(t, err, Unavailable)
+				kind(t, err, Recovering)
 				w.e.Down(false)
 				w.must(nil, w.n.Start(w.ctx))
 				synctest.Wait()

@@ -22,6 +22,7 @@ var codes = map[node.Kind]connect.Code{
 	node.Refused:     connect.CodeFailedPrecondition,
 	node.Full:        connect.CodeResourceExhausted,
 	node.Unavailable: connect.CodeUnavailable,
+	node.Recovering:  connect.CodeUnavailable,
 	node.Internal:    connect.CodeInternal,
 	Denied:           connect.CodePermissionDenied,
 }

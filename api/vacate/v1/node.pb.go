@@ -583,8 +583,8 @@ func (x *NodeServiceStopResponse) GetStopping() bool {
 // Problem is attached to every error as a detail.
 type Problem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Stable: "invalid", "not-found", "refused", "full", "denied", "busy",
-	// "unavailable", "internal".
+	// Stable: "invalid", "not-found", "refused", "full", "denied", "unavailable",
+	// "recovering" (passes by itself in a moment: call again), "internal".
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// What the error is about: a lease's id, a drive's path.
 	Object string `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`
