@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"vacate/internal/drive"
 	"vacate/internal/fail"
@@ -100,8 +101,8 @@ func (e *Engine) openRecorded(d *openDrive, path string, o drive.OpenOptions) (*
 	if err == nil {
 		return opened, nil
 	}
-	if before != (volatile.DriveRecord{}) && before.Epoch+1 == rec.Epoch {
-		before.Epoch = rec.Epoch // the superblocks may have it: what is recorded may be one ahead
+	if !untouched(err) && before != (volatile.DriveRecord{}) && before.Epoch+1 == rec.Epoch {
+		before.Epoch = rec.Epoch // a superblock may have it; one that has not is one behind, and that may be
 	}
 	return opened, errors.Join(err, e.record(d, before))
 }
@@ -210,17 +211,26 @@ func coded(err error) error {
 	if re := (*ipc.RemoteError)(nil); errors.As(err, &re) {
 		return err
 	}
-	code := ipc.CodeInternal
+	return &ipc.RemoteError{Code: code(err), Text: err.Error()}
+}
+
+func code(err error) string {
 	switch {
 	case errors.Is(err, drive.ErrRefused):
-		code = ipc.CodeRefused
+		return ipc.CodeRefused
 	case errors.Is(err, drive.ErrFenced):
-		code = ipc.CodeBusy
+		return ipc.CodeBusy
 	case errors.Is(err, drive.ErrEpoch), errors.Is(err, drive.ErrForeign),
 		errors.Is(err, drive.ErrDamaged), errors.Is(err, drive.ErrNotEnrolled), errors.Is(err, drive.ErrShrunk):
-		code = ipc.CodeMismatch
+		return ipc.CodeMismatch
 	}
-	return &ipc.RemoteError{Code: code, Text: err.Error()}
+	return ipc.CodeInternal
+}
+
+// untouched reports that the error of opening a drive came before anything was
+// written to it.
+func untouched(err error) bool {
+	return code(err) != ipc.CodeInternal || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
 }
 
 func ids(node, uuid string) (n, u drive.ID, err error) {
