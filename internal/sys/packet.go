@@ -70,17 +70,26 @@ func NewPacketConn(f *os.File) (*PacketConn, error) {
 // Send sends b as one packet, and file along with it unless it is nil. The
 // caller still owns file. EPIPE means that the other end is gone.
 func (c *PacketConn) Send(b []byte, file *os.File) error {
+	return c.sendFile(b, file, 0)
+}
+
+// SendNow is Send that does not wait: EAGAIN says that there is no room.
+func (c *PacketConn) SendNow(b []byte, file *os.File) error {
+	return c.sendFile(b, file, unix.MSG_DONTWAIT)
+}
+
+func (c *PacketConn) sendFile(b []byte, file *os.File, flags int) error {
 	if file == nil {
-		return c.send(b, nil)
+		return c.send(b, nil, flags)
 	}
 	var err error
-	cerr := control(file, func(fd int) { err = c.send(b, unix.UnixRights(fd)) })
+	cerr := control(file, func(fd int) { err = c.send(b, unix.UnixRights(fd), flags) })
 	return errors.Join(cerr, err)
 }
 
-func (c *PacketConn) send(b, oob []byte) error {
+func (c *PacketConn) send(b, oob []byte, flags int) error {
 	for {
-		n, err := unix.SendmsgN(c.fd, b, oob, nil, unix.MSG_NOSIGNAL)
+		n, err := unix.SendmsgN(c.fd, b, oob, nil, unix.MSG_NOSIGNAL|flags)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -97,10 +106,32 @@ func (c *PacketConn) send(b, oob []byte) error {
 // that came with it, if one did; it is the caller's. io.EOF is not used: a
 // closed peer is EPIPE, a packet of another size or with more than one
 // descriptor is EPROTO, and nothing of it is kept.
-func (c *PacketConn) Recv(b []byte) (*os.File, error) {
+func (c *PacketConn) Recv(b []byte) (*os.File, error) { return c.recv(b, 0) }
+
+// RecvNow is Recv that does not wait: EAGAIN says that no packet is there.
+func (c *PacketConn) RecvNow(b []byte) (*os.File, error) { return c.recv(b, unix.MSG_DONTWAIT) }
+
+// Wait returns when a packet is there and an answer to it would find room, or
+// when the other end is closed.
+func (c *PacketConn) Wait() error {
+	for _, what := range []int16{unix.POLLIN, unix.POLLOUT} {
+		for {
+			_, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: what}}, -1)
+			if err == nil {
+				break
+			}
+			if err != unix.EINTR {
+				return os.NewSyscallError("poll", err)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *PacketConn) recv(b []byte, how int) (*os.File, error) {
 	oob := make([]byte, unix.CmsgSpace(4*4))
 	for {
-		n, oobn, flags, _, err := unix.Recvmsg(c.fd, b, oob, unix.MSG_CMSG_CLOEXEC)
+		n, oobn, flags, _, err := unix.Recvmsg(c.fd, b, oob, unix.MSG_CMSG_CLOEXEC|how)
 		if err == unix.EINTR {
 			continue
 		}
@@ -149,6 +180,9 @@ func rights(oob []byte) (fds []int, err error) {
 	}
 	return fds, err
 }
+
+// FD is the socket's descriptor, which stays c's.
+func (c *PacketConn) FD() int { return c.fd }
 
 // Shutdown makes Send and Recv of both ends return EPIPE, also those that wait.
 func (c *PacketConn) Shutdown() error {
