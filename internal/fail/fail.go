@@ -39,3 +39,25 @@ const (
 	ControlRecorded  Point = "control.close.recorded"
 	ControlRecovered Point = "control.recovered"
 )
+
+// The points of the keeper, whose end loses every lease.
+const (
+	KeeperEngineStarted  Point = "keeper.engine.started"
+	KeeperEngineEnded    Point = "keeper.engine.ended" // the next one is not started
+	KeeperControlStarted Point = "keeper.control.started"
+	KeeperMapped         Point = "keeper.mapped"    // a block map is made, the engine was not told
+	KeeperHeld           Point = "keeper.held"      // likewise, a listening socket
+	KeeperPassed         Point = "keeper.passed"    // likewise, a client's connection
+	KeeperWiped          Point = "keeper.wiped"     // a key is destroyed, the engine was not told
+	KeeperUnmapped       Point = "keeper.unmapped"  // a map is forgotten, the engine was not told
+	KeeperUp             Point = "keeper.up"        // the passed connections are forgotten, likewise
+	KeeperDestroyed      Point = "keeper.destroyed" // every key is destroyed, maps and table are there
+	KeeperReset          Point = "keeper.reset"     // the table is empty
+	KeeperLeaving        Point = "keeper.leaving"   // an engine was asked to leave for its successor
+	KeeperExec           Point = "keeper.exec"      // the next keeper is about to go on
+	KeeperAdopted        Point = "keeper.adopted"   // it has taken over
+)
+
+// Variable names the environment variable with the path of the file, in a build
+// that has fail points.
+const Variable = "VACATE_FAIL"

@@ -14,9 +14,6 @@ import (
 // On tells whether this build has fail points.
 const On = true
 
-// Variable names the environment variable with the path of the file.
-const Variable = "VACATE_FAIL"
-
 // FileSize is the size of that file, in bytes: a word that is 1 while a point is
 // named, then the point's name, ended by a zero.
 const FileSize = 4096
