@@ -1,0 +1,228 @@
+package held
+
+import (
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+
+	"vacate/internal/handoff"
+	"vacate/internal/volatile"
+)
+
+var lease = volatile.LeaseID([]byte("abcdefghijklmn27"))
+
+func newHeld(t *testing.T) (*Held, *volatile.Keys) {
+	t.Helper()
+	keys, err := volatile.CreateKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := New(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Destroy(); err != nil {
+			t.Error(err)
+		}
+		h.Wait()
+		if err := keys.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h, keys
+}
+
+// say sends a message and wants its answer's errno.
+func (h *Held) say(t *testing.T, want syscall.Errno, m volatile.Message, file *os.File) (volatile.Message, *os.File) {
+	t.Helper()
+	asked := m
+	m.ID = 42
+	give, err := h.Answer(&m, file)
+	if err != nil || !m.Reply || m.Kind != asked.Kind || m.Slot != asked.Slot || m.ID != 42 {
+		t.Fatalf("%v: %+v, %v", asked.Kind, m, err)
+	}
+	if m.Errno != want {
+		t.Errorf("%v of slot %d, %d: %v, want %v", asked.Kind, asked.Slot, asked.Arg, m.Errno, want)
+	}
+	if (give != nil) != (want == 0 && m.Carries()) {
+		t.Errorf("%v: a descriptor comes: %v", asked.Kind, give != nil)
+	}
+	return m, give
+}
+
+// pipe returns a client's two ends.
+func pipe(t *testing.T) (passed *os.File, client net.Conn) {
+	t.Helper()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fds[1]), "client")
+	defer f.Close()
+	if client, err = net.FileConn(f); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return os.NewFile(uintptr(fds[0]), "passed"), client
+}
+
+func ended(t *testing.T, client net.Conn) {
+	t.Helper()
+	if n, err := client.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("the client reads %d bytes, %v: want its end", n, err)
+	}
+}
+
+// TestAnswers goes through what an engine may ask, and when it is refused.
+func TestAnswers(t *testing.T) {
+	h, keys := newHeld(t)
+	of := func(k volatile.Kind, arg uint64) volatile.Message {
+		return volatile.Message{Kind: k, Slot: 7, Arg: arg}
+	}
+	mapping := volatile.Message{Kind: volatile.KindMap, Slot: 7, Blocks: 1 << 20, Lease: lease, Arg: 1}
+	var no volatile.Message
+	for _, change := range []func(m *volatile.Message){
+		func(m *volatile.Message) { m.Slot = volatile.Slots },
+		func(m *volatile.Message) { m.Blocks = 0 },
+		func(m *volatile.Message) { m.Lease = volatile.LeaseID{} },
+		func(m *volatile.Message) { m.Arg = 0 },
+		func(m *volatile.Message) { m.Arg = 1 << 63 },
+	} {
+		no = mapping
+		change(&no)
+		h.say(t, syscall.EINVAL, no, nil)
+	}
+
+	// Without a map there is nothing else.
+	refused, client := pipe(t)
+	h.say(t, syscall.ENOENT, of(volatile.KindHold, 0), refused)
+	ended(t, client)
+	refused, client = pipe(t)
+	h.say(t, syscall.ENOENT, of(volatile.KindPass, 3), refused)
+	ended(t, client)
+	for what := range uint64(4) {
+		h.say(t, syscall.ENOENT, of(volatile.KindFetch, what), nil)
+	}
+	h.say(t, 0, of(volatile.KindUnmap, 0), nil)
+	if h.Any() {
+		t.Error("a lease may be open, before there was one")
+	}
+
+	_, bits := h.say(t, 0, mapping, nil)
+	h.say(t, syscall.EEXIST, mapping, nil)
+	if !h.Any() {
+		t.Error("no lease may be open, although one has a map")
+	}
+	h.say(t, syscall.ENOENT, of(volatile.KindFetch, volatile.FetchListener), nil)
+	listener, _ := pipe(t)
+	h.say(t, 0, of(volatile.KindHold, 0), listener)
+	refused, client = pipe(t)
+	h.say(t, syscall.EEXIST, of(volatile.KindHold, 0), refused)
+	ended(t, client)
+	one, first := pipe(t)
+	two, second := pipe(t)
+	h.say(t, 0, of(volatile.KindPass, 1), one)
+	h.say(t, 0, of(volatile.KindPass, 1<<64-1), two)
+	for what, want := range map[uint64]*os.File{volatile.FetchMap: bits, volatile.FetchListener: listener, volatile.FetchConn: one, volatile.FetchConn + 1: two} {
+		for range 2 { // it is not taken away
+			if m, got := h.say(t, 0, of(volatile.KindFetch, what), nil); got != want || what == volatile.FetchConn+1 && m.Arg != 1<<64-1 {
+				t.Errorf("fetching %d: %v, %+v", what, got, m)
+			}
+		}
+	}
+	h.say(t, syscall.ENOENT, of(volatile.KindFetch, volatile.FetchConn+2), nil)
+	h.say(t, syscall.ENOENT, of(volatile.KindFetch, 1<<64-1), nil)
+
+	h.room = 4 // one map's two, and two connections
+	refused, client = pipe(t)
+	h.say(t, syscall.ENOSPC, of(volatile.KindPass, 3), refused)
+	ended(t, client)
+	h.say(t, 0, volatile.Message{Kind: volatile.KindUp}, nil)
+	ended(t, first)
+	ended(t, second)
+	h.say(t, syscall.ENOENT, of(volatile.KindFetch, volatile.FetchConn), nil)
+	three, third := pipe(t)
+	h.say(t, 0, of(volatile.KindPass, 3), three)
+
+	copy(keys.Slot(7), "secret")
+	h.say(t, syscall.EBUSY, of(volatile.KindUnmap, 0), nil)
+	wiped, _ := h.say(t, 0, of(volatile.KindWipe, 0), nil)
+	if !keys.Empty(7) || !wiped.ReadBack || wiped.StartedNs == 0 || wiped.DoneNs < wiped.StartedNs {
+		t.Errorf("key destroyed %v, reported as %+v", keys.Empty(7), wiped)
+	}
+	h.say(t, 0, of(volatile.KindUnmap, 0), nil)
+	ended(t, third)
+	if h.Any() || h.passed != 0 {
+		t.Errorf("a lease may be open: %v, %d connections", h.Any(), h.passed)
+	}
+	copy(keys.Slot(7), "secret")
+	h.say(t, syscall.EBUSY, mapping, nil)
+
+	for _, k := range []volatile.Kind{volatile.KindControl, volatile.KindLeave, volatile.KindReady, volatile.KindStop, volatile.KindUpgrade} {
+		m := of(k, 0)
+		if _, err := h.Answer(&m, nil); err == nil {
+			t.Errorf("an engine may send a %v", k)
+		}
+	}
+}
+
+// TestDestroy forgets everything.
+func TestDestroy(t *testing.T) {
+	h, keys := newHeld(t)
+	var clients []net.Conn
+	for _, slot := range []uint32{0, 7, 1023} {
+		h.say(t, 0, volatile.Message{Kind: volatile.KindMap, Slot: slot, Blocks: 1, Lease: lease, Arg: 1}, nil)
+		f, c := pipe(t)
+		h.say(t, 0, volatile.Message{Kind: volatile.KindPass, Slot: slot}, f)
+		copy(keys.Slot(int(slot)), "secret")
+		clients = append(clients, c)
+	}
+	if err := h.Destroy(); err != nil {
+		t.Fatal(err)
+	}
+	for _, slot := range []int{0, 7, 1023} {
+		if !keys.Empty(slot) {
+			t.Errorf("the key in slot %d is there", slot)
+		}
+	}
+	for _, c := range clients {
+		ended(t, c)
+	}
+	if h.Any() || h.passed != 0 {
+		t.Errorf("a lease may be open: %v, %d connections", h.Any(), h.passed)
+	}
+}
+
+// TestHandOff: what is written down is what the next program holds.
+func TestHandOff(t *testing.T) {
+	h, keys := newHeld(t)
+	var files []*os.File
+	for _, slot := range []uint32{3, 700} {
+		_, f := h.say(t, 0, volatile.Message{Kind: volatile.KindMap, Slot: slot, Blocks: 1, Lease: lease, Arg: 1}, nil)
+		files = append(files, f)
+	}
+	listener, _ := pipe(t)
+	h.say(t, 0, volatile.Message{Kind: volatile.KindHold, Slot: 700}, listener)
+	passed, _ := pipe(t)
+	h.say(t, 0, volatile.Message{Kind: volatile.KindPass, Slot: 700, Arg: 9}, passed)
+
+	next, err := New(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Inherit(h.Describe()); err != nil {
+		t.Fatal(err)
+	}
+	if !next.Any() || next.maps != 2 || next.passed != 1 || next.slots[3].bits != files[0] {
+		t.Errorf("%d maps, %d connections", next.maps, next.passed)
+	}
+	if s := next.slots[700]; s.bits != files[1] || s.listener != listener || len(s.conns) != 1 || s.conns[0] != (conn{passed, 9}) {
+		t.Errorf("%+v", s)
+	}
+	if err := next.Inherit([]handoff.Slot{{Slot: volatile.Slots}}); err == nil {
+		t.Error("a slot that does not exist is taken over")
+	}
+}
