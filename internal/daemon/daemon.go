@@ -17,19 +17,27 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"strconv"
+	"time"
 
 	"vacate/internal/config"
 	"vacate/internal/control"
 	"vacate/internal/engine"
+	"vacate/internal/fail"
+	"vacate/internal/handoff"
 	"vacate/internal/keeper"
 	"vacate/internal/plant"
+	"vacate/internal/sys"
 	"vacate/internal/version"
 )
 
-// Variables that carry the children's settings.
+// Variables that carry the children's settings, and what else they are told.
 const (
 	engineEnv  = "VACATE_ENGINE_SETTINGS"
 	controlEnv = "VACATE_CONTROL_SETTINGS"
+	keeperEnv  = "VACATE_KEEPER_VERSION" // which version of the program keeps the keys
+	aliveEnv   = "VACATE_ALIVE"          // the path of the engines' lock; also the keeper's own, over upgrades
 )
 
 // engineSettings is what the engine's process gets.
@@ -38,47 +46,103 @@ type engineSettings struct {
 	Log    config.Log      `json:"log"`
 }
 
-// Serve runs the daemon until a stop is granted, or ctx is done.
+// Serve runs the daemon until a stop is granted, or ctx is done. In a process
+// that an earlier daemon has handed over it goes on with what that had.
 func Serve(ctx context.Context, cfg config.Config) (err error) {
-	lock, err := prepare(cfg)
+	h, err := handoff.Inherited()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.Close()) }()
-	api, err := listen(cfg.APISocket(), 0o666) // callers are told apart by their uid
+	p := inherit(cfg, h)
+	if h == nil {
+		if p, err = prepare(cfg); err != nil {
+			return err
+		}
+	}
+	recipe, err := recipeOf(cfg, p.alivePath)
 	if err != nil {
+		return h.Return(err)
+	}
+	self, err := program()
+	if err != nil {
+		return h.Return(err)
+	}
+	err = keeper.Run(ctx, keeper.Config{
+		Self: self, Args: os.Args[1:], Recipe: recipe, Place: cfg.RunDir + ", " + cfg.StateDir, Handoff: h,
+		API: p.api.file, Admin: p.admin.file, Alive: p.alive, Lock: p.lock,
+		Notify: notifier(), Log: logger(cfg.Log, os.Stderr, "keeper"),
+	})
+	if h != nil && h.Checking {
 		return err
 	}
-	defer func() { err = errors.Join(err, api.close()) }()
-	admin, err := listen(cfg.AdminSocket(), 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, admin.close()) }()
+	return errors.Join(err, p.close())
+}
 
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
+// recipeOf says what the children are started with.
+func recipeOf(cfg config.Config, alive string) (r keeper.Recipe, err error) {
 	engineVar, err := variable(engineEnv, engineSettings{
-		Engine: engine.Settings{MaxConns: cfg.MaxConnections, LockBuffers: cfg.Dev == "", Version: version.String()},
+		Engine: engine.Settings{MaxConns: cfg.MaxConnections, LockBuffers: cfg.Dev == "", Version: version.String(), Sandbox: engineSandbox(cfg)},
 		Log:    cfg.Log,
 	})
 	if err != nil {
-		return err
+		return r, err
 	}
 	controlVar, err := variable(controlEnv, cfg)
 	if err != nil {
-		return err
+		return r, err
 	}
-	engineVars := []string{engineVar}
+	r.EngineEnv = []string{engineVar, keeperEnv + "=" + version.String()}
+	r.ControlEnv = []string{controlVar, keeperEnv + "=" + version.String(), aliveEnv + "=" + alive}
 	if plant.On { // a test's build: the bug that it plants is alive in the engine
-		engineVars = append(engineVars, plant.Variable+"="+os.Getenv(plant.Variable))
+		r.EngineEnv = append(r.EngineEnv, plant.Variable+"="+os.Getenv(plant.Variable))
 	}
-	return keeper.Run(ctx, keeper.Config{
-		Self: []string{self}, EngineEnv: engineVars, ControlEnv: []string{controlVar},
-		API: api.file, Admin: admin.file, Log: logger(cfg.Log, os.Stderr, "keeper"),
-	})
+	if fail.On { // likewise: the point that it names may lie in any process
+		r.EngineEnv = append(r.EngineEnv, fail.Variable+"="+os.Getenv(fail.Variable))
+		r.ControlEnv = append(r.ControlEnv, fail.Variable+"="+os.Getenv(fail.Variable))
+	}
+	return r, nil
+}
+
+// program is the path at which an upgrade finds the next version: as this one
+// was called, where that names it, so that a symbolic link may be switched.
+func program() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	called, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		return self, nil
+	}
+	a, aerr := os.Stat(called)
+	b, berr := os.Stat("/proc/self/exe")
+	if aerr == nil && berr == nil && os.SameFile(a, b) {
+		return called, nil
+	}
+	return self, nil
+}
+
+// notifier tells the service manager, if there is one (sd_notify(3)): systemd's
+// own client would bring D-Bus for these lines. It is nil without.
+func notifier() func(string) {
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if socket == "" {
+		return nil
+	}
+	var every time.Duration // half of what the manager waits
+	if usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64); err == nil && (os.Getenv("WATCHDOG_PID") == "" || os.Getenv("WATCHDOG_PID") == strconv.Itoa(os.Getpid())) {
+		every = time.Duration(usec) * time.Microsecond / 2
+	}
+	var fed time.Time
+	return func(state string) {
+		if state == "WATCHDOG=1" {
+			if every <= 0 || time.Since(fed) < every {
+				return
+			}
+			fed = time.Now()
+		}
+		sys.Notify(socket, state) //nolint:errcheck // a manager that is away misses it; nothing here depends on it
+	}
 }
 
 // Engine is the process of `vacate engine`.
@@ -87,6 +151,7 @@ func Engine() error {
 	if err := settings(engineEnv, &s); err != nil {
 		return err
 	}
+	become("vacate-engine", 8)
 	return engine.Run(context.Background(), engine.Files{
 		Link: os.NewFile(3, "link"), Death: os.NewFile(4, "death"), Keys: os.NewFile(5, "keys"), Table: os.NewFile(6, "table"),
 		Alive: os.NewFile(7, "alive"),
@@ -99,9 +164,19 @@ func Control() error {
 	if err := settings(controlEnv, &cfg); err != nil {
 		return err
 	}
+	become("vacate-control", 7)
 	return control.Run(context.Background(), cfg, control.Files{
 		API: os.NewFile(3, "api"), Admin: os.NewFile(4, "admin"), Link: os.NewFile(5, "link"), Death: os.NewFile(6, "death"),
 	}, logger(cfg.Log, os.Stderr, "control"))
+}
+
+// become undoes what the way in which a child is started has left: the name of a
+// descriptor, the descriptor of the program, and, where the keeper came by an
+// upgrade, signals that are blocked.
+func become(name string, programFD int) {
+	sys.SetName(name)                                 //nolint:errcheck // for people
+	sys.AllowSignals()                                //nolint:errcheck // for people who send them
+	os.NewFile(uintptr(programFD), "program").Close() //nolint:errcheck // started by hand, there is none
 }
 
 func variable(name string, v any) (string, error) {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,8 @@ import (
 	"syscall"
 
 	"vacate/internal/config"
+	"vacate/internal/handoff"
+	"vacate/internal/sys"
 )
 
 // A RefusedError says that the daemon must not be started like this. Its exit
@@ -21,28 +24,89 @@ func (e *RefusedError) Error() string { return e.Text }
 // CommandExit is docs/ARCHITECTURE.md's "refused".
 func (e *RefusedError) CommandExit() int { return 4 }
 
-// prepare makes the folders that are missing and takes the lock that keeps a
-// second daemon away. With --dev it makes the file that will be the drive.
-func prepare(cfg config.Config) (lock *os.File, err error) {
+// A place is what a daemon has in its folder for sockets.
+type place struct {
+	lock       *os.File // keeps a second daemon away
+	alive      *os.File // locked; engines have it too (docs/spec/handoff.md)
+	alivePath  string
+	api, admin *socket
+}
+
+// prepare makes the folders that are missing, takes the locks, and listens. With
+// --dev it makes the file that will be the drive.
+func prepare(cfg config.Config) (p *place, err error) {
 	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the folder for sockets: %w: make it, or name another with run_dir or --dev", err)
 	}
+	p = new(place)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
 	path := filepath.Join(cfg.RunDir, "lock")
-	lock, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("opening the lock of the folder for sockets: %w", err)
-	}
-	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	p.lock, err = locked(path, os.O_CREATE)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		err = &RefusedError{fmt.Sprintf("another vacate daemon serves %s (it holds %s): use that one, stop it first, or choose another folder", cfg.RunDir, path)}
-	}
-	if err == nil {
-		err = makeDevDrive(cfg)
+		return p, &RefusedError{fmt.Sprintf("another vacate daemon serves %s (it holds %s): use that one, stop it first, or choose another folder", cfg.RunDir, path)}
 	}
 	if err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return p, fmt.Errorf("locking the folder for sockets: %w", err)
 	}
-	return lock, nil
+	if err := makeDevDrive(cfg); err != nil {
+		return p, err
+	}
+	var id [8]byte
+	rand.Read(id[:]) //nolint:errcheck // never fails (crypto/rand)
+	p.alivePath = filepath.Join(cfg.RunDir, fmt.Sprintf("engine-%x.lock", id))
+	if p.alive, err = locked(p.alivePath, os.O_CREATE|os.O_EXCL); err != nil {
+		return p, fmt.Errorf("making the lock of engines: %w", err)
+	}
+	if err := os.Setenv(aliveEnv, p.alivePath); err != nil { // for this process's next program
+		return p, err
+	}
+	if p.api, err = listen(cfg.APISocket(), 0o666); err != nil { // callers are told apart by their uid
+		return p, err
+	}
+	p.admin, err = listen(cfg.AdminSocket(), 0o600)
+	return p, err
+}
+
+// inherit is the place of an earlier program of this process; of none, if h is
+// nil.
+func inherit(cfg config.Config, h *handoff.Handoff) *place {
+	if h == nil {
+		return nil
+	}
+	sys.SetName("vacate") //nolint:errcheck // for people: else the process has a descriptor's number for a name
+	return &place{
+		lock: h.Lock.File, alive: h.Alive.File, alivePath: os.Getenv(aliveEnv),
+		api: &socket{cfg.APISocket(), h.API.File}, admin: &socket{cfg.AdminSocket(), h.Admin.File},
+	}
+}
+
+// close leaves nothing behind but the folder and its lock's file.
+func (p *place) close() error {
+	errs := []error{p.api.close(), p.admin.close()}
+	if p.alive != nil {
+		errs = append(errs, os.Remove(p.alivePath), p.alive.Close())
+	}
+	if p.lock != nil {
+		errs = append(errs, p.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// locked opens a file and locks it for this process, and those that get it. After
+// an error nothing is open.
+func locked(path string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(path, flag|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
+	}
+	return f, nil
 }
 
 // makeDevDrive makes the sparse file of --dev, if there is none.
@@ -104,5 +168,8 @@ func listen(path string, mode os.FileMode) (*socket, error) {
 }
 
 func (s *socket) close() error {
+	if s == nil {
+		return nil
+	}
 	return errors.Join(s.file.Close(), os.Remove(s.path))
 }

@@ -1,35 +1,40 @@
 // Package keeper is the parent process: it owns the volatile memory, destroys
-// keys, and starts, watches and restarts the engine and control. It parses
-// nothing from outside and never holds a drive.
+// keys, holds what an engine's successor needs, and starts, watches, restarts
+// and upgrades engine and control. It parses nothing from outside and never
+// opens a drive.
 //
 // # What is started
 //
-//	engine   3 link   4 death pipe   5 keys   6 lease table
-//	control  3 API    4 admin        5 engine 6 death pipe
+//	engine   3 link   4 death pipe   5 keys   6 lease table   7 alive
+//	control  3 API    4 admin        5 link   6 death pipe
 //
-// "Link" is package volatile's protocol; "engine" is a stream socket of which
-// the engine gets the other end over the link; a child ends on EOF of its death
-// pipe (sys.ExitOnEOF), so none outlives its keeper.
+// "Link" is package volatile's protocol, by which both also get their ends of a
+// stream socket to each other: a new one whenever one of them is new. A child
+// ends on EOF of its death pipe (sys.ExitOnEOF), so none outlives its keeper.
+// "Alive" is a lock that ends with the last process that has it. One descriptor
+// more, the program's own, is what a child was started by: a file that is
+// replaced on disk is never half used.
 //
 // # What happens when one ends
 //
-//	K1: control crashes: the engine and its leases go on; a new control is
-//	    started, and both get a new socket to each other.
-//	K2: the engine ends, however: every key is destroyed at once and read back,
-//	    maps and table are emptied, control is ended, and both start afresh.
-//	    The leases are lost; control's recovery records them. That is not put
-//	    off while the kernel holds a thread of it, which waits for a drive that
-//	    hangs: until that answers, there is neither an exit code nor an EOF.
-//	K3: control exits with code 0: it grants a stop. The engine is ended, then
-//	    every key is destroyed, then Run returns nil.
-//	K4: the keeper is killed: the children end on their pipes, and the memory
-//	    is gone with the last of the three.
-//	K5: keys are overwritten only when no instruction of the engine can run any
+//	K1: the engine ends, however: the next one is started at once, with the same
+//	    keys, table, maps and sockets. That is not put off while the kernel holds
+//	    a thread of it, which waits for a drive that hangs.
+//	K2: five engines in a row end before they were up: every key is destroyed and
+//	    read back, all else is forgotten, and the next starts with nothing. The
+//	    leases are lost; control's recovery records them.
+//	K3: keys are overwritten only when no instruction of an engine can run any
 //	    more, except for the slots that it asks for itself: a cipher that goes on
 //	    with half a key would leave plaintext on a drive.
+//	K4: control ends, however: a new one is started; the leases go on.
+//	K5: control says that a stop is granted: the engine is ended, then every key
+//	    is destroyed, then Run returns nil.
+//	K6: the keeper is killed: the children end on their pipes, and the memory is
+//	    gone with the last of the three.
 //
 // A stop is asked for by SIGTERM, SIGINT or SIGHUP, which control gets as
-// SIGTERM, and refuses by going on.
+// SIGTERM once it is ready, and refuses by going on. With no lease and no
+// control that is ready, nobody is left to refuse.
 package keeper
 
 import (
@@ -42,36 +47,49 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
+	"vacate/internal/child"
+	"vacate/internal/handoff"
+	"vacate/internal/held"
 	"vacate/internal/sys"
 	"vacate/internal/volatile"
 )
 
-// A Config says what to start. The keeper passes on arguments and environments
-// as they are.
+// A Recipe is what the children are started with, besides descriptors. The
+// keeper passes it on as it is.
+type Recipe struct {
+	EngineArgs  []string `json:"engineArgs,omitempty"`
+	EngineEnv   []string `json:"engineEnv,omitempty"`
+	ControlArgs []string `json:"controlArgs,omitempty"`
+	ControlEnv  []string `json:"controlEnv,omitempty"`
+}
+
+// A Config says what to start.
 type Config struct {
-	// Self starts this binary: a path, then arguments. The name of the child,
-	// "engine" or "control", and then its own arguments are appended.
-	Self []string
+	// Self is the path of this program's file, which an upgrade opens anew. Args
+	// are the keeper's own arguments, by which an upgrade starts it again; a
+	// child has its name, "engine" or "control", and those of Recipe instead.
+	Self string
+	Args []string
+	Recipe
 
-	EngineArgs, EngineEnv   []string
-	ControlArgs, ControlEnv []string
+	API, Admin *os.File // listening sockets, for control
+	Alive      *os.File // locked, for engines
+	Lock       *os.File // kept over upgrades; may be nil
 
-	API, Admin *os.File // listening sockets, for control; they stay the caller's
+	// Place must be the same before and after an upgrade.
+	Place string
+	// Handoff is what an earlier program of this process left, or nil. Its files
+	// are those above.
+	Handoff *handoff.Handoff
+
+	// Notify tells the service manager (sd_notify(3)); nil: nobody. It gets
+	// WATCHDOG=1 at least every 200 ms while all is well.
+	Notify func(state string)
 
 	LockedMemfd bool         // keep keys in a locked memfd although there is memfd_secret
 	Log         *slog.Logger // nil: slog.Default()
-}
-
-func (c *Config) validate() error {
-	var errs []error
-	if len(c.Self) == 0 {
-		errs = append(errs, errors.New("keeper: Config.Self is empty"))
-	}
-	if c.API == nil || c.Admin == nil {
-		errs = append(errs, errors.New("keeper: Config.API and Config.Admin must be open"))
-	}
-	return errors.Join(errs...)
 }
 
 // exitRefused is the exit code of a child that says that starting it again will
@@ -90,51 +108,92 @@ func (e *ChildError) Error() string {
 	return fmt.Sprintf("%s cannot start (exit code %d); what it printed above says why", e.Name, e.Code)
 }
 
-// Run creates the volatile memory, starts engine and control, and keeps them
-// running until control grants a stop: then it returns nil, and every key is
-// destroyed.
+// Run creates the volatile memory, or takes over what Config.Handoff describes,
+// and keeps engine and control running until control grants a stop: then it
+// returns nil, and every key is destroyed.
 //
 // It returns early, also with every key destroyed, when the volatile memory
 // cannot be had, when ctx is done (the caller's order to end at once, with
 // leases open or not), and, as a [*ChildError], when a child exits as one that
 // cannot start while no lease is open. Anything else is restarted for ever.
 //
+// With the hand-off of a check it only says whether it could take over, on its
+// standard output.
+//
 // Run changes the process: it makes it undumpable and takes over its signals.
 func Run(ctx context.Context, cfg Config) error {
+	if cfg.Handoff != nil && cfg.Handoff.Checking {
+		return answer(cfg)
+	}
 	k, err := newKeeper(cfg)
 	if err != nil {
-		return err
+		return cfg.Handoff.Return(err)
 	}
-	if err := sys.TrimProgram(); err != nil {
-		k.log.Debug("giving back pages of the program", "error", err) // it only costs memory
+	// Neither matters but for memory: this process's own, and a host's that runs
+	// out of it.
+	if err := errors.Join(sys.TrimProgram(), sys.ProtectFromOOM()); err != nil {
+		k.log.Debug("giving back pages, and hiding from the out-of-memory killer", "error", err)
 	}
 	return errors.Join(k.run(ctx), k.close())
 }
 
-// A keeper belongs to the goroutine of Run, but for what its links own.
+// A keeper belongs to the goroutine of Run.
 type keeper struct {
-	cfg     Config
-	log     *slog.Logger
-	keys    *volatile.Keys
-	table   *volatile.Table
-	header  volatile.TableHeader
+	cfg    Config
+	log    *slog.Logger
+	keys   *volatile.Keys
+	table  *volatile.Table
+	header volatile.TableHeader
+	held   *held.Held
+	build  build // this binary, or in an upgrade the new one
+
+	engine, control       *child.Child     // nil while none runs
+	engineDue, controlDue <-chan time.Time // when the next is due; nil while one runs
+	engineFailures        int              // engines in a row that ended before they were up
+	controlFailures       int              // controls in a row that did not live long
+	ends                  int              // of children that nobody wanted to end
+
 	signals chan os.Signal
+	asks    chan volatile.Message // from control: stop, upgrade
+	changed chan struct{}         // gets a value when a child is up
+	asked   bool                  // a signal is to be forwarded
+	told    bool                  // the service manager knows that all is ready
+
+	upgrading bool
+	outcome   string // how the last upgrade ended, for control
+	patience  patience
+
+	ctx  context.Context //nolint:containedctx // run's
+	over bool            // run is to end, with err
+	err  error
 }
 
-func newKeeper(cfg Config) (*keeper, error) {
-	if err := cfg.validate(); err != nil {
-		return nil, err
+// newKeeper takes over all of Config.Handoff or nothing.
+func newKeeper(cfg Config) (k *keeper, err error) {
+	if cfg.Self == "" || cfg.API == nil || cfg.Admin == nil || cfg.Alive == nil {
+		return nil, errors.New("keeper: Config.Self, API, Admin and Alive must be there")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	if err := sys.Harden(); err != nil {
-		return nil, fmt.Errorf("keeping memory out of core dumps: %w", err)
+	if cfg.Notify == nil {
+		cfg.Notify = func(string) {}
 	}
-	k := &keeper{cfg: cfg, log: cfg.Log, signals: make(chan os.Signal, 8)}
+	if err := sys.Harden(); err != nil {
+		return nil, err
+	}
+	k = &keeper{
+		cfg: cfg, log: cfg.Log, build: build{Recipe: cfg.Recipe}, patience: inService,
+		signals: make(chan os.Signal, 8), asks: make(chan volatile.Message, 8), changed: make(chan struct{}, 1),
+	}
+	if cfg.Handoff != nil {
+		return k, k.inherit(cfg.Handoff)
+	}
 	rand.Read(k.header.KeeperID[:]) //nolint:errcheck // never fails (crypto/rand)
-	var err error
 	if k.header.BootID, err = sys.BootID(); err != nil {
+		return nil, err
+	}
+	if k.build.file, err = sys.OpenProgram("/proc/self/exe"); err != nil {
 		return nil, err
 	}
 	create := volatile.CreateKeys
@@ -144,18 +203,21 @@ func newKeeper(cfg Config) (*keeper, error) {
 	if k.keys, err = create(); err != nil {
 		return nil, err
 	}
-	if k.table, err = volatile.CreateTable(k.header); err != nil {
-		return nil, errors.Join(err, k.keys.Close())
-	}
 	if why := k.keys.Why(); why != nil {
 		k.log.Warn("keys are in a locked memfd: the kernel gives no memfd_secret", "error", why)
 	}
-	return k, nil
+	if k.table, err = volatile.CreateTable(k.header); err != nil {
+		return nil, err
+	}
+	k.held, err = held.New(k.keys)
+	return k, err
 }
 
 // close destroys every key, also after a run that did so.
 func (k *keeper) close() error {
-	return errors.Join(k.keys.WipeAll(), k.keys.Close(), k.table.Close())
+	err := k.held.Destroy()
+	k.held.Wait()
+	return errors.Join(err, k.keys.Close(), k.table.Close(), k.build.file.Close())
 }
 
 func (k *keeper) run(ctx context.Context) error {
@@ -170,22 +232,32 @@ func (k *keeper) run(ctx context.Context) error {
 	signal.Ignore(syscall.SIGPIPE)
 	debug.SetGCPercent(20) // nothing here is in a hurry, and memory is for tenants
 
-	var wait backoff
-	for {
-		k.header.Generation++
-		k.table.Reset(k.header)
-		done, err := k.generation(ctx, &wait)
-		if done {
-			return err
-		}
-		k.log.Error("the engine ended; its leases are lost, their keys destroyed", "error", err,
-			"generation", k.header.Generation, "restart_in", wait.next())
-		select {
-		case <-wait.timer():
-		case <-k.signals: // no lease is open: nobody is left to refuse
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	k.ctx = ctx
+	if h := k.cfg.Handoff; h != nil {
+		k.resume(h)
+	} else {
+		k.startEngine()
+		k.startControl()
+	}
+	for !k.over {
+		k.next(nil)
+	}
+	k.cfg.Notify("STOPPING=1")
+	// K5's order: engine, keys, the rest.
+	errs := []error{k.err}
+	if k.engine != nil {
+		errs = append(errs, k.engine.End())
+	}
+	errs = append(errs, k.held.Destroy())
+	if k.control != nil {
+		errs = append(errs, k.control.End())
+	}
+	return errors.Join(errs...)
+}
+
+// end makes run return err.
+func (k *keeper) end(err error) {
+	if !k.over {
+		k.over, k.err = true, err
 	}
 }

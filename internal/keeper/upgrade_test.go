@@ -1,0 +1,235 @@
+package keeper
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestUpgrade replaces the whole daemon twice, by exec, with a lease open, a
+// client's connection passed on, and messages of the engine under way all the
+// time.
+func TestUpgrade(t *testing.T) {
+	m := startManor(t, "PLAY_ENGINE=hammer")
+	sock := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	m.want("engine map 1", "<nil>")
+	m.want("engine fill 1", "<nil>")
+	m.want("engine hold 1 "+sock+"2", "<nil>")
+	m.want("engine pass 1 77 "+sock, "<nil>")
+	client, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	lines := bufio.NewReader(client)
+	was := ""
+	files := func() string { // of keeper, engine and control
+		return fmt.Sprint(len(entries(t, m.cmd.Process.Pid)), " ", ask(m.api, "engine fds"), " ", ask(m.api, "fds"))
+	}
+	for i := range 3 {
+		m.upgrade("done")
+		if i == 0 { // until now the keeper alone had the connection
+			time.Sleep(100 * time.Millisecond)
+			was = files()
+		}
+		m.until("keeper, engine and control have as many files open as before: "+was, func() bool { return files() == was })
+		m.want("engine bits 1", "1")
+		m.want("engine conn 1 hello", "77 <nil>")
+		if line, err := lines.ReadString('\n'); err != nil || line != "hello\n" {
+			t.Errorf("the client reads %q, %v", line, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+		if n, err, _ := strings.Cut(ask(m.api, "engine hammered"), " "); err != "<nil>" || number(n) < 100 {
+			t.Errorf("messages that were under way: %s answered, %s", n, err)
+		}
+	}
+	m.rss()
+	engine, control := m.pid("engine pid", 0), m.pid("pid", 0)
+	m.want("engine accept 1", "<nil>")
+	if got := ask(sock+"2", "pid"); got != strconv.Itoa(engine) {
+		t.Errorf("the lease's socket is answered by %q, want engine %d", got, engine)
+	}
+	// The children are watched as those that the keeper has started itself.
+	syscall.Kill(engine, syscall.SIGKILL)
+	engine = m.pid("engine pid", engine)
+	m.want("engine bits 1", "1")
+	syscall.Kill(control, syscall.SIGKILL)
+	control = m.pid("pid", control)
+	m.want("grant", "ok")
+	if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.cmd.Wait(); err != nil {
+		t.Errorf("a granted stop: %v", err)
+	}
+	if alive(engine) || alive(control) {
+		t.Errorf("after a granted stop: engine alive %v, control alive %v", alive(engine), alive(control))
+	}
+}
+
+// upgrade asks for an upgrade and waits for its outcome, which both children
+// have then seen: they are new, and the keeper is the same process.
+func (m *manor) upgrade(outcome string) {
+	m.Helper()
+	engine, control := m.pid("engine pid", 0), m.pid("pid", 0)
+	m.want("upgrade", "<nil>")
+	m.pid("pid", control)
+	m.pid("engine pid", engine)
+	m.until("the upgrade ends: "+outcome, func() bool {
+		return strings.Contains(ask(m.api, "environ"), UpgradeEnv+"="+outcome)
+	})
+	// The outcome is told before the last step: see that that is done too.
+	m.until("the next keeper goes on", func() bool {
+		b, _ := os.ReadFile(m.log)
+		if len(b) <= m.execs {
+			return false
+		}
+		m.execs = len(b)
+		return true
+	})
+}
+
+// entries are what a process has open.
+func entries(t *testing.T, pid int) (names []string) {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	l, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range l {
+		if name, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// TestUpgradeReturns: the new keeper cannot go on, and gives all back.
+func TestUpgradeReturns(t *testing.T) {
+	m := startManor(t, "PLAY_REFUSE=1")
+	engine := m.pid("engine pid", 0)
+	m.want("engine map 1", "<nil>")
+	m.want("engine fill 1", "<nil>")
+	m.upgrade("failed: it does not want to")
+	if m.pid("engine pid", 0) == engine {
+		t.Error("the engine is the one of before")
+	}
+	m.want("engine bits 1", "1")
+	m.want("grant", "ok")
+	if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.cmd.Wait(); err != nil {
+		t.Errorf("a granted stop: %v", err)
+	}
+}
+
+// TestUpgradeDoesNotStart: nothing changes.
+func TestUpgradeDoesNotStart(t *testing.T) {
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte("not a program"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct{ self, check, place string }{
+		"is away":             {self: "/no/such/binary"},
+		"is no program":       {self: text},
+		"crashes":             {check: "exit=2"},
+		"refuses its config":  {check: "exit=4"},
+		"hangs":               {check: "hang"},
+		"says nothing":        {check: "exit=0"},
+		"has another folder":  {place: "elsewhere"},
+		"says something else": {self: "/bin/echo"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("PLAY_CHECK", tt.check)
+			t.Setenv("PLAY_PLACE", tt.place)
+			h := open(t, func(c *Config) {
+				if tt.self != "" {
+					c.Self = tt.self
+				}
+			})
+			engine, control := h.pid("engine pid", 0), h.pid("pid", 0)
+			h.want("engine map 3", "<nil>")
+			h.want("engine fill 3", "<nil>")
+			h.want("upgrade", "asking the keeper for an upgrade: exec format error")
+			h.want("engine pid", strconv.Itoa(engine))
+			h.want("pid", strconv.Itoa(control))
+			syscall.Kill(engine, syscall.SIGKILL)
+			h.pid("engine pid", engine)
+			h.want("engine bits 3", "1")
+			ask(h.api, "exit 1")
+			h.pid("pid", control)
+			if env := ask(h.api, "environ"); !strings.HasPrefix(env, UpgradeEnv+"=failed: ") {
+				t.Errorf("control's environment: %q", env)
+			}
+		})
+	}
+}
+
+// TestUpgradeFallsBack: the new binary answers, and its children fail.
+func TestUpgradeFallsBack(t *testing.T) {
+	for name, tt := range map[string]struct{ engine, control, old, want string }{
+		"engine never up":     {engine: "hang", want: "failed: its engine does not take over"},
+		"engine crashes":      {engine: "exit=1", want: "failed: its engine does not take over"},
+		"engine refuses":      {engine: "exit=4", want: "failed: its engine does not take over"},
+		"control never ready": {control: "hang", want: "failed: its control does not become ready"},
+		"control crashes":     {control: "exit=1", want: "failed: its control does not become ready"},
+		"control refuses":     {control: "exit=4", want: "failed: its control does not become ready"},
+		"old engine stays":    {engine: "hang", old: "stay", want: "failed: its engine does not take over"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("PLAY_ENGINE", tt.engine)
+			t.Setenv("PLAY_CONTROL", tt.control)
+			h := open(t, func(c *Config) {
+				c.EngineArgs = []string{"was", tt.old}
+				c.ControlArgs = []string{"was"}
+			})
+			engine := h.pid("engine pid", 0)
+			h.want("engine map 3", "<nil>")
+			h.want("engine fill 3", "<nil>")
+			h.want("upgrade", "<nil>")
+			h.until("the upgrade has failed", func() bool { return strings.HasPrefix(ask(h.api, "environ"), UpgradeEnv+"="+tt.want) })
+			h.pid("engine pid", engine)
+			if h.k.keys.Empty(3) {
+				t.Error("a failed upgrade destroyed a key")
+			}
+			for _, child := range []string{"engine pid", "pid"} {
+				h.until("the "+child+" is the old binary's", func() bool {
+					return strings.Contains(arguments(h.pid(child, 0)), " was ")
+				})
+			}
+			h.want("engine bits 3", "1")
+		})
+	}
+}
+
+func arguments(pid int) string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return strings.ReplaceAll(string(b), "\x00", " ")
+}
+
+// TestUpgradeBusy: one at a time; a stop that is granted meanwhile is heeded.
+func TestUpgradeBusy(t *testing.T) {
+	t.Setenv("PLAY_ENGINE", "hang")
+	h := open(t, nil)
+	engine, control := h.pid("engine pid", 0), h.pid("pid", 0)
+	h.want("engine map 3", "<nil>")
+	h.want("engine fill 3", "<nil>")
+	h.want("upgrade", "<nil>")
+	h.want("upgrade", "asking the keeper for an upgrade: device or resource busy")
+	h.want("stop", "ok")
+	h.stopped(engine, control)
+}

@@ -1,0 +1,288 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"vacate/internal/child"
+	"vacate/internal/fail"
+	"vacate/internal/sys"
+	"vacate/internal/volatile"
+)
+
+const (
+	nameEngine  = "engine"
+	nameControl = "control"
+)
+
+// engineEnv comes after Recipe.EngineEnv. A preempted thread's registers, keys
+// among them, would be saved to its stack and stay there: so no asynchronous
+// preemption. The heap is small: let it stay so.
+var engineEnv = []string{"GODEBUG=asyncpreemptoff=1", "GOGC=50"}
+
+// lookEvery is how often the keeper looks at what does not tell it.
+const lookEvery = 200 * time.Millisecond
+
+// next waits for something to happen, at most until limit fires, and deals with
+// it.
+func (k *keeper) next(limit <-chan time.Time) {
+	look := time.NewTimer(lookEvery)
+	defer look.Stop()
+	select {
+	case <-k.engine.Ended():
+		k.engineEnded(k.engine.How(exitRefused))
+	case <-k.control.Ended():
+		k.controlEnded()
+	case <-k.engine.LinkDown():
+		k.engine.CutOff()
+	case <-k.control.LinkDown():
+		k.control.CutOff()
+	case <-k.engineDue:
+		k.startEngine()
+	case <-k.controlDue:
+		k.startControl()
+	case m := <-k.asks:
+		k.obey(m)
+	case s := <-k.signals:
+		k.log.Info("asked to stop", "signal", s.String())
+		k.asked = true
+	case <-look.C:
+		if k.engine.Held() {
+			k.engineEnded(errors.New("engine: it has ended, and the kernel holds a thread of it: one of its drives does not answer"), false)
+		}
+	case <-k.changed:
+	case <-limit:
+	case <-k.ctx.Done():
+		k.end(context.Cause(k.ctx))
+	}
+	k.tell()
+}
+
+// tell tells others what is new.
+func (k *keeper) tell() {
+	k.cfg.Notify("WATCHDOG=1")
+	if k.control.Up() && !k.told {
+		k.told = true
+		k.cfg.Notify("READY=1\nSTATUS=serving")
+	}
+	switch {
+	case !k.asked:
+	case k.control.Up():
+		k.asked = false
+		k.control.Signal(syscall.SIGTERM)
+	case !k.held.Any():
+		k.end(nil) // no lease is open, and nobody is there to refuse
+	}
+}
+
+// obey does what control asks for.
+func (k *keeper) obey(m volatile.Message) {
+	switch {
+	case m.Kind == volatile.KindStop:
+		k.log.Info("control granted the stop")
+		k.end(nil)
+	case k.upgrading:
+		k.reply(k.control, m, syscall.EBUSY)
+	case !k.over:
+		k.upgrade(m)
+	}
+}
+
+// reply answers m of control c's, if that is there still.
+func (k *keeper) reply(c *child.Child, m volatile.Message, errno syscall.Errno) {
+	if c != nil && c == k.control {
+		c.Send(volatile.Message{Kind: m.Kind, Reply: true, ID: m.ID, Errno: errno}, nil) //nolint:errcheck // it is ending, and will not know
+	}
+}
+
+// fromEngine and fromControl are called by the children's own goroutines.
+func (k *keeper) fromEngine(c *child.Child, m *volatile.Message, file *os.File) (*os.File, error) {
+	give, err := k.held.Answer(m, file)
+	if err == nil && m.Kind == volatile.KindUp {
+		k.isUp(c)
+	}
+	return give, err
+}
+
+func (k *keeper) fromControl(c *child.Child, m *volatile.Message, _ *os.File) (*os.File, error) {
+	switch m.Kind {
+	case volatile.KindReady:
+		k.isUp(c)
+		return nil, nil
+	case volatile.KindStop, volatile.KindUpgrade:
+		select {
+		case k.asks <- *m:
+			return nil, nil
+		default: // eight wait already
+		}
+	}
+	return nil, fmt.Errorf("control sent a %v: %w", m.Kind, volatile.ErrFormat)
+}
+
+func (k *keeper) isUp(c *child.Child) {
+	c.SetUp()
+	k.wake()
+}
+
+// wake makes next look.
+func (k *keeper) wake() {
+	select {
+	case k.changed <- struct{}{}:
+	default: // a value waits already
+	}
+}
+
+func (k *keeper) server(name string) child.Server {
+	if name == nameControl {
+		return child.Server{Mu: &k.held.Mu, Handle: k.fromControl}
+	}
+	return child.Server{Mu: &k.held.Mu, Handle: k.fromEngine, Urgent: true}
+}
+
+func (k *keeper) start(name string, args, env []string, files ...*os.File) (*child.Child, error) {
+	c, err := child.Start(name, k.server(name), k.build.file, slices.Concat([]string{k.cfg.Self, name}, args), env, files...)
+	if err == nil {
+		k.log.Info("started", "child", name, "pid", c.PID(), "generation", k.header.Generation)
+	}
+	return c, err
+}
+
+func (k *keeper) startEngine() {
+	k.engineDue = nil
+	k.header.Generation++
+	k.table.SetHeader(k.header)
+	var err error
+	if k.engine, err = k.start(nameEngine, k.build.EngineArgs, slices.Concat(k.build.EngineEnv, engineEnv),
+		nil, nil, k.keys.File(), k.table.File(), k.cfg.Alive); err != nil {
+		k.engineFailed(err)
+		return
+	}
+	k.log.Info("keeping keys", "key_store", k.keys.Kind(), "wiper", k.engine.Urgency())
+	fail.At(fail.KeeperEngineStarted)
+	k.connect()
+}
+
+// engineEnded is K1.
+func (k *keeper) engineEnded(how error, refused bool) {
+	c := k.engine
+	k.engine = nil
+	if err := c.Free(); err != nil {
+		k.end(err)
+	}
+	fail.At(fail.KeeperEngineEnded)
+	k.engineDue = time.After(0)
+	switch {
+	case c.Wanted:
+	case refused && !k.upgrading && !k.held.Any():
+		k.end(&ChildError{Name: nameEngine, Code: exitRefused})
+	case !c.Up():
+		k.engineFailed(how)
+	default:
+		k.ends++
+		k.engineFailures = 0
+		k.log.Error("the engine ended; the next one takes its leases over", "error", how, "generation", k.header.Generation)
+	}
+}
+
+// giveUp is K2's five.
+const giveUp = 5
+
+// engineFailed is K2: an engine was never up.
+func (k *keeper) engineFailed(why error) {
+	k.ends++
+	k.engineFailures++
+	k.engineDue = time.After(delay(k.engineFailures))
+	k.log.Error("the engine ended before it had taken over", "error", why, "in_a_row", k.engineFailures)
+	if k.engineFailures%giveUp != 0 {
+		return
+	}
+	k.log.Error("no engine can take over: leases that were open are lost, and their keys destroyed")
+	if err := k.held.Destroy(); err != nil {
+		k.end(err)
+	}
+	k.header.Emptied = k.header.Generation
+	k.table.Reset(k.header)
+	fail.At(fail.KeeperReset)
+}
+
+func (k *keeper) startControl() {
+	k.controlDue = nil
+	var err error
+	if k.control, err = k.start(nameControl, k.build.ControlArgs, append(slices.Clip(k.build.ControlEnv), UpgradeEnv+"="+k.outcome),
+		k.cfg.API, k.cfg.Admin, nil, nil); err != nil {
+		k.controlFailed(err)
+		return
+	}
+	fail.At(fail.KeeperControlStarted)
+	k.connect()
+}
+
+// controlEnded is K4.
+func (k *keeper) controlEnded() {
+	c := k.control
+	k.control = nil
+	if err := c.Free(); err != nil {
+		k.end(err)
+	}
+	for len(k.asks) > 0 { // its last words: nobody waits for an upgrade any more
+		if m := <-k.asks; m.Kind == volatile.KindStop {
+			k.obey(m)
+		}
+	}
+	how, refused := c.How(exitRefused)
+	switch {
+	case k.over:
+	case c.Wanted:
+		k.controlDue = time.After(0)
+	case refused && !k.upgrading && !k.held.Any():
+		k.end(&ChildError{Name: nameControl, Code: exitRefused})
+	default:
+		if time.Since(c.Since) >= longLife {
+			k.controlFailures = 0
+		}
+		k.controlFailed(how)
+	}
+}
+
+func (k *keeper) controlFailed(why error) {
+	k.ends++
+	k.controlFailures++
+	k.controlDue = time.After(delay(k.controlFailures))
+	k.log.Error("control ended; the leases stay open", "error", why, "restart_in", delay(k.controlFailures))
+}
+
+// connect gives engine and control, when both are there, a new way to each
+// other. One that cannot be told has ended, or is ended: it reads nothing.
+func (k *keeper) connect() {
+	if k.engine == nil || k.control == nil {
+		return
+	}
+	a, b, err := sys.StreamPair()
+	if err != nil {
+		k.log.Error("connecting engine and control: control is started anew", "error", err)
+		k.control.Signal(syscall.SIGKILL)
+		return
+	}
+	for c, f := range map[*child.Child]*os.File{k.engine: a, k.control: b} {
+		if c.Send(volatile.Message{Kind: volatile.KindControl}, f) != nil {
+			c.Signal(syscall.SIGKILL)
+		}
+		f.Close() //nolint:errcheck // the child has its own
+	}
+}
+
+// How long a child's successor waits: longer each time, until one has lived for
+// a while.
+const (
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 5 * time.Second
+	longLife   = 10 * time.Second
+)
+
+// delay is how long to wait after the n-th failure in a row, n ≥ 1.
+func delay(n int) time.Duration { return min(minBackoff<<min(n-1, 16), maxBackoff) }
