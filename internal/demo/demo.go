@@ -175,7 +175,7 @@ func (s *story) vacate(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.end(ctx)) }()
-	drive, free, err := n.enroll(ctx, filepath.Join(s.dir, "drive"), mediumLen)
+	drive, free, err := n.enroll(ctx, drivePath(s.dir), mediumLen)
 	if err != nil {
 		return err
 	}

@@ -25,10 +25,17 @@ type node struct {
 	done chan error // what Wait returned
 }
 
+// drivePath is where the drive lies: apart from the daemon's state, which the
+// engine must not reach.
+func drivePath(dir string) string { return filepath.Join(dir, "drives", "drive") }
+
 func startNode(ctx context.Context, self, dir string) (*node, error) {
 	dev := filepath.Join(dir, "d")
+	if err := os.Mkdir(filepath.Dir(drivePath(dir)), 0o700); err != nil {
+		return nil, err
+	}
 	n := &node{done: make(chan error, 1)}
-	n.cmd = exec.Command(self, "serve", "--dev", dev)
+	n.cmd = exec.Command(self, "serve", "--dev", dev, "--drive-dir", filepath.Dir(drivePath(dir)))
 	n.cmd.Stdout, n.cmd.Stderr = &n.log, &n.log
 	if err := n.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting a daemon: %w", err)

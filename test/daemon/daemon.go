@@ -41,6 +41,8 @@ type Daemon struct {
 	Bin string
 	Dir string // of --dev
 
+	Args []string // as in Options
+
 	cmd  *exec.Cmd
 	log  syncBuffer
 	done chan struct{} // closed when the process has ended
@@ -59,7 +61,7 @@ const startTimeout = 30 * time.Second
 
 // Start starts a daemon under dir and waits until it is ready.
 func Start(bin, dir string, o Options) (*Daemon, error) {
-	d := &Daemon{Bin: bin, Dir: dir, done: make(chan struct{})}
+	d := &Daemon{Bin: bin, Dir: dir, Args: o.Args, done: make(chan struct{})}
 	d.cmd = exec.Command(bin, append([]string{"serve", "--dev", dir}, o.Args...)...)
 	d.cmd.Env = append(os.Environ(), o.Env...)
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log

@@ -16,7 +16,7 @@ import (
 func reopen(t *testing.T, d *daemon.Daemon) *daemon.Daemon {
 	t.Helper()
 	<-d.Done()
-	return startIn(t, d.Bin, d.Dir, daemon.Options{})
+	return startIn(t, d.Bin, d.Dir, daemon.Options{Args: d.Args})
 }
 
 // TestLosing: whichever process dies, what is lost is recorded as lost, and
