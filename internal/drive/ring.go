@@ -21,8 +21,7 @@ import (
 //  3. Each completion is settled: what fell short goes back into the ring for
 //     its rest; all else frees its slot, and is completed.
 //  4. While a slot is in use the goroutine is locked to its thread, which the
-//     ring belongs to. One that comes back on another thread (none of an export
-//     does) goes on with a ring that may be shared.
+//     kernel tells of completions.
 //  5. What the kernel does not take, for want of memory, is carried out on the
 //     spot, as pread does it.
 
@@ -41,7 +40,7 @@ const ringRoom = 128
 type ringQueue struct {
 	lane
 	depth   int
-	ring    *uring.Ring // nil: it was lost, and requests are carried out on the spot
+	ring    *uring.Ring
 	waiting blk.FIFO
 	slots   []ringSlot
 	free    []uint32
@@ -57,7 +56,7 @@ type ringSlot struct {
 
 func newRingQueue(d *Drive, depth int) (*ringQueue, error) {
 	room := min(depth, ringRoom)
-	ring, err := uring.New(room, uring.Bound)
+	ring, err := uring.New(room)
 	if err != nil {
 		return nil, err
 	}
@@ -106,9 +105,6 @@ func (q *ringQueue) fill() (n int) {
 		case r.Op == blk.OpFlush && !q.d.flush:
 			q.finish(r, r.Len, 0)
 			n++
-		case !q.ready():
-			q.carryOut(r)
-			n++
 		default:
 			q.start(r, off)
 		}
@@ -117,38 +113,11 @@ func (q *ringQueue) fill() (n int) {
 	return n
 }
 
-// ready sees to a ring that the calling thread may fill, and locks the goroutine
-// to it (Q3). It reports false if there is none.
-func (q *ringQueue) ready() bool {
-	if q.ring == nil || q.busy() > 0 {
-		return q.ring != nil
-	}
-	runtime.LockOSThread()
-	mine, err := q.ring.Bind()
-	if !mine {
-		// Nothing is in it, so nothing is lost but the ring.
-		if err == nil {
-			err = q.ring.Close()
-		}
-		if q.ring, err = q.shared(err); err != nil {
-			runtime.UnlockOSThread()
-			return false
-		}
-	}
-	return true
-}
-
-// shared makes the ring of a goroutine that changes its thread. err is from
-// giving back the one before.
-func (q *ringQueue) shared(err error) (*uring.Ring, error) {
-	if err != nil {
-		return nil, err
-	}
-	return uring.New(len(q.slots), uring.Shared)
-}
-
-// start gives r a slot and a submission. REQUIRES: ready has reported true.
+// start gives r a slot and a submission. REQUIRES: a slot is free.
 func (q *ringQueue) start(r *blk.Request, off int64) {
+	if q.busy() == 0 {
+		runtime.LockOSThread()
+	}
 	id := q.free[len(q.free)-1]
 	q.free = q.free[:len(q.free)-1]
 	q.slots[id] = ringSlot{r: r, off: off}
@@ -204,11 +173,7 @@ func (q *ringQueue) Reap(wait bool) (n int) {
 // deliver settles what the kernel has completed, and returns how many requests
 // that completed.
 func (q *ringQueue) deliver() (n int) {
-	for q.ring != nil {
-		c, ok := q.ring.Next()
-		if !ok {
-			break
-		}
+	for c, ok := q.ring.Next(); ok; c, ok = q.ring.Next() {
 		if q.settle(uint32(c.ID), int64(c.N), c.Errno) {
 			n++
 		}
@@ -254,7 +219,7 @@ func (q *ringQueue) retreat(errno syscall.Errno) (n int) {
 		// Of what is in flight nothing is known any more.
 		panic(fmt.Sprintf("drive: waiting for the completions of %s: %v", q.d.info.Path, errno))
 	}
-	for q.ring != nil && q.ring.Unsubmitted() > 0 {
+	for q.ring.Unsubmitted() > 0 {
 		q.carryOut(q.release(uint32(q.ring.TakeBack())))
 		n++
 	}
@@ -268,9 +233,6 @@ func (q *ringQueue) Close() error {
 	}
 	if err := q.leave(); err != nil {
 		return err
-	}
-	if q.ring == nil {
-		return nil
 	}
 	return q.ring.Close()
 }

@@ -19,12 +19,8 @@ type UringFlags uint32
 
 // Flags of a ring's setup, with the first kernel that has them.
 const (
-	UringCQSize       UringFlags = 1 << 3  // 5.5: Params.CQEntries is set
-	UringDisabled     UringFlags = 1 << 6  // 5.10: takes nothing before EnableUring
-	UringCoopTaskrun  UringFlags = 1 << 8  // 5.19: completions interrupt nobody
-	UringTaskrunFlag  UringFlags = 1 << 9  // 5.19: UringSQTaskrun says that completions wait
-	UringSingleIssuer UringFlags = 1 << 12 // 6.0: one thread submits
-	UringDeferTaskrun UringFlags = 1 << 13 // 6.1: completions move only in UringEnter with UringGetEvents
+	UringCoopTaskrun UringFlags = 1 << 8 // 5.19: completions interrupt nobody
+	UringTaskrunFlag UringFlags = 1 << 9 // 5.19: UringSQTaskrun says that completions wait
 )
 
 // Features of the kernel, as it fills them into UringParams.
@@ -120,14 +116,6 @@ func EnterUring(fd int, submit, wait, flags uint32) syscall.Errno {
 	return errno
 }
 
-// EnableUring lets a ring made with UringDisabled go to work, for the calling
-// thread alone if it is UringSingleIssuer.
-func EnableUring(fd int) syscall.Errno {
-	const registerEnableRings = 12
-	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(fd), registerEnableRings, 0, 0, 0, 0)
-	return errno
-}
-
 // Offsets at which a ring's descriptor is mapped.
 const (
 	UringMapRings = 0
@@ -145,12 +133,6 @@ func MapUring(fd int, part int64, size int) ([]byte, error) {
 		return nil, errors.Join(err, Unmap(b))
 	}
 	return b, nil
-}
-
-// ThreadID is the calling thread's. It allocates nothing.
-func ThreadID() int {
-	tid, _, _ := unix.RawSyscall(unix.SYS_GETTID, 0, 0, 0)
-	return int(tid)
 }
 
 // UringError explains why there is no ring.

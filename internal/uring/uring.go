@@ -11,10 +11,9 @@
 //
 // # Ownership
 //
-// A ring belongs to the thread that fills it first (io_uring_setup(2),
-// IORING_SETUP_SINGLE_ISSUER), until it is closed: its goroutine is locked to
-// that thread while something is in flight. A [Shared] ring may change threads
-// while nothing is.
+// A ring belongs to one goroutine, which stays locked to its thread while
+// something is in flight: the kernel posts a completion when the thread that has
+// submitted enters it, and wakes no other.
 //
 // # Buffers
 //
@@ -24,8 +23,10 @@
 // # What a killed process leaves
 //
 // Submissions that the kernel has accepted are carried out even when the process
-// has ended, and each holds its file open until then. A ring registers no files:
-// a registered one would stay open for as long as it takes to tear down the ring.
+// has ended, and each holds its file open until then. So that it does not hold it
+// for longer, two things that make rings faster are left out: registered files,
+// which stay open until the ring has been torn down, and IORING_SETUP_DEFER_TASKRUN,
+// with which completions wait for that, too, up to 50 ms (io_ring_exit_work).
 package uring
 
 import (
@@ -40,27 +41,9 @@ import (
 // MaxEntries is the most submissions that a ring has room for.
 const MaxEntries = 4096
 
-// A Mode says which threads may use a ring.
-type Mode uint8
-
-const (
-	// Bound: the thread that calls [Ring.Bind]. Completions are moved only when
-	// that thread asks for them, all at once (Linux 6.1; as Shared before).
-	Bound Mode = iota
-	// Shared: one after the other.
-	Shared
-)
-
-// flags are what to try for each mode, best first. A kernel refuses those that it
-// does not know with EINVAL.
-var flags = [...][]sys.UringFlags{
-	Bound: {
-		sys.UringSingleIssuer | sys.UringDeferTaskrun | sys.UringTaskrunFlag | sys.UringDisabled,
-		sys.UringCoopTaskrun | sys.UringTaskrunFlag,
-		0,
-	},
-	Shared: {sys.UringCoopTaskrun | sys.UringTaskrunFlag, 0},
-}
+// flags are what to try, best first. A kernel refuses those that it does not know
+// with EINVAL.
+var flags = []sys.UringFlags{sys.UringCoopTaskrun | sys.UringTaskrunFlag, 0}
 
 // A Ring is a submission ring and a completion ring.
 //
@@ -70,9 +53,7 @@ var flags = [...][]sys.UringFlags{
 //	R2: at most Room() are filled, submitted or completed and not taken out, so
 //	    the completion ring, twice as long, never overflows. The caller keeps it.
 type Ring struct {
-	fd    int
-	flags sys.UringFlags
-	owner int // thread that Bind was called on; 0 before
+	fd int
 
 	rings, sqeBytes []byte // the two mappings
 	sqes            []sys.UringSQE
@@ -93,12 +74,12 @@ type Completion struct {
 // New makes a ring with room for at least entries submissions, 1 ≤ entries ≤
 // [MaxEntries]. The error unwraps to the errno: EPERM, ENOSYS, ENOMEM and EMFILE
 // are to be expected.
-func New(entries int, mode Mode) (*Ring, error) {
+func New(entries int) (*Ring, error) {
 	if entries < 1 || entries > MaxEntries {
 		return nil, fmt.Errorf("making a ring of %d entries: %w", entries, syscall.EINVAL)
 	}
 	var last syscall.Errno
-	for _, f := range flags[mode] {
+	for _, f := range flags {
 		p := sys.UringParams{Flags: f}
 		fd, errno := sys.SetupUring(uint32(entries), &p)
 		if errno == 0 {
@@ -113,7 +94,7 @@ func New(entries int, mode Mode) (*Ring, error) {
 
 // Probe returns nil if rings can be made, else why not.
 func Probe() error {
-	r, err := New(1, Bound)
+	r, err := New(1)
 	if err != nil {
 		return err
 	}
@@ -122,7 +103,7 @@ func Probe() error {
 
 // open maps a new ring.
 func open(fd int, p *sys.UringParams) (r *Ring, err error) {
-	r = &Ring{fd: fd, flags: p.Flags}
+	r = &Ring{fd: fd}
 	defer func() {
 		if err != nil {
 			_ = r.Close() // it was never used
@@ -160,25 +141,6 @@ func open(fd int, p *sys.UringParams) (r *Ring, err error) {
 
 // Room is the number of submissions that fit.
 func (r *Ring) Room() int { return len(r.sqes) }
-
-// Bind makes the calling thread the ring's, the first time that it is called. It
-// reports whether the ring is the calling thread's: always, if it is not bound
-// to one.
-//
-// REQUIRES: nothing filled in, nothing in flight.
-func (r *Ring) Bind() (bool, error) {
-	if r.flags&sys.UringSingleIssuer == 0 {
-		return true, nil
-	}
-	if r.owner == 0 {
-		if errno := sys.EnableUring(r.fd); errno != 0 {
-			return false, fmt.Errorf("enabling a ring: %w", errno)
-		}
-		r.owner = sys.ThreadID()
-		return true, nil
-	}
-	return r.owner == sys.ThreadID(), nil
-}
 
 // next returns the next free submission, cleared, or nil if the ring is full.
 func (r *Ring) next() *sys.UringSQE {

@@ -3,6 +3,7 @@ package uring
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -30,10 +31,10 @@ func file(t testing.TB) (f *os.File, fd int) {
 	return f, int(f.Fd())
 }
 
-// bound makes a ring and locks the test to its thread.
-func bound(t testing.TB, entries int, mode Mode) *Ring {
+// ring makes a ring and locks the test to its thread.
+func ring(t testing.TB, entries int) *Ring {
 	t.Helper()
-	r, err := New(entries, mode)
+	r, err := New(entries)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,9 +48,6 @@ func bound(t testing.TB, entries int, mode Mode) *Ring {
 			t.Errorf("closed twice: %v", err)
 		}
 	})
-	if mine, err := r.Bind(); !mine || err != nil {
-		t.Fatalf("Bind = %v, %v", mine, err)
-	}
 	return r
 }
 
@@ -72,55 +70,62 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// TestModes carries batches through a ring of each mode, often enough that both
-// rings wrap.
-func TestModes(t *testing.T) {
-	for name, mode := range map[string]Mode{"bound": Bound, "shared": Shared} {
-		t.Run(name, func(t *testing.T) {
-			_, fd := file(t)
-			const n = 8
-			r := bound(t, n, mode)
-			if r.Room() != n {
-				t.Fatalf("Room = %d", r.Room())
-			}
-			bufs := make([][]byte, n)
-			for i := range bufs {
-				bufs[i] = make([]byte, 4096)
-			}
-			for round := range 100 {
-				for i := range bufs {
-					if !r.Read(uint64(i), fd, bufs[i], int64((round+i)%256)*4096) {
-						t.Fatalf("round %d: full after %d", round, i)
-					}
-				}
-				if r.Sync(99, fd) || r.Read(99, fd, bufs[0], 0) {
-					t.Fatal("a full ring takes more")
-				}
-				seen := uint64(0)
-				for got := 0; got < n; {
-					enter(t, r, true)
-					for c, ok := r.Next(); ok; c, ok = r.Next() {
-						if c.Errno != 0 || c.N != 4096 || c.ID >= n || seen&(1<<c.ID) != 0 {
-							t.Fatalf("round %d: %+v", round, c)
-						}
-						seen |= 1 << c.ID
-						got++
-					}
-				}
-				for i, b := range bufs {
-					if want := byte(round + i); b[0] != want || b[4095] != want {
-						t.Fatalf("round %d: block %d holds %d", round, i, b[0])
-					}
-				}
-			}
-			runtime.KeepAlive(bufs)
-		})
+// with runs a test with each set of flags that a kernel may leave us.
+func with(t *testing.T, test func(t *testing.T)) {
+	all := flags
+	defer func() { flags = all }()
+	for _, f := range all {
+		flags = []sys.UringFlags{f}
+		t.Run(fmt.Sprintf("flags %#x", uint32(f)), test)
 	}
+}
+
+// TestBatches: often enough that both rings wrap.
+func TestBatches(t *testing.T) {
+	with(t, func(t *testing.T) {
+		_, fd := file(t)
+		const n = 8
+		r := ring(t, n)
+		if r.Room() != n {
+			t.Fatalf("Room = %d", r.Room())
+		}
+		bufs := make([][]byte, n)
+		for i := range bufs {
+			bufs[i] = make([]byte, 4096)
+		}
+		for round := range 100 {
+			for i := range bufs {
+				if !r.Read(uint64(i), fd, bufs[i], int64((round+i)%256)*4096) {
+					t.Fatalf("round %d: full after %d", round, i)
+				}
+			}
+			if r.Sync(99, fd) || r.Read(99, fd, bufs[0], 0) {
+				t.Fatal("a full ring takes more")
+			}
+			seen := uint64(0)
+			for got := 0; got < n; {
+				enter(t, r, true)
+				for c, ok := r.Next(); ok; c, ok = r.Next() {
+					if c.Errno != 0 || c.N != 4096 || c.ID >= n || seen&(1<<c.ID) != 0 {
+						t.Fatalf("round %d: %+v", round, c)
+					}
+					seen |= 1 << c.ID
+					got++
+				}
+			}
+			for i, b := range bufs {
+				if want := byte(round + i); b[0] != want || b[4095] != want {
+					t.Fatalf("round %d: block %d holds %d", round, i, b[0])
+				}
+			}
+		}
+		runtime.KeepAlive(bufs)
+	})
 }
 
 func TestWriteSyncErrors(t *testing.T) {
 	f, fd := file(t)
-	r := bound(t, 4, Bound)
+	r := ring(t, 4)
 	one := func() Completion {
 		t.Helper()
 		enter(t, r, true)
@@ -174,14 +179,14 @@ func TestWriteSyncErrors(t *testing.T) {
 }
 
 // TestEnterDoesNotWait: without wait it returns at once, and what completes
-// later is found by a later call, with both kinds of ring.
+// later is found by a later call.
 func TestEnterDoesNotWait(t *testing.T) {
-	for _, mode := range []Mode{Bound, Shared} {
+	with(t, func(t *testing.T) {
 		var p [2]int
 		if err := syscall.Pipe(p[:]); err != nil {
 			t.Fatal(err)
 		}
-		r := bound(t, 4, mode)
+		r := ring(t, 4)
 		buf := make([]byte, 16)
 		r.Read(1, p[0], buf, -1)
 		enter(t, r, false)
@@ -205,7 +210,7 @@ func TestEnterDoesNotWait(t *testing.T) {
 			}
 		}
 		_, _ = syscall.Close(p[0]), syscall.Close(p[1])
-	}
+	})
 }
 
 // TestInterrupted: signals while it waits do no harm (EINTR).
@@ -215,8 +220,8 @@ func TestInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _, _ = syscall.Close(p[0]), syscall.Close(p[1]) }()
-	r := bound(t, 4, Bound)
-	tid := sys.ThreadID()
+	r := ring(t, 4)
+	tid := syscall.Gettid()
 	go func() {
 		for range 20 {
 			_ = syscall.Tgkill(syscall.Getpid(), tid, syscall.SIGURG) // the runtime's own: no handler of ours
@@ -235,7 +240,7 @@ func TestInterrupted(t *testing.T) {
 
 func TestTakeBack(t *testing.T) {
 	_, fd := file(t)
-	r := bound(t, 4, Bound)
+	r := ring(t, 4)
 	buf := make([]byte, 4096)
 	for round := range 10 {
 		for id := range 4 {
@@ -257,36 +262,9 @@ func TestTakeBack(t *testing.T) {
 	runtime.KeepAlive(buf)
 }
 
-// TestBind: a bound ring tells its thread from others, and the kernel would
-// refuse them.
-func TestBind(t *testing.T) {
-	_, fd := file(t)
-	r := bound(t, 4, Bound)
-	if r.flags&sys.UringSingleIssuer == 0 {
-		return // an old kernel: nothing is bound
-	}
-	buf := make([]byte, 4096)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		if mine, err := r.Bind(); mine || err != nil {
-			t.Errorf("Bind on another thread = %v, %v", mine, err)
-		}
-		r.Read(1, fd, buf, 0)
-		if errno := r.Enter(true); errno != syscall.EEXIST {
-			t.Errorf("Enter on another thread: %v, want EEXIST", errno)
-		}
-		if r.Unsubmitted() != 1 || r.TakeBack() != 1 {
-			t.Error("what was refused is not in the ring any more")
-		}
-	}()
-	<-done
-}
-
 func TestRefused(t *testing.T) {
 	for _, n := range []int{-1, 0, MaxEntries + 1} {
-		if _, err := New(n, Bound); !errors.Is(err, syscall.EINVAL) {
+		if _, err := New(n); !errors.Is(err, syscall.EINVAL) {
 			t.Errorf("a ring of %d: %v", n, err)
 		}
 	}
@@ -302,7 +280,7 @@ func TestRefused(t *testing.T) {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 1, Max: old.Max}); err != nil {
 		t.Fatal(err)
 	}
-	_, err := New(4, Bound)
+	_, err := New(4)
 	if e := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old); e != nil {
 		t.Fatal(e)
 	}
@@ -325,7 +303,7 @@ func descriptors(t *testing.T) int {
 
 func TestAllocations(t *testing.T) {
 	_, fd := file(t)
-	r := bound(t, 4, Bound)
+	r := ring(t, 4)
 	buf := make([]byte, 4096)
 	n := testing.AllocsPerRun(100, func() {
 		r.Read(1, fd, buf, 0)
