@@ -21,6 +21,7 @@ type Info struct {
 	EngineWhy     string        // a sentence for people; "" with EngineRing
 	Direct        bool          // I/O goes past the page cache
 	FenceWaited   time.Duration // by Open, until the fence was held; 0 for Inspect
+	FenceRefused  int           // how often others held the fence until then
 	Flush         FlushClass
 	FlushWhy      string // a sentence for people
 	Size          int64  // bytes of the whole drive

@@ -27,6 +27,7 @@ type target struct {
 	logical, physical int
 	readOnly          bool
 	direct            bool
+	refused           int // how often others held the fence, when it was asked for
 }
 
 // open opens a path, with direct I/O where there is any. An error is about the
@@ -162,7 +163,7 @@ func (t *target) info(forced bool) Info {
 	engine, without := t.engine()
 	return Info{
 		Path: t.path, Kind: t.kind, Model: t.model, Serial: t.serial,
-		Engine: engine, EngineWhy: without, Direct: t.direct, Flush: class, FlushWhy: why,
+		Engine: engine, EngineWhy: without, Direct: t.direct, FenceRefused: t.refused, Flush: class, FlushWhy: why,
 		Size: t.size, LogicalBlock: t.logical, PhysicalBlock: t.physical,
 	}
 }

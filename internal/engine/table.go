@@ -89,7 +89,7 @@ func (e *Engine) find(ctx context.Context, rec volatile.DriveRecord) *drive.Driv
 			ForceForward: rec.ForceForward, FenceWait: forever,
 		})
 		if err == nil {
-			e.cfg.Log.Info("taking over: a fence is held", "drive", rec.Path, "after", time.Since(e.started), "fence_waited", opened.Info().FenceWaited)
+			e.cfg.Log.Info("taking over: a fence is held", "drive", rec.Path, "after", time.Since(e.started), "fence_waited", opened.Info().FenceWaited, "fence_refused", opened.Info().FenceRefused)
 			return opened
 		}
 		err = barred(e.cfg.Sandbox, rec.Path, err)
