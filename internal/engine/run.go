@@ -133,7 +133,7 @@ func assemble(k Keeper, f Files, s Settings, log *slog.Logger) (*Engine, error) 
 			Version: s.Version, PID: os.Getpid(), Buffers: locked, Cipher: xts.Implementation(),
 			KeeperID: fmt.Sprintf("%x", head.KeeperID),
 			EngineID: fmt.Sprintf("%x-%d", head.KeeperID[:4], head.Generation),
-			BootID:   fmt.Sprintf("%x", head.BootID), Generation: head.Generation,
+			BootID:   fmt.Sprintf("%x", head.BootID), Generation: head.Generation, Emptied: head.Emptied,
 		},
 	}), nil
 }

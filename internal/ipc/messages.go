@@ -29,13 +29,16 @@ type Hello struct {
 	// Generation counts the engines of this keeper: 1 for the first, and one more
 	// for each that took over from another.
 	Generation uint64 `json:"generation"`
-	BootID     string `json:"bootId"`   // /proc/sys/kernel/random/boot_id
-	KeyStore   string `json:"keyStore"` // "memfd_secret" or "memfd, locked"
-	Buffers    string `json:"buffers"`  // "locked", or why they are not
-	Cipher     string `json:"cipher"`   // implementation in use: "vaes", "aesni", "generic"
-	Sandbox    string `json:"sandbox"`  // what confines the engine, and what is missing
-	Slots      int    `json:"slots"`    // leases that fit the volatile memory
-	MaxConns   int    `json:"maxConns"` // connections that the host admits
+	// Emptied is the last generation before the keeper, which could bring up no
+	// engine, destroyed every key and forgot all leases; 0: it never did.
+	Emptied  uint64 `json:"emptied"`
+	BootID   string `json:"bootId"`   // /proc/sys/kernel/random/boot_id
+	KeyStore string `json:"keyStore"` // "memfd_secret" or "memfd, locked"
+	Buffers  string `json:"buffers"`  // "locked", or why they are not
+	Cipher   string `json:"cipher"`   // implementation in use: "vaes", "aesni", "generic"
+	Sandbox  string `json:"sandbox"`  // what confines the engine, and what is missing
+	Slots    int    `json:"slots"`    // leases that fit the volatile memory
+	MaxConns int    `json:"maxConns"` // connections that the host admits
 }
 
 // InspectRequest asks what lies at a path, before anything is done to it.

@@ -76,6 +76,8 @@ type Origin struct {
 	BootID   string `json:"bootId"`
 	KeeperID string `json:"keeperId"`
 	EngineID string `json:"engineId"`
+	// Generation is the engine's number among its keeper's.
+	Generation uint64 `json:"generation,omitempty"`
 }
 
 // An Erasure is what was observed when a key was destroyed. Times are

@@ -163,8 +163,9 @@ func (n *Node) over(e *entry, result lease.Result, text string, ev lease.Event) 
 // observed. It returns an error while nothing can be said yet.
 //
 // Engines hand on both leases and endings (E2), in the memory of their keeper. So
-// a keeper whose engine does not know a lease never had a key of it, or has given
-// up its engines and destroyed every key.
+// a keeper whose engine does not know a lease has undone its opening, of which
+// nobody was told, or has given up its engines and destroyed every key. Which of
+// the two it was, the engine tells.
 func (n *Node) missing(e *entry) error {
 	hello, err := n.cfg.Engine.Hello(n.ctx)
 	if err != nil {
@@ -190,8 +191,11 @@ func (n *Node) missing(e *entry) error {
 		n.over(e, lease.Failed, "its opening was cut off before a key existed", lease.KeyGone)
 	case pending != "":
 		return fmt.Errorf("an earlier engine may still write to drive %s, its fence is not held yet", pending)
+	case o.KeeperID == hello.KeeperID && o.Generation > hello.Emptied:
+		// Else the engines since would have handed it on.
+		n.over(e, lease.Failed, "its opening was cut off by the end of the engine, and undone", lease.KeyGone)
 	case o.KeeperID == hello.KeeperID:
-		n.over(e, lease.LostEngine, "the keeper destroyed its key when no engine could take it over, or its opening was cut off before there was one", lease.KeyLost)
+		n.over(e, lease.LostEngine, "no engine could take it over, and the keeper destroyed its key", lease.KeyLost)
 	case alive != nil:
 		return alive
 	default:

@@ -146,7 +146,7 @@ func (n *Node) admit(req OpenRequest) (e *entry, done lease.Lease, err error) {
 	l := lease.Lease{
 		ID: id, Tenant: req.Tenant, SizeBytes: req.SizeBytes, LogicalBlock: req.LogicalBlock, UID: req.UID,
 		Pieces: pieces, Slot: slot, Key: req.Key, Drive: req.Drive, TTL: req.TTL, OpenedAt: now,
-		Origin: lease.Origin{BootID: n.hello.BootID, KeeperID: n.hello.KeeperID, EngineID: n.hello.EngineID},
+		Origin: lease.Origin{BootID: n.hello.BootID, KeeperID: n.hello.KeeperID, EngineID: n.hello.EngineID, Generation: n.hello.Generation},
 		State:  lease.Opening, Space: lease.Held,
 	}
 	if req.TTL > 0 {

@@ -244,3 +244,24 @@ func TestClockJumps(t *testing.T) {
 		})
 	}
 }
+
+// TestOpeningCutOff: an opening of which nobody was told, cut off by the ends of
+// engine and control, was undone: nothing was lost with it, and its idempotency
+// key opens another lease.
+func TestOpeningCutOff(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.up()
+		req := OpenRequest{SizeBytes: mib, Key: "k"}
+		l, err := w.n.Open(w.ctx, req)
+		w.must(l, err)
+		w.e.CrashEngine()
+		w.e.Undo(l.ID)
+		w.restart()
+		synctest.Wait()
+		w.expect(l.ID, lease.Closed, lease.Failed, lease.Free)
+		again, err := w.n.Open(w.ctx, req)
+		if w.must(again, err); again.ID == l.ID || again.State != lease.Open {
+			t.Errorf("%+v", again)
+		}
+	})
+}

@@ -25,6 +25,7 @@ type TableHeader struct {
 	KeeperID   [16]byte // random, new with each keeper
 	BootID     [16]byte // of the boot that it lives in
 	Generation uint64   // engines that this keeper has started, the present one included
+	Emptied    uint64   // the last engine before the keeper destroyed every key and emptied the table; 0: it never did
 }
 
 // A Table is a mapping of the lease table: a record a slot, for leases and for
@@ -159,6 +160,7 @@ func encodeTableHeader(b *[tableHeaderSize]byte, h TableHeader) {
 	le.PutUint64(b[56:], h.Generation)
 	le.PutUint32(b[64:], DriveSlots)
 	le.PutUint32(b[68:], driveSlotSize)
+	le.PutUint64(b[72:], h.Emptied)
 	seal(b[:])
 }
 
@@ -179,11 +181,11 @@ func decodeTableHeader(b *[tableHeaderSize]byte) (h TableHeader, err error) {
 			return h, fmt.Errorf("lease table: %d %s, want %d: %w", got, f.what, f.want, ErrFormat)
 		}
 	}
-	if !allZero(b[72 : tableHeaderSize-4]) {
+	if !allZero(b[80 : tableHeaderSize-4]) {
 		return h, fmt.Errorf("lease table: reserved bytes of the header are in use: %w", ErrFormat)
 	}
 	copy(h.KeeperID[:], b[24:])
 	copy(h.BootID[:], b[40:])
-	h.Generation = le.Uint64(b[56:])
+	h.Generation, h.Emptied = le.Uint64(b[56:]), le.Uint64(b[72:])
 	return h, nil
 }

@@ -291,7 +291,7 @@ func TestReservedBytes(t *testing.T) {
 		reserved(t, r, driveSize, drvFlags+1, drvFlags+3, drvPath+len(r.Path), drvReserved-1, drvReserved, drvCRC-1)
 	})
 	t.Run("table", func(t *testing.T) {
-		for _, at := range []int{72, tableHeaderSize - 5} {
+		for _, at := range []int{80, tableHeaderSize - 5} {
 			var b [tableHeaderSize]byte
 			encodeTableHeader(&b, testHeader)
 			b[at] = 1

@@ -36,7 +36,7 @@ func call[T any](ctx context.Context, e *Engine, name string, do func() (T, erro
 func (e *Engine) Hello(ctx context.Context) (ipc.Hello, error) {
 	return call(ctx, e, "Hello", func() (ipc.Hello, error) {
 		return ipc.Hello{EngineID: e.id(), KeeperID: fmt.Sprintf("keeper-%d", e.keeper), BootID: fmt.Sprintf("boot-%d", e.boot),
-			Generation: uint64(e.engine), Slots: 8, MaxConns: 128}, nil
+			Generation: uint64(e.engine), Emptied: uint64(e.emptied), Slots: 8, MaxConns: 128}, nil
 	})
 }
 

@@ -45,6 +45,7 @@ type Engine struct {
 	boot       int
 	keeper     int
 	engine     int
+	emptied    int // the engine before the last crash that lost all
 	down       bool
 	clock      int64
 	disks      map[string]*Disk // by path
@@ -118,6 +119,7 @@ func (e *Engine) crash(keeper, boot int) {
 	for _, v := range e.leases {
 		close(v.gone)
 	}
+	e.emptied = e.engine
 	e.engine++
 	e.keeper += keeper
 	e.boot += boot
@@ -181,6 +183,16 @@ func (e *Engine) Stray(id string, slot int, pieces ...extent.Piece) {
 	defer e.mu.Unlock()
 	e.leases[id] = &volume{req: ipc.LeaseOpenRequest{Lease: id, Slot: slot, Pieces: pieces}, gone: make(chan struct{})}
 	e.keys[id] = true
+}
+
+// Undo takes back a lease as an engine does that takes over from one which died
+// before the opening was done.
+func (e *Engine) Undo(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	close(e.leases[id].gone)
+	delete(e.leases, id)
+	delete(e.keys, id)
 }
 
 // What tests ask.
