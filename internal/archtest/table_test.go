@@ -85,7 +85,13 @@ const table = `
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon
 	test     node/nodesim:     extent ipc journal lease
 	test     test/daemon:
-	test     test/hunt:        api/vacate/v1 client fail nbdclient plant test/daemon test/search connectrpc.com/connect
+	test     test/hunt:        api/vacate/v1 client fail nbdclient plant test/daemon test/search test/hunt/power connectrpc.com/connect
+	test     test/hunt/power:  journal plant test/daemon test/search test/vm test/vm/canary test/vm/disk test/vm/wire
+	test     test/vm:          test/vm/wire
+	test     test/vm/canary:
+	test     test/vm/disk:
+	test     test/vm/init:     nbdclient test/vm/canary test/vm/wire
+	test     test/vm/wire:
 	test     test/e2e:
 	test     test/search:
 	test     test/script:

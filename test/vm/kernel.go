@@ -1,0 +1,76 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// qemu is the emulator's program.
+const qemu = "qemu-system-x86_64"
+
+// A Kernel is one that can be booted.
+type Kernel struct {
+	Image   string   // path
+	Modules []string // paths, to be loaded in this order
+}
+
+// wanted are the modules that machines need beyond what is built in.
+var wanted = []string{"virtio_blk"}
+
+// FindKernel returns the kernel that tools/test-kernel.sh fetches into the
+// user's cache.
+func FindKernel() (k Kernel, err error) {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return k, err
+	}
+	dir = filepath.Join(dir, "vacate-test", "kernel-trixie")
+	k.Image = filepath.Join(dir, "vmlinuz")
+	switch _, err := os.Stat(k.Image); {
+	case errors.Is(err, fs.ErrNotExist):
+		return k, fmt.Errorf("no kernel to boot at %s: run tools/test-kernel.sh, which fetches it, or `make test-vm`, which runs it", k.Image)
+	case err != nil:
+		return k, err
+	}
+	if _, err := exec.LookPath(qemu); err != nil {
+		return k, fmt.Errorf("%w: install it with `apt-get install qemu-system-x86`, or run `make test-vm`, which does", err)
+	}
+	for _, name := range wanted {
+		found, err := filepath.Glob(filepath.Join(dir, "usr/lib/modules/*/kernel/drivers/*", name+".ko.xz"))
+		if err != nil {
+			return k, err
+		}
+		if len(found) != 1 {
+			return k, fmt.Errorf("the kernel in %s has not one module %s but %q: remove the folder and run tools/test-kernel.sh", dir, name, found)
+		}
+		k.Modules = append(k.Modules, found[0])
+	}
+	return k, nil
+}
+
+// Ext4 makes an image of an empty ext4 file system.
+func Ext4(dir string, size int64) ([]byte, error) {
+	mke2fs, err := exec.LookPath("mke2fs")
+	if err != nil {
+		mke2fs = "/usr/sbin/mke2fs" // where only root's PATH looks
+	}
+	path := filepath.Join(dir, "ext4.img")
+	defer os.Remove(path) //nolint:errcheck // the folder goes too
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		return nil, err
+	}
+	// Everything is written now, so that no kernel thread goes on with it later.
+	cmd := exec.Command(mke2fs, "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", path)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("making a file system: %w\n%s", err, out)
+	}
+	return os.ReadFile(path)
+}
