@@ -38,6 +38,7 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -125,14 +126,13 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Handoff != nil && cfg.Handoff.Checking {
 		return answer(cfg)
 	}
+	oom := sys.ProtectFromOOM() // children inherit it; before newKeeper, which takes the right away
 	k, err := newKeeper(cfg)
 	if err != nil {
 		return cfg.Handoff.Return(err)
 	}
-	// Neither matters but for memory: this process's own, and a host's that runs
-	// out of it.
-	if err := errors.Join(sys.TrimProgram(), sys.ProtectFromOOM()); err != nil {
-		k.log.Debug("giving back pages, and hiding from the out-of-memory killer", "error", err)
+	if err := errors.Join(oom, sys.TrimProgram()); err != nil { // it only matters where memory is short
+		k.log.Debug("hiding from the out-of-memory killer, and giving back pages", "error", err)
 	}
 	return errors.Join(k.run(ctx), k.close())
 }
@@ -173,9 +173,6 @@ func newKeeper(cfg Config) (k *keeper, err error) {
 	if cfg.Self == "" || cfg.API == nil || cfg.Admin == nil || cfg.Alive == nil {
 		return nil, errors.New("keeper: Config.Self, API, Admin and Alive must be there")
 	}
-	if cfg.Log == nil {
-		cfg.Log = slog.Default()
-	}
 	if cfg.Notify == nil {
 		cfg.Notify = func(string) {}
 	}
@@ -183,7 +180,7 @@ func newKeeper(cfg Config) (k *keeper, err error) {
 		return nil, err
 	}
 	k = &keeper{
-		cfg: cfg, log: cfg.Log, build: build{Recipe: cfg.Recipe}, patience: inService,
+		cfg: cfg, log: cmp.Or(cfg.Log, slog.Default()), build: build{Recipe: cfg.Recipe}, patience: inService,
 		signals: make(chan os.Signal, 8), asks: make(chan volatile.Message, 8), changed: make(chan struct{}, 1),
 	}
 	if cfg.Handoff != nil {

@@ -103,6 +103,8 @@ func SetName(name string) error { return os.WriteFile("/proc/self/comm", []byte(
 
 // ProtectFromOOM keeps the kernel from choosing this process, and those that it
 // starts, when memory runs out. It needs CAP_SYS_RESOURCE.
+//
+// REQUIRES: as SetName.
 func ProtectFromOOM() error {
 	return os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 }
