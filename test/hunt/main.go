@@ -10,6 +10,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"vacate/test/hunt/power"
 )
 
 // A hunt runs with its own flags and returns an error for what it found.
@@ -22,6 +24,7 @@ type hunt struct {
 var hunts = []hunt{
 	{"upgrade", "replace the binary under a load that verifies every byte and keeps its connections", upgrade},
 	{"kill", "kill engine and control under a load that verifies every byte", kill},
+	{"power", "cut the power of a machine with leases open: nothing is left on its disks, and the node says so", power.Run},
 	{"leak", "live many leases on one small drive: nothing is read that was not written, nothing is left in memory", leak},
 }
 
