@@ -3,6 +3,7 @@
 GO       ?= go
 FUZZTIME ?= 10s
 DEV      ?= vacate-dev
+CUTS     ?= 5
 
 # make build VERSION=v1.2.3 makes a release; without it, version says devel.
 LDFLAGS := -s -w $(VERSION:%=-X vacate/internal/version.release=%)
@@ -14,7 +15,7 @@ PUREGO := $(wildcard internal/xts internal/crypt internal/volume internal/engine
 
 .DEFAULT_GOAL := help
 .PHONY: help build run demo test test-packages test-plain test-race test-purego \
-        test-planted fmt lint vuln cross generate generate-check bench cover fuzz clean
+        test-planted test-vm fmt lint vuln cross generate generate-check bench cover fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,12 +52,20 @@ test-planted: ## plant each bug in turn: the test of its law must find it
 test-plain: ## all tests as the product is built
 	$(GO) test -timeout 5m ./...
 
+test-vm: test-packages ## a real kernel in a virtual machine, and CUTS (default 5) losses of power
+	@tools/test-kernel.sh
+	$(GO) test -tags vm -count=1 -timeout 5m ./test/vm
+	$(GO) run ./test/hunt power -n $(CUTS)
+	$(GO) run ./test/hunt power -n 3 -plant cipher-null
+	$(GO) run ./test/hunt power -n 3 -plant key-on-disk
+	$(GO) run ./test/hunt power -n 8 -plant lying-disk
+
 fmt: ## format the code as lint wants it
 	$(TOOL) golangci-lint fmt ./...
 
 lint: ## golangci-lint on the code, gofmt, buf lint, and govulncheck
 	$(TOOL) golangci-lint run ./...
-	$(TOOL) golangci-lint run --build-tags invariants,purego,planted ./...
+	$(TOOL) golangci-lint run --build-tags invariants,purego,planted,vm ./...
 	$(TOOL) buf lint
 	@$(MAKE) --no-print-directory vuln
 
