@@ -19,19 +19,19 @@ import (
 
 // loaded runs a load that checks every byte of a lease, through breaks of its
 // connections, until stop is called.
-func loaded(t *testing.T, socket, lease string, seed uint64) (stop func()) {
+func loaded(t *testing.T, socket, lease string, seed uint64) (stop func() nbdclient.Report) {
 	t.Helper()
 	v := nbdclient.Verify{Target: socket, Lease: lease, Seed: seed, Connections: 2, Depth: 8, MaxRequest: 300 << 10, Patience: 20 * time.Second}
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
+	ended := make(chan nbdclient.Report, 1)
 	go func() {
-		defer close(ended)
 		report, err := v.Run(ctx)
 		if err = errors.Join(err, report.Err()); err != nil {
-			t.Errorf("L8: lease %s, seed %d: %v\n%s", lease, seed, err, report.String())
+			t.Errorf("L8: lease %s, seed %d: %v", lease, seed, err)
 		}
+		ended <- report
 	}()
-	return func() { cancel(); <-ended }
+	return func() nbdclient.Report { cancel(); return <-ended }
 }
 
 // TestL8EveryByte kills engine after engine under load: no client reads a byte
@@ -45,7 +45,7 @@ func TestL8EveryByte(t *testing.T) {
 	both.Pieces = []extent.Piece{{Drive: a, Range: extent.Range{First: 16, Count: 3}}, {Drive: b, Range: extent.Range{First: 9, Count: 5}}}
 	reqs := []ipc.LeaseOpenRequest{request(1, a, 0), request(2, b, 0), both}
 	reqs[1].LogicalBlock = 4096
-	var stops []func()
+	var stops []func() nbdclient.Report
 	for i, req := range reqs {
 		stops = append(stops, loaded(t, h.open(req), req.Lease, uint64(i)))
 	}
@@ -61,7 +61,10 @@ func TestL8EveryByte(t *testing.T) {
 		}
 	}
 	for _, stop := range stops {
-		stop()
+		report := stop()
+		if t.Log(report.String()); report.Reconnects < int64(kills) || report.Requests < 100 {
+			t.Errorf("this load has seen nothing: %v", report.String())
+		}
 	}
 	if int(h.keeper.ups) != kills+1 {
 		t.Errorf("the keeper was told %d times, want %d", h.keeper.ups, kills+1)
