@@ -223,6 +223,8 @@ func code(err error) string {
 	case errors.Is(err, drive.ErrEpoch), errors.Is(err, drive.ErrForeign),
 		errors.Is(err, drive.ErrDamaged), errors.Is(err, drive.ErrNotEnrolled), errors.Is(err, drive.ErrShrunk):
 		return ipc.CodeMismatch
+	case errors.Is(err, fs.ErrNotExist): // nothing is at its path
+		return ipc.CodeNotFound
 	}
 	return ipc.CodeInternal
 }
@@ -230,7 +232,7 @@ func code(err error) string {
 // untouched reports that the error of opening a drive came before anything was
 // written to it.
 func untouched(err error) bool {
-	return code(err) != ipc.CodeInternal || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
+	return code(err) != ipc.CodeInternal || errors.Is(err, fs.ErrPermission)
 }
 
 func ids(node, uuid string) (n, u drive.ID, err error) {

@@ -34,7 +34,7 @@ func TestDriveOpenErrors(t *testing.T) {
 	}{
 		{"node id", ipc.DriveOpenRequest{Path: path, Node: "x", UUID: uuid, Epoch: 1, NewEpoch: 1}, ipc.CodeInvalid},
 		{"drive id", ipc.DriveOpenRequest{Path: path, Node: nodeID, UUID: "", Epoch: 1, NewEpoch: 1}, ipc.CodeInvalid},
-		{"no such path", ipc.DriveOpenRequest{Path: path + "x", Node: nodeID, UUID: uuid, Epoch: 1, NewEpoch: 1}, ipc.CodeInternal},
+		{"no such path", ipc.DriveOpenRequest{Path: path + "x", Node: nodeID, UUID: uuid, Epoch: 1, NewEpoch: 1}, ipc.CodeNotFound},
 		{"folder", ipc.DriveOpenRequest{Path: h.dir, Node: nodeID, UUID: uuid, Epoch: 1, NewEpoch: 1}, ipc.CodeInternal},
 		{"not enrolled", ipc.DriveOpenRequest{Path: blank, Node: nodeID, UUID: blankID, Epoch: 1, NewEpoch: 1}, ipc.CodeMismatch},
 		{"another drive", ipc.DriveOpenRequest{Path: path, Node: nodeID, UUID: other, Epoch: 1, NewEpoch: 1}, ipc.CodeMismatch},
@@ -163,7 +163,7 @@ func TestEnrollErrors(t *testing.T) {
 		{ipc.EnrollRequest{Path: path, Node: nodeID, UUID: strings.Repeat("a", 32), Epoch: 1}, ipc.CodeRefused},
 		{ipc.EnrollRequest{Path: small, Node: nodeID, UUID: strings.Repeat("b", 32), Epoch: 1}, ipc.CodeRefused},
 		{ipc.EnrollRequest{Path: foreign, Node: nodeID, UUID: strings.Repeat("c", 32), Epoch: 1}, ipc.CodeRefused},
-		{ipc.EnrollRequest{Path: path + "none", Node: nodeID, UUID: uuid, Epoch: 1}, ipc.CodeInternal},
+		{ipc.EnrollRequest{Path: path + "none", Node: nodeID, UUID: uuid, Epoch: 1}, ipc.CodeNotFound},
 	} {
 		_, err := do[ipc.DriveInfo](h, ipc.MethodEnroll, tt.req, nil)
 		wantCode(t, err, tt.code)
