@@ -77,11 +77,11 @@ func (p *process) follow(ctx context.Context) error {
 			}
 		}
 		var again <-chan time.Time
-		if err := p.recover(ctx, &started); ctx.Err() != nil {
-			return nil
-		} else if fatal := (*startError)(nil); errors.As(err, &fatal) {
+		err := p.recover(ctx, &started)
+		if fatal := (*startError)(nil); errors.As(err, &fatal) {
 			return err
-		} else if err != nil {
+		}
+		if err != nil && ctx.Err() == nil {
 			p.log.Warn("recovery is not complete", "error", err)
 			again = time.After(retryEngine)
 		}
@@ -96,6 +96,9 @@ func (p *process) follow(ctx context.Context) error {
 			case <-ctx.Done():
 			}
 		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			return nil
 		}
 		p.node.EngineGone()
 	}

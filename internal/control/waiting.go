@@ -158,11 +158,12 @@ func (w *waiting) Records(after uint64, limit int) (out []journal.Stored, err er
 }
 
 func (w *waiting) Close() error {
-	s, err := w.now()
-	if err != nil {
-		return nil // nothing is open
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.store == nil {
+		return nil
 	}
-	return s.Close()
+	return w.store.Close()
 }
 
 // fromEngine is the leases that an engine holds, as far as it knows them, for
