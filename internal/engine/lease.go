@@ -24,6 +24,7 @@ import (
 type tenancy struct {
 	id     string
 	slot   int
+	size   int64 // bytes
 	pieces []extent.Piece
 	bits   *volatile.Map
 	gone   chan struct{} // closed when the slot is free (close.go)
@@ -55,7 +56,7 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 		return nil, invalid("%v", err)
 	}
 	t := &tenancy{
-		id: req.Lease, slot: req.Slot, pieces: req.Pieces,
+		id: req.Lease, slot: req.Slot, size: req.SizeBytes, pieces: req.Pieces,
 		gone: make(chan struct{}), fenced: make(chan struct{}), stopCounting: func() {},
 		rec: volatile.Record{
 			Lease: lease, LogicalBlock: uint32(req.LogicalBlock),
@@ -150,7 +151,7 @@ func (e *Engine) note(t *tenancy, s volatile.State) error {
 // build stacks the layers of t.
 func (e *Engine) build(t *tenancy, space []drive.SpanPiece, sched *xts.Schedule) (*path, error) {
 	return build(layers{
-		size: int64(t.rec.SizeBytes), logical: int(t.rec.LogicalBlock), space: space, key: sched, lock: e.cfg.Lock,
+		size: t.size, logical: int(t.rec.LogicalBlock), space: space, key: sched, lock: e.cfg.Lock,
 		bits: blockmap.Bits{Words: t.bits.Words(), Summary: t.bits.Summary(), Blocks: t.bits.Blocks()},
 	})
 }
@@ -227,7 +228,7 @@ func (e *Engine) newMap(t *tenancy) error {
 	if err != nil {
 		return err
 	}
-	f, err := e.keeper.Map(t.slot, t.rec.SizeBytes/blk.BlockSize, len(extents), t.rec.Lease)
+	f, err := e.keeper.Map(t.slot, uint64(t.size)/blk.BlockSize, len(extents), t.rec.Lease)
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func (e *Engine) comeBack(t *tenancy) {
 // resume builds the path of t and serves it, if it is still to be served.
 func (e *Engine) resume(t *tenancy) error {
 	e.mu.Lock()
-	space, err := place(t.pieces, int64(t.rec.SizeBytes), e.rooms())
+	space, err := place(t.pieces, t.size, e.rooms())
 	e.mu.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -123,7 +123,7 @@ func (e *Engine) lose(slot int, id string, why error) error {
 // inherit takes over a lease that is open, closing or erased.
 func (e *Engine) inherit(slot int, rec volatile.Record) error {
 	t := &tenancy{
-		id: rec.Lease.String(), slot: slot, rec: rec, gone: make(chan struct{}), fenced: make(chan struct{}),
+		id: rec.Lease.String(), slot: slot, size: int64(rec.SizeBytes), rec: rec, gone: make(chan struct{}), fenced: make(chan struct{}),
 		missing: map[string]bool{}, stopCounting: func() {},
 	}
 	t.shut = ipc.Erasure{GateClosedNs: rec.GateClosedNs, CiphersDoneNs: rec.CiphersDoneNs}
