@@ -65,16 +65,14 @@ func (p *process) firstList(ctx context.Context) (ipc.LeaseList, error) {
 // follow starts the node with the first engine and recovers with each that takes
 // its place, until ctx is done. It returns an error when control cannot start.
 func (p *process) follow(ctx context.Context) error {
-	started := false
-	for {
+	for started := false; ctx.Err() == nil; {
 		c, changed := p.engine.now()
 		if c == nil {
 			select {
 			case <-changed:
-				continue
 			case <-ctx.Done():
-				return nil
 			}
+			continue
 		}
 		var again <-chan time.Time
 		err := p.recover(ctx, &started)
@@ -97,11 +95,9 @@ func (p *process) follow(ctx context.Context) error {
 			}
 		case <-ctx.Done():
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
 		p.node.EngineGone()
 	}
+	return nil
 }
 
 // recover brings the node together with the engine that there is now. The first
