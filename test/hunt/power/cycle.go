@@ -127,27 +127,34 @@ func (h *hunt) close() {
 	h.servers.Wait()
 }
 
-// boot starts the machine.
+// boot starts the machine. A start that fails changes nothing on the disks: it is
+// tried again.
 func (h *hunt) boot(ctx context.Context) error {
 	h.boots++
 	h.mu.Lock()
 	h.finder, h.wrong = newFinder(h.id), nil
 	h.mu.Unlock()
-	var up wire.Up
-	var err error
-	h.machine, up, err = vm.Boot(ctx, vm.Config{
+	cfg := vm.Config{
 		Kernel: h.kernel, Initramfs: h.initramfs, Dir: h.dir, Event: h.event,
 		Drives: []vm.Drive{
 			{Name: stateName, Socket: h.sockets[stateName], Bus: vm.Virtio},
 			{Name: dataName, Socket: h.sockets[dataName], Bus: vm.NVMe},
 		},
-	})
-	if err != nil {
-		return err
 	}
-	h.total.boot.add(h.machine.Age())
-	h.logf("linux %s is up after %v, boot %s", up.Release, h.machine.Age().Round(10*time.Millisecond), up.BootID)
-	return nil
+	for crashes := 0; ; crashes++ {
+		m, up, err := vm.Boot(ctx, cfg)
+		if err == nil {
+			h.machine = m
+			h.total.boot.add(m.Age())
+			h.logf("linux %s is up after %v, boot %s", up.Release, m.Age().Round(10*time.Millisecond), up.BootID)
+			return nil
+		}
+		if crashes == maxCrashes {
+			return err
+		}
+		h.total.crashes++
+		h.logf("the machine does not start: %v", err)
+	}
 }
 
 // serve mounts the state folder's file system and starts the daemon.

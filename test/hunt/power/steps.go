@@ -12,8 +12,8 @@ import (
 	"vacate/test/vm/wire"
 )
 
-// maxCrashes is how often the emulated kernel may fail in one cycle: it happens,
-// and says nothing about vacate.
+// maxCrashes is how often the emulated kernel may fail, or not start, in one
+// cycle: that says nothing about vacate.
 const maxCrashes = 4
 
 // cycle boots the machine, checks what the last cut left, lets it work, and cuts
@@ -34,8 +34,7 @@ func (h *hunt) cycle(cut int) error {
 		}
 		// Where it strikes is nobody's fault, so that what else went wrong counts for
 		// nothing. For the disks it is one more loss of power.
-		crashed := h.machine != nil && h.machine.Crashed()
-		if !crashed {
+		if h.machine == nil || !h.machine.Crashed() {
 			return err
 		}
 		console := h.machine.Console(30)
@@ -128,6 +127,8 @@ func (h *hunt) judge(ctx context.Context, moment string, err error) error {
 	select {
 	case <-h.supply.Off():
 		return errCut
+	case <-h.machine.Done():
+		return err
 	default:
 	}
 	var f *finding

@@ -14,9 +14,9 @@ import (
 // sectors of 512.
 const (
 	minSize    = 1 << 20
-	maxSize    = 6 << 20
+	maxSize    = 5 << 20
 	maxSectors = 256
-	maxLeases  = 2 // of a tenant, at once
+	maxLeases  = 3 // of a tenant, at once
 )
 
 // load starts the tenants, who go on until the machine ends.
@@ -51,7 +51,7 @@ func (t *tenant) tag() uint64 { return t.load.Boot<<24 | t.n<<16 | t.count }
 // data that is not what was written.
 func (t *tenant) live() error {
 	for {
-		if len(t.open) == 0 || len(t.open) < maxLeases && t.r.IntN(8) == 0 {
+		if len(t.open) == 0 || len(t.open) < maxLeases && t.r.IntN(6) == 0 {
 			if err := t.begin(); err != nil {
 				return fmt.Errorf("opening a lease: %w", err)
 			}
@@ -59,7 +59,7 @@ func (t *tenant) live() error {
 		}
 		i := t.r.IntN(len(t.open))
 		v := t.open[i]
-		if t.r.IntN(24) == 0 {
+		if t.r.IntN(40) == 0 {
 			t.open = slices.Delete(t.open, i, i+1)
 			if err := v.close(); err != nil {
 				return fmt.Errorf("closing lease %s: %w", v.lease, err)

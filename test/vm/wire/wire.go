@@ -91,7 +91,7 @@ type Load struct {
 	Hunt    uint64 `json:"hunt"`
 	Seed    uint64 `json:"seed"`
 	Boot    uint64 `json:"boot"`    // the first part of every tag
-	Tenants int    `json:"tenants"` // at once, each with at most two leases
+	Tenants int    `json:"tenants"` // at once, each with a few leases
 }
 
 // A LeaseEvent is the body of the load's events, each sent before what it names
