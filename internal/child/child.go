@@ -20,6 +20,9 @@ import (
 // the kernel takes, unless a drive hangs.
 const heldAfter = 200 * time.Millisecond
 
+// lastWords is how long a child may take to end after its link.
+const lastWords = 500 * time.Millisecond
+
 // EndTimeout is how long a child has to end on its own, and then to be reaped
 // after SIGKILL.
 const EndTimeout = 5 * time.Second
@@ -34,7 +37,7 @@ type Child struct {
 	proc  *os.Process
 	death *os.File // its pipe's end for writing
 	link  link
-	cut   bool // it was killed, because its link is down
+	cut   bool // CutOff was called
 	up    atomic.Bool
 	done  chan struct{} // closed when it was reaped
 	code  int           // after done
@@ -143,10 +146,11 @@ func (c *Child) LinkDown() <-chan struct{} {
 	return c.link.done
 }
 
-// CutOff kills a child whose link is down: it can ask for nothing any more.
+// CutOff ends a child whose link is down: it can ask for nothing any more. Mostly
+// it is ending, and gets a moment to say why and with which code.
 func (c *Child) CutOff() {
 	c.cut = true
-	c.Signal(syscall.SIGKILL)
+	time.AfterFunc(lastWords, func() { c.Signal(syscall.SIGKILL) })
 }
 
 // Signal sends a signal. A child that has ended meanwhile is left alone.

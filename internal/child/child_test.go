@@ -38,6 +38,13 @@ func play() {
 	_, terms, err := l.FetchConn(1, 0)
 	must(err)
 	if terms != 0 {
+		must(l.Close())
+		switch os.Getenv("PLAY") {
+		case "late":
+			time.Sleep(100 * time.Millisecond)
+		case "stays":
+			time.Sleep(time.Minute)
+		}
 		os.Exit(int(terms))
 	}
 	select {}
@@ -86,26 +93,29 @@ func (s *server) until(t *testing.T, asked int) {
 	}
 }
 
-// TestExit: a child that ends is reaped, and its link is down.
+// TestExit: a child that ends is reaped, and its link is down; how it ends is its
+// own business, if it does.
 func TestExit(t *testing.T) {
 	null, err := os.Open("/dev/null")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	var s server
-	c := start(t, s.with(4, null))
-	<-c.LinkDown()
-	c.CutOff()
-	if c.LinkDown() != nil {
-		t.Error("a link that was cut off is down again")
-	}
-	<-c.Ended()
-	if how, refused := c.How(4); !refused || !strings.Contains(how.Error(), "exit status 4") && !strings.Contains(how.Error(), "killed") {
-		t.Errorf("it ended with %v, refused %v", how, refused)
-	}
-	if err := c.Free(); err != nil {
-		t.Error(err)
+	for env, want := range map[string]string{"": "exit status 4", "PLAY=late": "exit status 4", "PLAY=stays": "killed"} {
+		var s server
+		c := start(t, s.with(4, null), env)
+		<-c.LinkDown()
+		c.CutOff()
+		if c.LinkDown() != nil {
+			t.Error("a link that was cut off is down again")
+		}
+		<-c.Ended()
+		if how, refused := c.How(4); refused != (want != "killed") || !strings.Contains(how.Error(), want) {
+			t.Errorf("%s: it ended with %v, refused %v", env, how, refused)
+		}
+		if err := c.Free(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
