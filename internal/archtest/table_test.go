@@ -52,7 +52,7 @@ const table = `
 
 	# control plane
 	control  keeper:           child fail handoff held sys volatile
-	control  child:            sys volatile
+	control  child:            handoff sys volatile
 	control  handoff:          sys
 	control  held:             fail handoff sys volatile
 	control  lease:            extent
@@ -85,7 +85,8 @@ const table = `
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon
 	test     node/nodesim:     extent ipc journal lease
 	test     test/daemon:
-	test     test/hunt:        api/vacate/v1 client fail nbdclient plant test/daemon test/search test/hunt/power connectrpc.com/connect
+	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant test/daemon test/hunt/power test/search test/slow
+	                           connectrpc.com/connect
 	test     test/hunt/power:  journal plant test/daemon test/search test/vm test/vm/canary test/vm/disk test/vm/wire
 	test     test/vm:          test/vm/wire
 	test     test/vm/canary:
@@ -94,6 +95,7 @@ const table = `
 	test     test/vm/wire:
 	test     test/e2e:
 	test     test/search:
+	test     test/slow:
 	test     test/script:
 `
 

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"vacate/internal/handoff"
 	"vacate/internal/sys"
 )
 
@@ -84,13 +85,13 @@ func Start(name string, s Server, program *os.File, argv, env []string, files ..
 }
 
 // Adopt makes a Child of a process that an earlier program of this process has
-// started, and of its ends of the link and of the death pipe. It was up.
-func Adopt(name string, s Server, pid int, link, death *os.File) (*Child, error) {
-	proc, err := os.FindProcess(pid)
+// started, as it has described it. It was up.
+func Adopt(name string, s Server, from handoff.Child) (*Child, error) {
+	proc, err := os.FindProcess(from.PID)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("taking over %s: %w", name, err), link.Close(), death.Close())
+		return nil, errors.Join(fmt.Errorf("taking over %s: %w", name, err), from.Link.Close(), from.Death.Close())
 	}
-	c, err := watch(name, s, proc, link, death)
+	c, err := watch(name, s, proc, from.Link.File, from.Death.File)
 	if err == nil {
 		c.SetUp()
 	}
@@ -117,8 +118,10 @@ func watch(name string, s Server, proc *os.Process, link, death *os.File) (*Chil
 // PID is the process's number.
 func (c *Child) PID() int { return c.proc.Pid }
 
-// Death is the death pipe's end for writing, which stays c's.
-func (c *Child) Death() *os.File { return c.death }
+// Describe writes down what Adopt needs. All of it stays c's.
+func (c *Child) Describe() handoff.Child {
+	return handoff.Child{PID: c.PID(), Link: handoff.At(c.link.conn.FD()), Death: handoff.Of(c.death)}
+}
 
 // SetUp notes that the child has taken over.
 func (c *Child) SetUp() { c.up.Store(true) }
@@ -134,9 +137,9 @@ func (c *Child) Ended() <-chan struct{} {
 	return c.done
 }
 
-// How says how it ended, after Ended, and whether another try would not help:
+// How says, after Ended, how it ended, and whether another try would not help:
 // its exit code is then refused.
-func (c *Child) How(refused int) (how error, no bool) { return c.how, c.code == refused }
+func (c *Child) How(refused int) (no bool, how error) { return c.code == refused, c.how }
 
 // LinkDown is closed when the link is down, until CutOff. c may be nil.
 func (c *Child) LinkDown() <-chan struct{} {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"vacate/internal/handoff"
 	"vacate/internal/sys"
 	"vacate/internal/volatile"
 )
@@ -110,7 +111,7 @@ func TestExit(t *testing.T) {
 			t.Error("a link that was cut off is down again")
 		}
 		<-c.Ended()
-		if how, refused := c.How(4); refused != (want != "killed") || !strings.Contains(how.Error(), want) {
+		if refused, how := c.How(4); refused != (want != "killed") || !strings.Contains(how.Error(), want) {
 			t.Errorf("%s: it ended with %v, refused %v", env, how, refused)
 		}
 		if err := c.Free(); err != nil {
@@ -145,7 +146,7 @@ func TestEnd(t *testing.T) {
 			if err := c.End(); err != nil {
 				t.Error(err)
 			}
-			if how, _ := c.How(4); !strings.Contains(how.Error(), "killed") {
+			if _, how := c.How(4); !strings.Contains(how.Error(), "killed") {
 				t.Errorf("it ended with %v", how)
 			}
 			if err := syscall.Kill(c.PID(), 0); !errors.Is(err, syscall.ESRCH) {
@@ -173,11 +174,11 @@ func TestAdopt(t *testing.T) {
 		}
 		return os.NewFile(uintptr(n), "handed over")
 	}
-	death, err := sys.Descriptor(old.Death())
+	death, err := sys.Descriptor(old.death)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := Adopt("child", s.with(0, null), old.PID(), dup(old.LinkFD()), dup(death))
+	c, err := Adopt("child", s.with(0, null), handoff.Child{PID: old.PID(), Link: handoff.Of(dup(old.link.conn.FD())), Death: handoff.Of(dup(death))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,12 +202,12 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	c, err = Adopt("child", s.with(0, nil), old.PID(), mine, w)
+	c, err = Adopt("child", s.with(0, nil), handoff.Child{PID: old.PID(), Link: handoff.Of(mine), Death: handoff.Of(w)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	<-c.Ended()
-	if _, refused := c.How(4); refused {
+	if refused, _ := c.How(4); refused {
 		t.Error("how a child ended is not known, and it is taken to have refused")
 	}
 	if err := c.Free(); err != nil {

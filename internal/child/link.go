@@ -91,9 +91,6 @@ func (c *Child) Send(m volatile.Message, file *os.File) error {
 	return c.link.conn.SendNow(b[:], file)
 }
 
-// LinkFD is the descriptor of the link's socket, which stays c's.
-func (c *Child) LinkFD() int { return c.link.conn.FD() }
-
 // Urgency says how the kernel prefers the thread of an urgent server.
 func (c *Child) Urgency() string { return <-c.link.urgent }
 

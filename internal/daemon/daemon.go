@@ -112,7 +112,7 @@ func program() (string, error) {
 	}
 	called, err := filepath.Abs(os.Args[0])
 	if err != nil {
-		return self, nil
+		return "", err
 	}
 	a, aerr := os.Stat(called)
 	b, berr := os.Stat("/proc/self/exe")

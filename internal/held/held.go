@@ -45,12 +45,12 @@ const own = 64
 
 // New returns one that holds nothing, and destroys keys, which stay the
 // caller's.
-func New(keys *volatile.Keys) (*Held, error) {
+func New(keys *volatile.Keys) *Held {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return nil, fmt.Errorf("asking how many files may be open: %w", err)
+		panic("held: no RLIMIT_NOFILE: " + err.Error()) // any Linux has it
 	}
-	return &Held{keys: keys, room: int(min(files.Cur, 1<<30)) - own}, nil
+	return &Held{keys: keys, room: int(min(files.Cur, 1<<30)) - own}
 }
 
 // Answer deals with the engine's message m, which becomes the reply. file came

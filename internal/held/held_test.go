@@ -19,10 +19,7 @@ func newHeld(t *testing.T) (*Held, *volatile.Keys) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := New(keys)
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := New(keys)
 	t.Cleanup(func() {
 		if err := h.Destroy(); err != nil {
 			t.Error(err)
@@ -209,10 +206,7 @@ func TestHandOff(t *testing.T) {
 	passed, _ := pipe(t)
 	h.say(t, 0, volatile.Message{Kind: volatile.KindPass, Slot: 700, Arg: 9}, passed)
 
-	next, err := New(keys)
-	if err != nil {
-		t.Fatal(err)
-	}
+	next := New(keys)
 	if err := next.Inherit(h.Describe()); err != nil {
 		t.Fatal(err)
 	}

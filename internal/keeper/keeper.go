@@ -20,7 +20,7 @@
 //	K1: the engine ends, however: the next one is started at once, with the same
 //	    keys, table, maps and sockets. That is not put off while the kernel holds
 //	    a thread of it, which waits for a drive that hangs.
-//	K2: five engines in a row end before they were up: every key is destroyed and
+//	K2: ten engines in a row end before they were up: every key is destroyed and
 //	    read back, all else is forgotten, and the next starts with nothing. The
 //	    leases are lost; control's recovery records them.
 //	K3: keys are overwritten only when no instruction of an engine can run any
@@ -206,8 +206,8 @@ func newKeeper(cfg Config) (k *keeper, err error) {
 	if k.table, err = volatile.CreateTable(k.header); err != nil {
 		return nil, err
 	}
-	k.held, err = held.New(k.keys)
-	return k, err
+	k.held = held.New(k.keys)
+	return k, nil
 }
 
 // close destroys every key, also after a run that did so.

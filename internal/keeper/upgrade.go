@@ -182,16 +182,12 @@ func (k *keeper) exec(old build) error {
 	n := handoff.Note{
 		Place: k.cfg.Place, Outcome: k.outcome, Keys: handoff.Of(k.keys.File()), Table: handoff.Of(k.table.File()),
 		API: handoff.Of(k.cfg.API), Admin: handoff.Of(k.cfg.Admin), Alive: handoff.Of(k.cfg.Alive), Lock: handoff.Of(k.cfg.Lock),
-		Program: handoff.Of(k.build.file), Old: handoff.Of(old.file), Engine: describe(k.engine), Control: describe(k.control),
+		Program: handoff.Of(k.build.file), Old: handoff.Of(old.file), Engine: k.engine.Describe(), Control: k.control.Describe(),
 		Slots: k.held.Describe(),
 	}
 	k.log.Info("upgrading: the new binary goes on")
 	fail.At(fail.KeeperExec)
 	return n.Exec(k.build.file, k.argv(), os.Environ())
-}
-
-func describe(c *child.Child) handoff.Child {
-	return handoff.Child{PID: c.PID(), Link: handoff.At(c.LinkFD()), Death: handoff.Of(c.Death())}
 }
 
 // open maps what h names.
@@ -214,9 +210,7 @@ func (k *keeper) inherit(h *handoff.Handoff) (err error) {
 	if err = k.open(h); err != nil {
 		return err
 	}
-	if k.held, err = held.New(k.keys); err != nil {
-		return err
-	}
+	k.held = held.New(k.keys)
 	k.build.file, k.outcome = h.Program.File, h.Outcome
 	if h.Failed != "" {
 		k.build.file, h.Old = h.Old.File, h.Program
@@ -229,10 +223,10 @@ func (k *keeper) resume(h *handoff.Handoff) {
 	fail.At(fail.KeeperAdopted)
 	k.log.Info("upgraded: this binary goes on", "generation", k.header.Generation)
 	var err error
-	if k.engine, err = child.Adopt(nameEngine, k.server(nameEngine), h.Engine.PID, h.Engine.Link.File, h.Engine.Death.File); err != nil {
+	if k.engine, err = child.Adopt(nameEngine, k.server(nameEngine), h.Engine); err != nil {
 		k.engineFailed(err)
 	}
-	if k.control, err = child.Adopt(nameControl, k.server(nameControl), h.Control.PID, h.Control.Link.File, h.Control.Death.File); err != nil {
+	if k.control, err = child.Adopt(nameControl, k.server(nameControl), h.Control); err != nil {
 		k.controlFailed(err)
 	}
 	if h.Failed != "" {

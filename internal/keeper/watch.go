@@ -53,7 +53,7 @@ func (k *keeper) next(limit <-chan time.Time) {
 		k.asked = true
 	case <-look.C:
 		if k.engine.Held() {
-			k.engineEnded(errors.New("engine: it has ended, and the kernel holds a thread of it: one of its drives does not answer"), false)
+			k.engineEnded(false, errors.New("engine: it has ended, and the kernel holds a thread of it: one of its drives does not answer"))
 		}
 	case <-k.changed:
 	case <-limit:
@@ -168,7 +168,7 @@ func (k *keeper) startEngine() {
 }
 
 // engineEnded is K1.
-func (k *keeper) engineEnded(how error, refused bool) {
+func (k *keeper) engineEnded(refused bool, how error) {
 	c := k.engine
 	k.engine = nil
 	if err := c.Free(); err != nil {
@@ -189,8 +189,8 @@ func (k *keeper) engineEnded(how error, refused bool) {
 	}
 }
 
-// giveUp is K2's five.
-const giveUp = 5
+// giveUp is K2's ten: some three seconds of trying.
+const giveUp = 10
 
 // engineFailed is K2: an engine was never up.
 func (k *keeper) engineFailed(why error) {
@@ -234,7 +234,7 @@ func (k *keeper) controlEnded() {
 			k.obey(m)
 		}
 	}
-	how, refused := c.How(exitRefused)
+	refused, how := c.How(exitRefused)
 	switch {
 	case k.over:
 	case c.Wanted:
@@ -276,13 +276,18 @@ func (k *keeper) connect() {
 	}
 }
 
-// How long a child's successor waits: longer each time, until one has lived for
-// a while.
+// How long a child's successor waits: not at all, then longer each time, until
+// one has lived for a while.
 const (
-	minBackoff = 50 * time.Millisecond
-	maxBackoff = 5 * time.Second
+	minBackoff = 10 * time.Millisecond
+	maxBackoff = 2 * time.Second
 	longLife   = 10 * time.Second
 )
 
 // delay is how long to wait after the n-th failure in a row, n ≥ 1.
-func delay(n int) time.Duration { return min(minBackoff<<min(n-1, 16), maxBackoff) }
+func delay(n int) time.Duration {
+	if n == 1 {
+		return 0
+	}
+	return min(minBackoff<<min(n-2, 16), maxBackoff)
+}
