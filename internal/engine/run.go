@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"time"
 
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
@@ -63,9 +64,12 @@ func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
 	if err := e.TakeOver(); err != nil {
 		return errors.Join(err, link.Close())
 	}
-	if err := sys.TrimProgram(); err != nil {
-		log.Debug("giving back pages of the program", "error", err) // it only costs memory
-	}
+	trim := time.AfterFunc(restored, func() {
+		if err := sys.TrimProgram(); err != nil {
+			log.Debug("giving back pages of the program", "error", err) // it only costs memory
+		}
+	})
+	defer trim.Stop()
 	return e.serve(ctx, link)
 }
 

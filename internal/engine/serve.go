@@ -18,9 +18,9 @@ import (
 //     go on. A lease that was closed meanwhile is only let drain.
 //  4. A while later its written blocks are counted, for its statistics.
 
-// countAfter is when the blocks of a lease that came back are counted: when its
-// clients no longer wait.
-const countAfter = time.Second
+// restored is the time after a take-over by which no client waits any more. What
+// is not needed to serve is put off until then.
+const restored = time.Second
 
 // hasFence tells the leases that a drive is open. REQUIRES: e.mu is held.
 func (e *Engine) hasFence(uuid string) {
@@ -103,7 +103,7 @@ func (e *Engine) count(t *tenancy) {
 	t.counting.Go(func() {
 		defer cancel()
 		select {
-		case <-time.After(countAfter):
+		case <-time.After(restored):
 			blocks.Count(ctx)
 		case <-ctx.Done():
 		}

@@ -43,17 +43,9 @@ import (
 // call of control's. An error is the keeper's: nothing can be served without it.
 func (e *Engine) TakeOver() error {
 	e.takeDrives() // fences are waited for while the slots are read
-	var found census
-	for slot := range volatile.Slots {
-		rec, err := e.table.Get(slot)
-		if err != nil {
-			err = e.lose(slot, "", err)
-		} else {
-			err = e.takeSlot(slot, rec, &found)
-		}
-		if err != nil {
-			return fmt.Errorf("taking over slot %d: %w", slot, err)
-		}
+	found, err := e.takeSlots()
+	if err != nil {
+		return err
 	}
 	e.rememberEnded(found.ended)
 	e.at(fail.EngineScanned)
@@ -76,22 +68,62 @@ type census struct {
 	ended  []volatile.Record
 }
 
-// takeSlot does what the table above says. Its errors end the take-over.
-func (e *Engine) takeSlot(slot int, rec volatile.Record, found *census) error {
+// scanners is how many slots are taken over at once: a lease takes three questions
+// to the keeper, and their answers are on their way for longer than they take.
+const scanners = 8
+
+// takeSlots reads all slots and does what the table above says.
+func (e *Engine) takeSlots() (found census, err error) {
+	work := make(chan func() error)
+	failed := make(chan error, scanners)
+	for range scanners {
+		go func() {
+			var errs []error
+			for do := range work {
+				errs = append(errs, do())
+			}
+			failed <- errors.Join(errs...)
+		}()
+	}
+	for slot := range volatile.Slots {
+		rec, err := e.table.Get(slot)
+		do := e.slotWork(slot, rec, &found)
+		if err != nil {
+			do = func() error { return e.lose(slot, "", err) }
+		}
+		if do == nil {
+			continue
+		}
+		work <- func() error {
+			if err := do(); err != nil {
+				return fmt.Errorf("taking over slot %d: %w", slot, err)
+			}
+			return nil
+		}
+	}
+	close(work)
+	for range scanners {
+		err = errors.Join(err, <-failed)
+	}
+	return found, err
+}
+
+// slotWork returns what is to be done about a slot, and nil for nothing.
+func (e *Engine) slotWork(slot int, rec volatile.Record, found *census) func() error {
 	switch rec.State {
 	case volatile.StateEmpty:
 		if e.keys.Empty(slot) {
 			return nil
 		}
-		return e.lose(slot, "", errors.New("a key without a lease"))
+		return func() error { return e.lose(slot, "", errors.New("a key without a lease")) }
 	case volatile.StateOpening:
-		return e.giveBack(slot)
+		return func() error { return e.giveBack(slot) }
 	case volatile.StateEnded:
 		found.ended = append(found.ended, rec)
 		return nil
 	}
 	found.leases++
-	return e.inherit(slot, rec)
+	return func() error { return e.inherit(slot, rec) }
 }
 
 // giveBack empties a slot of which nobody was told.
