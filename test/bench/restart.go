@@ -26,14 +26,18 @@ const (
 // that tried first, and the one that was served last.
 func restart(bin, dir string) (err error) {
 	folder := filepath.Join(dir, "restart")
-	drive := filepath.Join(dir, "big")
+	drives := filepath.Join(dir, "restart-drives")
+	if err := os.Mkdir(drives, 0o700); err != nil {
+		return err
+	}
+	drive := filepath.Join(drives, "big")
 	if err := os.WriteFile(drive, nil, 0o600); err != nil {
 		return err
 	}
 	if err := os.Truncate(drive, restartLeases*restartBytes+1<<30); err != nil { // sparse
 		return err
 	}
-	d, err := daemon.Start(bin, folder, daemon.Options{Env: []string{"VACATE_LOG__LEVEL=info"}, Args: []string{"--drive-dir", dir}})
+	d, err := daemon.Start(bin, folder, daemon.Options{Env: []string{"VACATE_LOG__LEVEL=info"}, Args: []string{"--drive-dir", drives}})
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"vacate/test/hunt/power"
+	"vacate/test/search"
 )
 
 // A hunt runs with its own flags and returns an error for what it found.
@@ -24,11 +25,19 @@ type hunt struct {
 var hunts = []hunt{
 	{"upgrade", "replace the binary under a load that verifies every byte and keeps its connections", upgrade},
 	{"kill", "kill engine and control under a load that verifies every byte", kill},
+	{"late-write", "kill engines with writes in flight: none lands after a successor's, or in another lease", lateWrite},
 	{"power", "cut the power of a machine with leases open: nothing is left on its disks, and the node says so", power.Run},
 	{"leak", "live many leases on one small drive: nothing is read that was not written, nothing is left in memory", leak},
 }
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == search.RegistersCommand {
+		if err := search.RegistersMain(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "hunt:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) > 1 {
 		i := slices.IndexFunc(hunts, func(h hunt) bool { return h.name == os.Args[1] })
 		if i >= 0 {

@@ -117,14 +117,18 @@ func newWorld(o options) (w *world, err error) {
 	if o.fallback {
 		env = append(env, "VACATE_KEY_MEMORY=memfd")
 	}
-	w.drive = filepath.Join(w.dir, "drive")
+	drives := filepath.Join(w.dir, "drives")
+	if err := os.MkdirAll(drives, 0o700); err != nil {
+		return w, err
+	}
+	w.drive = filepath.Join(drives, "drive")
 	if err := os.WriteFile(w.drive, nil, 0o600); err != nil {
 		return w, err
 	}
 	if err := os.Truncate(w.drive, o.size); err != nil {
 		return w, err
 	}
-	if w.d, err = daemon.Start(bin, filepath.Join(w.dir, "d"), daemon.Options{Env: env, Args: []string{"--drive-dir", w.dir}}); err != nil {
+	if w.d, err = daemon.Start(bin, filepath.Join(w.dir, "d"), daemon.Options{Env: env, Args: []string{"--drive-dir", drives}}); err != nil {
 		return w, err
 	}
 	w.cleanup = append(w.cleanup, func() error { w.d.Kill(); return nil })
@@ -227,6 +231,9 @@ func (w *world) open(size int64, logical uint32, key string) (l *vacatev1.Lease,
 		}
 		return err
 	})
+	if err == nil && l.GetState() != vacatev1.LeaseState_LEASE_STATE_OPEN {
+		err = fmt.Errorf("opening with key %s gave lease %s, which is %v: %s %s", key, l.GetId(), l.GetState(), l.GetResult(), l.GetText())
+	}
 	return l, err
 }
 

@@ -3,9 +3,11 @@ package search
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -62,13 +64,23 @@ func (n *Needles) Process(pid int, skip func(Mapping) bool) (r Report, err error
 		return r, err
 	}
 	defer mem.Close() //nolint:errcheck // read only
+	pages, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+	if err != nil {
+		return r, err
+	}
+	defer pages.Close() //nolint:errcheck // read only
 	for _, m := range maps {
 		if !strings.HasPrefix(m.Perms, "r") || strings.HasPrefix(m.Name, "[v") || skip(m) {
 			continue // not readable, the kernel's own
 		}
 		where := fmt.Sprintf("process %d, mapping %x-%x %s %s", pid, m.Start, m.End, m.Perms, m.Name)
 		hits, searched, _ := n.stream(m.End-m.Start, where, m.Start, func(p []byte, off uint64) (int, error) {
-			return syscall.Pread(int(mem.Fd()), p, int64(m.Start+off))
+			if untouched(pages, m.Start+off, len(p)) {
+				clear(p)
+				return len(p), nil
+			}
+			got, err := syscall.Pread(int(mem.Fd()), p, int64(m.Start+off))
+			return max(got, 0), err
 		})
 		r.Hits = append(r.Hits, hits...)
 		r.Searched += searched
@@ -92,15 +104,94 @@ const (
 	notePrefpreg    = 2     // NT_PRFPREG: vector registers elsewhere
 )
 
-// Registers stops each thread of a process for a moment and searches its
-// registers, vectors included. Needles that are longer than a register are
-// looked for by the 16 bytes that fit one: by their first ones.
-func (n *Needles) Registers(pid int) (hits []Hit, threads int, err error) {
+// untouched reports whether no page of a range was ever used: it reads as zeros,
+// and would take memory by being read (pagemap in the kernel's admin guide).
+func untouched(pagemap *os.File, at uint64, n int) bool {
+	size := uint64(os.Getpagesize())
+	first, last := at/size, (at+uint64(n)-1)/size
+	b := make([]byte, 8*(last-first+1))
+	if _, err := pagemap.ReadAt(b, int64(8*first)); err != nil {
+		return false
+	}
+	for i := 0; i < len(b); i += 8 {
+		const presentOrSwapped = 3 << 62
+		if binary.LittleEndian.Uint64(b[i:])&presentOrSwapped != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Threads are the registers of a process' threads, by thread id.
+type Threads map[int][]byte
+
+// Dump stops each thread of a process for a moment and returns its registers,
+// vectors included. It must not be called by the process' parent: waiting for a
+// tracee's stop and for a child's end get in each other's way (wait4(2)). See
+// [RegistersCommand].
+func Dump(pid int) (Threads, error) {
 	runtime.LockOSThread() // a tracer is a thread
 	defer runtime.UnlockOSThread()
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 	if err != nil {
+		return nil, err
+	}
+	all := Threads{}
+	for _, task := range tasks {
+		tid, err := strconv.Atoi(filepath.Base(task))
+		if err != nil {
+			return nil, err
+		}
+		regs, err := registers(tid)
+		if errors.Is(err, syscall.ESRCH) {
+			continue // it has ended meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the registers of thread %d: %w", tid, err)
+		}
+		all[tid] = regs
+	}
+	return all, nil
+}
+
+// RegistersCommand is the argument with which a program that uses [Registers]
+// must call [RegistersMain].
+const RegistersCommand = "dump-registers"
+
+// RegistersMain writes what Dump returns to standard output. The process id is
+// the argument after RegistersCommand.
+func RegistersMain(arg string) error {
+	pid, err := strconv.Atoi(arg)
+	if err != nil {
+		return err
+	}
+	all, err := Dump(pid)
+	if err != nil {
+		return err
+	}
+	return gob.NewEncoder(os.Stdout).Encode(all)
+}
+
+// Registers searches the registers of a process' threads. Needles that are
+// longer than a register are looked for in pieces that fit one. This program is
+// run once more to dump them.
+func (n *Needles) Registers(pid int) (hits []Hit, threads int, err error) {
+	self, err := os.Executable()
+	if err != nil {
 		return nil, 0, err
+	}
+	cmd := exec.Command(self, RegistersCommand, strconv.Itoa(pid))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, 0, fmt.Errorf("dumping the registers of process %d: %w", pid, err)
+	}
+	var all Threads
+	if err := gob.NewDecoder(bytes.NewReader(out)).Decode(&all); err != nil {
+		return nil, 0, fmt.Errorf("reading the registers of process %d: %w", pid, err)
+	}
+	if len(all) == 0 {
+		return nil, 0, fmt.Errorf("process %d has no threads", pid)
 	}
 	short := NewNeedles()
 	for _, list := range n.heads {
@@ -110,25 +201,10 @@ func (n *Needles) Registers(pid int) (hits []Hit, threads int, err error) {
 			}
 		}
 	}
-	for _, task := range tasks {
-		tid, err := strconv.Atoi(filepath.Base(task))
-		if err != nil {
-			return nil, threads, err
-		}
-		regs, err := registers(tid)
-		if errors.Is(err, syscall.ESRCH) {
-			continue // it has ended meanwhile
-		}
-		if err != nil {
-			return nil, threads, fmt.Errorf("reading the registers of thread %d: %w", tid, err)
-		}
-		threads++
+	for tid, regs := range all {
 		hits = append(hits, short.In(regs, fmt.Sprintf("registers of thread %d of process %d", tid, pid), 0)...)
 	}
-	if threads == 0 {
-		return nil, 0, fmt.Errorf("process %d has no threads", pid)
-	}
-	return hits, threads, nil
+	return hits, len(all), nil
 }
 
 func registers(tid int) (regs []byte, err error) {
@@ -140,8 +216,13 @@ func registers(tid int) (regs []byte, err error) {
 		return nil, err
 	}
 	var status syscall.WaitStatus
-	if _, err := syscall.Wait4(tid, &status, syscall.WALL, nil); err != nil {
-		return nil, err
+	for {
+		if _, err := syscall.Wait4(tid, &status, syscall.WALL, nil); err != syscall.EINTR { //nolint:errorlint // an errno
+			if err != nil {
+				return nil, err
+			}
+			break
+		}
 	}
 	for _, note := range []uintptr{noteGeneral, noteExtended, notePrefpreg} {
 		buf := make([]byte, 64<<10)

@@ -10,6 +10,16 @@ import (
 	"testing"
 )
 
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == RegistersCommand {
+		if err := RegistersMain(os.Args[2]); err != nil {
+			panic(err)
+		}
+		return
+	}
+	m.Run()
+}
+
 func TestIn(t *testing.T) {
 	n := NewNeedles()
 	hay := make([]byte, 3*window+100)
