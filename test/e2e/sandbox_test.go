@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -106,6 +107,36 @@ func TestSandboxOff(t *testing.T) {
 	must(t, d.JSON(&st, "status"))
 	if st.Engine.Sandbox != "off" || len(st.DangerZone) != 1 || st.DangerZone[0] != "sandbox off" {
 		t.Errorf("status says %+v", st)
+	}
+	usable(t, d)
+}
+
+// The script for hosts without systemd starts a daemon that works with the few
+// capabilities that the unit leaves, too.
+func TestStartScript(t *testing.T) {
+	script, err := filepath.Abs("../../deploy/vacate.sh")
+	must(t, err)
+	drive := filepath.Join(shortDir(t), "drives", "drive")
+	must(t, os.Mkdir(filepath.Dir(drive), 0o700))
+	must(t, os.WriteFile(drive, nil, 0o600))
+	must(t, os.Truncate(drive, driveSize))
+	d := start(t, daemon.Options{Env: []string{"VACATE=" + bin}, Args: driveDir(drive), Before: func(cmd *exec.Cmd) {
+		cmd.Path, cmd.Args = script, append([]string{script}, cmd.Args[2:]...)
+	}})
+	if _, err := d.Run("drive", "enroll", drive); err != nil {
+		t.Fatal(err)
+	}
+	s := status(t, fmt.Sprintf("/proc/%d/status", d.PID()))
+	if os.Geteuid() == 0 && (s["NoNewPrivs"] != "1" || s["CapBnd"] != "0000000000804101") {
+		t.Errorf("the keeper: NoNewPrivs %s, CapBnd %s", s["NoNewPrivs"], s["CapBnd"])
+	}
+	args := []string{"--drive", drive, "--size", "16MiB"}
+	if os.Geteuid() == 0 {
+		args = append(args, "--uid", "4711") // control gives the socket away
+	}
+	l := open(t, d, args...)
+	if _, err := d.Run("lease", "close", l.ID); err != nil {
+		t.Error(err)
 	}
 	usable(t, d)
 }
