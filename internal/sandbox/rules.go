@@ -43,16 +43,13 @@ func restrict(rules []rule) (abi int, missing []string, err error) {
 	}
 	var all []landlock.Rule
 	for _, r := range rules {
-		info, err := os.Stat(r.path)
-		if errors.Is(err, fs.ErrNotExist) {
-			missing = append(missing, fmt.Sprintf("landlock: %s does not exist: what is put there later cannot be opened before the next start", r.path))
+		folder, err := sys.IsFolder(r.path)
+		if err != nil {
+			missing = append(missing, unreachable(r.path, err))
 			continue
 		}
-		if err != nil {
-			return 0, nil, unreachable(r.path, err)
-		}
 		access := r.access
-		if !info.IsDir() { // rights to a folder's names are none to a file
+		if !folder { // rights to a folder's names are none to a file
 			access &= useFile | ll.AccessFSIoctlDev | ll.AccessFSTruncate
 		}
 		all = append(all, landlock.PathAccess(access, r.path))
@@ -84,11 +81,14 @@ func lacking(abi int) string {
 	return "signals"
 }
 
-// unreachable explains an error about a path that the process needs.
-func unreachable(path string, err error) error {
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("reaching %s: %w: uid %d cannot without CAP_DAC_OVERRIDE, which is given up: "+
-			"let the folders above it be entered by that user, or choose another place", path, err, os.Geteuid())
+// unreachable explains why a path is left out of what may be opened. That ends
+// nothing: one broken file system must not keep an engine from its other drives.
+func unreachable(path string, err error) string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Sprintf("access to %s, which does not exist: what is put there later cannot be opened before the next start", path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Sprintf("access to %s: %v: uid %d cannot enter the folders above it without CAP_DAC_OVERRIDE, which is given up", path, err, os.Geteuid())
 	}
-	return fmt.Errorf("reaching %s: %w", path, err)
+	return fmt.Sprintf("access to %s: %v", path, err)
 }

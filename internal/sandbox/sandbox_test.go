@@ -184,7 +184,7 @@ func TestReport(t *testing.T) {
 func TestMissingFolder(t *testing.T) {
 	bin := shared(t)
 	c := spawn(t, bin, order{Who: "engine without its folder", Try: []string{"open a single drive"}}, os.Geteuid())
-	if c.results["open a single drive"] != done || !strings.Contains(c.out, "drives does not exist") {
+	if c.results["open a single drive"] != done || !strings.Contains(c.out, "drives, which does not exist") {
 		t.Error(c.out)
 	}
 }

@@ -165,6 +165,22 @@ func LandlockABI() int {
 	return int(v)
 }
 
+// IsFolder tells whether a path leads to a folder. It asks nothing of the file
+// system that is mounted there: a dead or hung one does not hold it up.
+func IsFolder(path string) (bool, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOTDIR { // the path itself, or something before its end
+		fd, err = unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return false, CloseFD(fd)
+		}
+	}
+	if err != nil {
+		return false, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return true, CloseFD(fd)
+}
+
 // Confinement is what /proc/PID/status tells of a process that confined itself.
 type Confinement struct {
 	NoNewPrivs, Seccomp       int
