@@ -56,9 +56,9 @@ test-vm: test-packages ## a real kernel in a virtual machine, and CUTS (default 
 	@tools/test-kernel.sh
 	$(GO) test -tags vm -count=1 -timeout 5m ./test/vm
 	$(GO) run ./test/hunt power -n $(CUTS)
-	$(GO) run ./test/hunt power -n 3 -plant cipher-null
-	$(GO) run ./test/hunt power -n 3 -plant key-on-disk
-	$(GO) run ./test/hunt power -n 8 -plant lying-disk
+	$(GO) run ./test/hunt power -n 8 -plant cipher-null
+	$(GO) run ./test/hunt power -n 8 -plant key-on-disk
+	$(GO) run ./test/hunt power -n 15 -plant lying-disk
 
 fmt: ## format the code as lint wants it
 	$(TOOL) golangci-lint fmt ./...

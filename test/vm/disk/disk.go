@@ -142,8 +142,8 @@ func New(s *Supply, size int64) *Disk {
 // Size is the size of the disk in bytes.
 func (d *Disk) Size() int64 { return int64(len(d.now)) }
 
-// Lie makes the disk answer flushes and FUA without doing anything: a bug for
-// tests to find.
+// Lie makes the disk answer flushes and FUA without doing anything, and lose the
+// last writes of its cache in a cut: a bug for tests to find.
 func (d *Disk) Lie() {
 	d.supply.mu.Lock()
 	defer d.supply.mu.Unlock()

@@ -35,6 +35,9 @@ func (s *Supply) PowerOn(r *rand.Rand) []Loss {
 // settle goes through the cache in its order and keeps or loses each sector.
 func (d *Disk) settle(r *rand.Rand) Loss {
 	mode := modes[r.IntN(len(modes))]
+	if d.lies { // a file system then finds nothing wrong: only what was promised on it is missing
+		mode = lastLost
+	}
 	loss := Loss{Mode: mode.name, Writes: len(d.cache)}
 	keep := mode.draw(r, len(d.cache))
 	for i, w := range d.cache {
@@ -70,10 +73,7 @@ var modes = []mode{
 	{"none lost", func(*rand.Rand, int) func(int) bool {
 		return func(int) bool { return true }
 	}},
-	{"the last lost", func(r *rand.Rand, n int) func(int) bool {
-		kept := r.IntN(n + 1)
-		return func(i int) bool { return i < kept }
-	}},
+	lastLost,
 	{"the first lost", func(r *rand.Rand, n int) func(int) bool {
 		lost := r.IntN(n + 1)
 		return func(i int) bool { return i >= lost }
@@ -93,6 +93,11 @@ var modes = []mode{
 	{"few sectors lost", sectors(0.95)},
 	{"most sectors lost", sectors(0.05)},
 }
+
+var lastLost = mode{"the last lost", func(r *rand.Rand, n int) func(int) bool {
+	kept := r.IntN(n + 1)
+	return func(i int) bool { return i < kept }
+}}
 
 func sectors(keep float64) func(*rand.Rand, int) func(int) bool {
 	return func(r *rand.Rand, _ int) func(int) bool {
