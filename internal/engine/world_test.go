@@ -20,7 +20,6 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/mem"
 	"vacate/internal/nbdclient"
-	"vacate/internal/sys"
 	"vacate/internal/volatile"
 )
 
