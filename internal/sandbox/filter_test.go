@@ -62,7 +62,7 @@ func TestFilterAnswers(t *testing.T) {
 			odd := ^uint64(0)
 			for number := range 1000 {
 				name := known[m.goarch].SyscallNumbers[number]
-				want := uint32(retNoSys)
+				want := retNoSys
 				switch {
 				case slices.Contains(p.allow, name):
 					want = retAllow
@@ -93,7 +93,7 @@ func TestFilterAnswers(t *testing.T) {
 // TestFilterArguments tries what is allowed with some arguments only. The high
 // half of an argument must never pass for a number.
 func TestFilterArguments(t *testing.T) {
-	const yes, no = uint32(retAllow), uint32(retPerm)
+	const yes, no uint32 = retAllow, retPerm
 	goClone := uint64(syscall.CLONE_VM | syscall.CLONE_FS | syscall.CLONE_FILES | syscall.CLONE_SIGHAND | syscall.CLONE_SYSVSEM | syscall.CLONE_THREAD)
 	tests := []struct {
 		who, name string

@@ -139,7 +139,7 @@ func apply(who string, rules []rule, p policy, keep ...sys.Capability) (r Report
 			err = fmt.Errorf("confining %s: %w", who, err)
 		}
 	}()
-	time.Now().Zone() // reads /etc/localtime, the first time
+	_, _ = time.Now().Zone() // reads /etc/localtime, the first time
 	if err := sys.NoNewPrivileges(); err != nil {
 		return r, err
 	}
