@@ -274,7 +274,7 @@ func spawn(t *testing.T, bin string, o order, uid int) outcome {
 	if uid != os.Geteuid() {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 	}
-	cmd.Run() //nolint:errcheck // how it ended is looked at below
+	cmd.Run()                                                //nolint:errcheck // how it ended is looked at below
 	if slices.Contains(o.Try, "work") && o.Who == "engine" { // it accepted a connection on the socket that it was given
 		if b, rerr := io.ReadAll(client); rerr != nil || string(b) != strconv.Itoa(cmd.Process.Pid) {
 			t.Errorf("the child answered %q, %v", b, rerr)
