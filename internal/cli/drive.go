@@ -238,6 +238,9 @@ func (a *app) showDrive(d *vacatev1.Drive) {
 	if d.GetDirect() {
 		engine += ", O_DIRECT"
 	}
+	if why := d.GetEngineWhy(); why != "" {
+		engine += ": " + why
+	}
 	failed := ""
 	if d.GetErrors() > 0 {
 		failed = strings.TrimSuffix(fmt.Sprintf("%d, the last: %s", d.GetErrors(), d.GetLastError()), ", the last: ")

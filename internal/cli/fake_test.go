@@ -88,7 +88,7 @@ func fakeLease(id string) *vacatev1.Lease {
 
 func fakeDrive() *vacatev1.Drive {
 	return &vacatev1.Drive{
-		Path: "/dev/nvme1n1", Uuid: "00ff", Kind: "block device", Model: "ACME SSD\x1b[31m", Serial: "S123", Engine: "pread", Direct: true,
+		Path: "/dev/nvme1n1", Uuid: "00ff", Kind: "block device", Model: "ACME SSD\x1b[31m", Serial: "S123", Engine: "pread", EngineWhy: "no io_uring", Direct: true,
 		Flush: "watched", FlushWhy: "O_DIRECT on a local drive with a volatile cache", SizeBytes: 1 << 40, FreeBytes: 900 << 30,
 		LeasedBytes: 100 << 30, QuarantinedBytes: 24 << 30, State: "ready", LogicalBlock: 512, PhysicalBlock: 4096,
 		ExtentBytes: 64 << 20, Extents: 16383, Repaired: []string{"second"}, CapacityBytes: 1023 << 30, Errors: 3, LastError: "read at 4096: input/output error",

@@ -128,6 +128,7 @@ func shortTime(t *timestamppb.Timestamp, loc *time.Location) string {
 type driveView struct {
 	Path             string   `json:"path"`
 	Engine           string   `json:"engine"`
+	EngineWhy        string   `json:"engineWhy,omitempty"`
 	Flush            string   `json:"flush"`
 	SizeBytes        int64    `json:"sizeBytes"`
 	FreeBytes        int64    `json:"freeBytes"`
@@ -153,7 +154,7 @@ type driveView struct {
 
 func driveViewOf(d *vacatev1.Drive) driveView {
 	return driveView{
-		Path: d.GetPath(), Engine: d.GetEngine(), Flush: d.GetFlush(), SizeBytes: d.GetSizeBytes(), FreeBytes: d.GetFreeBytes(),
+		Path: d.GetPath(), Engine: d.GetEngine(), EngineWhy: d.GetEngineWhy(), Flush: d.GetFlush(), SizeBytes: d.GetSizeBytes(), FreeBytes: d.GetFreeBytes(),
 		State: d.GetState(), StateWhy: d.GetStateWhy(), UUID: d.GetUuid(), Kind: d.GetKind(), Model: d.GetModel(), Serial: d.GetSerial(),
 		Direct: d.GetDirect(), FlushWhy: d.GetFlushWhy(), LeasedBytes: d.GetLeasedBytes(), QuarantinedBytes: d.GetQuarantinedBytes(),
 		LogicalBlock: d.GetLogicalBlock(), PhysicalBlock: d.GetPhysicalBlock(), ExtentBytes: d.GetExtentBytes(), Extents: d.GetExtents(),

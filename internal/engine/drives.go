@@ -97,6 +97,10 @@ func (e *Engine) openRecorded(d *openDrive, path string, o drive.OpenOptions) (*
 	} else {
 		// Control may give up: what is under way goes on.
 		opened, err = drive.Open(context.WithoutCancel(e.ctx), path, o)
+		if err == nil {
+			info := opened.Info()
+			e.cfg.Log.Info("opening a drive: its fence is held", "drive", path, "fence_waited", info.FenceWaited, "fence_refused", info.FenceRefused)
+		}
 	}
 	if err == nil {
 		return opened, nil
@@ -246,7 +250,7 @@ func ids(node, uuid string) (n, u drive.ID, err error) {
 
 func driveInfo(i drive.Info) ipc.DriveInfo {
 	info := ipc.DriveInfo{
-		Path: i.Path, Kind: i.Kind, Model: i.Model, Serial: i.Serial, Engine: i.Engine, Direct: i.Direct,
+		Path: i.Path, Kind: i.Kind, Model: i.Model, Serial: i.Serial, Engine: i.Engine, EngineWhy: i.EngineWhy, Direct: i.Direct,
 		Flush: string(i.Flush), FlushWhy: i.FlushWhy, SizeBytes: i.Size,
 		LogicalBlock: i.LogicalBlock, PhysicalBlock: i.PhysicalBlock,
 		DataOffset: i.DataOffset, ExtentBytes: i.ExtentSize, Extents: i.Extents, Epoch: i.Epoch, Repaired: i.Repaired,

@@ -97,9 +97,10 @@ type DriveInfo struct {
 	Kind          string   `json:"kind"` // "file", "block device", "partition", …
 	Model         string   `json:"model,omitempty"`
 	Serial        string   `json:"serial,omitempty"`
-	Engine        string   `json:"engine"` // "pread"
-	Direct        bool     `json:"direct"` // O_DIRECT
-	Flush         string   `json:"flush"`  // "none", "watched", "forward"
+	Engine        string   `json:"engine"`              // "io_uring", "pread"
+	EngineWhy     string   `json:"engineWhy,omitempty"` // why not io_uring
+	Direct        bool     `json:"direct"`              // O_DIRECT
+	Flush         string   `json:"flush"`               // "none", "watched", "forward"
 	FlushWhy      string   `json:"flushWhy"`
 	SizeBytes     int64    `json:"sizeBytes"`
 	LogicalBlock  int      `json:"logicalBlock"`

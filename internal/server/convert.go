@@ -102,7 +102,7 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 // driveMessage is a drive as the API shows it.
 func driveMessage(d node.Drive) *vacatev1.Drive {
 	return &vacatev1.Drive{
-		Path: d.Path, Uuid: d.UUID, Kind: d.Kind, Model: d.Model, Serial: d.Serial, Engine: d.Engine, Direct: d.Direct,
+		Path: d.Path, Uuid: d.UUID, Kind: d.Kind, Model: d.Model, Serial: d.Serial, Engine: d.Engine, EngineWhy: d.EngineWhy, Direct: d.Direct,
 		Flush: d.Flush, FlushWhy: d.FlushWhy, SizeBytes: d.SizeBytes, FreeBytes: d.FreeBytes, LeasedBytes: d.LeasedBytes,
 		QuarantinedBytes: d.QuarantinedBytes, State: string(d.State), StateWhy: d.StateWhy,
 		LogicalBlock: uint32(d.LogicalBlock), PhysicalBlock: uint32(d.PhysicalBlock), ExtentBytes: d.ExtentBytes, Extents: d.Extents,

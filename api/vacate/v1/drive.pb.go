@@ -35,7 +35,7 @@ type Drive struct {
 	Model string `protobuf:"bytes,4,opt,name=model,proto3" json:"model,omitempty"`
 	// Serial number that the device reports, or empty.
 	Serial string `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
-	// How requests reach it: "pread".
+	// How requests reach it: "io_uring", or "pread" where that cannot be.
 	Engine string `protobuf:"bytes,6,opt,name=engine,proto3" json:"engine,omitempty"`
 	// O_DIRECT is in use.
 	Direct bool `protobuf:"varint,7,opt,name=direct,proto3" json:"direct,omitempty"`
@@ -71,7 +71,9 @@ type Drive struct {
 	// Requests that the drive failed since the engine started.
 	Errors uint64 `protobuf:"varint,22,opt,name=errors,proto3" json:"errors,omitempty"`
 	// The last of these errors, or empty.
-	LastError     string `protobuf:"bytes,23,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LastError string `protobuf:"bytes,23,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// Why requests do not reach it through io_uring; empty where they do.
+	EngineWhy     string `protobuf:"bytes,24,opt,name=engine_why,json=engineWhy,proto3" json:"engine_why,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -263,6 +265,13 @@ func (x *Drive) GetErrors() uint64 {
 func (x *Drive) GetLastError() string {
 	if x != nil {
 		return x.LastError
+	}
+	return ""
+}
+
+func (x *Drive) GetEngineWhy() string {
+	if x != nil {
+		return x.EngineWhy
 	}
 	return ""
 }
@@ -657,7 +666,7 @@ var File_vacate_v1_drive_proto protoreflect.FileDescriptor
 
 const file_vacate_v1_drive_proto_rawDesc = "" +
 	"\n" +
-	"\x15vacate/v1/drive.proto\x12\tvacate.v1\"\x98\x05\n" +
+	"\x15vacate/v1/drive.proto\x12\tvacate.v1\"\xb7\x05\n" +
 	"\x05Drive\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -685,7 +694,9 @@ const file_vacate_v1_drive_proto_rawDesc = "" +
 	"\x0ecapacity_bytes\x18\x15 \x01(\x03R\rcapacityBytes\x12\x16\n" +
 	"\x06errors\x18\x16 \x01(\x04R\x06errors\x12\x1d\n" +
 	"\n" +
-	"last_error\x18\x17 \x01(\tR\tlastError\"_\n" +
+	"last_error\x18\x17 \x01(\tR\tlastError\x12\x1d\n" +
+	"\n" +
+	"engine_why\x18\x18 \x01(\tR\tengineWhy\"_\n" +
 	"\aFinding\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
