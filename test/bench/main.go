@@ -53,12 +53,16 @@ func run(o options) (err error) {
 		return err
 	}
 	printMachine()
-	d, err := daemon.Start(bin, filepath.Join(dir, "d"), daemon.Options{Env: []string{"VACATE_LOG__LEVEL=warn"}})
+	drives := filepath.Join(dir, "drives")
+	if err := os.Mkdir(drives, 0o700); err != nil {
+		return err
+	}
+	d, err := daemon.Start(bin, filepath.Join(dir, "d"), daemon.Options{Env: []string{"VACATE_LOG__LEVEL=warn"}, Args: []string{"--drive-dir", drives, "--drive-dir", shm}})
 	if err != nil {
 		return err
 	}
 	defer d.Kill()
-	if err := lives(d, o, dir); err != nil {
+	if err := lives(d, o, drives); err != nil {
 		return fmt.Errorf("opening and closing: %w", err)
 	}
 	if err := reads(d, o, shm); err != nil {

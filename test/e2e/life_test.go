@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"vacate/internal/nbdclient"
 	"vacate/test/daemon"
 )
 
@@ -30,22 +31,6 @@ func TestLosing(t *testing.T) {
 		if s := show(t, d, l.ID); s.State != "lost" || s.Result != "lost_keeper" {
 			t.Errorf("after the keeper's end: %s, %s", s.State, s.Result)
 		}
-		usable(t, d)
-	})
-	t.Run("engine", func(t *testing.T) {
-		d := start(t, daemon.Options{})
-		l := open(t, d, "--size", "16MiB")
-		kill(t, d, "engine")
-		eventually(t, "the loss to be recorded", func() error {
-			var s leaseInfo
-			if err := d.JSON(&s, "lease", "show", l.ID); err != nil {
-				return err
-			}
-			if s.State != "lost" || s.Result != "lost_engine" {
-				return fmt.Errorf("state %s, result %s", s.State, s.Result)
-			}
-			return nil
-		})
 		usable(t, d)
 	})
 	t.Run("control", func(t *testing.T) {
@@ -77,6 +62,46 @@ func TestLosing(t *testing.T) {
 			t.Errorf("closed after control's restart: %+v", s)
 		}
 	})
+}
+
+// TestL8EngineDies: a lease outlives its engine, with every byte, and its clients
+// need no more than to connect again.
+func TestL8EngineDies(t *testing.T) {
+	d := start(t, daemon.Options{})
+	l := open(t, d, "--size", "16MiB")
+	for n := range 5 {
+		c := dialAgain(t, l)
+		got := make([]byte, 4096*n)
+		if _, err := c.ReadAt(got, 0); err != nil {
+			t.Fatal(err)
+		}
+		for i := range got {
+			if got[i] != byte(1+i/4096) {
+				t.Fatalf("after %d engines byte %d is %d", n, i, got[i])
+			}
+		}
+		write(t, c, int64(n)*4096, bytes.Repeat([]byte{byte(1 + n)}, 4096))
+		kill(t, d, "engine")
+		if _, err := c.ReadAt(make([]byte, 4096), 0); err == nil {
+			t.Error("a connection to a dead engine answers")
+		}
+	}
+	if s := show(t, d, l.ID); s.State != "open" {
+		t.Errorf("state %s", s.State)
+	}
+	if _, err := d.Run("lease", "close", l.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// dialAgain connects as soon as an engine serves the lease.
+func dialAgain(t *testing.T, l daemon.Lease) (c *nbdclient.Client) {
+	t.Helper()
+	eventually(t, "an engine to serve the lease", func() (err error) {
+		c, err = nbdclient.Dial(l.URI(), nbdclient.Options{NoBlockSize: true})
+		return err
+	})
+	return c
 }
 
 func kill(t *testing.T, d *daemon.Daemon, child string) {
