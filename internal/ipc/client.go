@@ -82,7 +82,7 @@ func (e *envelope) result(resp any) error {
 	if e.Error != nil {
 		return e.Error
 	}
-	return Decode(e.Body, resp)
+	return decodeAnswer(e.Body, resp)
 }
 
 func (cl *Client) register() (uint64, chan *envelope, error) {

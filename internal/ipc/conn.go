@@ -197,6 +197,14 @@ func encode(e *envelope) ([]byte, error) {
 func Decode(b []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
+	return decode(d, v)
+}
+
+// decodeAnswer is Decode for what the engine answers: in the midst of an upgrade
+// it is newer than control, and may say more than that understands.
+func decodeAnswer(b []byte, v any) error { return decode(json.NewDecoder(bytes.NewReader(b)), v) }
+
+func decode(d *json.Decoder, v any) error {
 	if err := d.Decode(v); err != nil {
 		return fmt.Errorf("ipc: %w: %w", ErrFrame, err)
 	}

@@ -210,3 +210,22 @@ func FuzzServe(f *testing.F) {
 		}
 	})
 }
+
+// TestNewerEngine: in the midst of an upgrade the engine may say more than
+// control understands. What control asks is understood whole, or refused.
+func TestNewerEngine(t *testing.T) {
+	cl, end := start(t, func(_ context.Context, _ string, body []byte, _ *os.File) (any, error) {
+		var req Empty
+		return map[string]any{"lease": "x", "colour": "blue"}, Decode(body, &req)
+	})
+	var got LeaseRef
+	if err := cl.Call(t.Context(), "any", Empty{}, &got, nil); err != nil || got.Lease != "x" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := cl.Call(t.Context(), "any", LeaseRef{"x"}, &got, nil); err == nil {
+		t.Error("the engine took a field that it does not know")
+	}
+	if err := end(); err != nil {
+		t.Error(err)
+	}
+}
