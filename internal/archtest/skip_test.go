@@ -13,6 +13,7 @@ import (
 // that misses a program or a right fails, and says what to install or to do.
 var skips = map[string]string{
 	"internal/drive/device_test.go":     "needs root and the loop driver; with both, it must get a device",
+	"internal/drive/late_test.go":       "needs root and /dev/fuse; fails without them where CI is set",
 	"internal/drive/queue_test.go":      "needs root, to mount a small tmpfs",
 	"internal/extent/allocator_test.go": "an action of a state machine that does not apply; others are drawn",
 	"internal/journal/folder_test.go":   "gives a folder away, mounts it read-only: only some roots may",
