@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -10,9 +11,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"vacate/internal/drive"
@@ -43,9 +46,10 @@ type lateHunt struct {
 	verify time.Duration
 	daemon int
 
-	path    string     // of the drive
-	slow    *slow.File // what it is, or nil
-	bin     string     // of the writers
+	ctx     context.Context // ends with a signal: devices must be taken away
+	path    string          // of the drive
+	slow    *slow.File      // what it is, or nil
+	bin     string          // of the writers
 	waits   []time.Duration
 	held    int   // rounds in which the fence was refused at first
 	pending []int // writes that had not landed when their process was reaped
@@ -67,6 +71,9 @@ func lateWrite(args []string) (err error) {
 		return err
 	}
 	h.options = o
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	h.ctx = ctx
 	if h.daemon < 0 {
 		h.daemon = o.n / 5
 	}
@@ -215,7 +222,11 @@ func (h *lateHunt) throughDrive() error {
 			h.pending = append(h.pending, h.slow.Pending())
 		}
 		c = next
-		if err := h.takeOver(c); err != nil {
+		err = h.takeOver(c)
+		if err == nil {
+			err = h.ctx.Err()
+		}
+		if err != nil {
 			c.kill()
 			return fmt.Errorf("round %d: %w", round, err)
 		}
