@@ -67,7 +67,7 @@ func TestL8EveryByte(t *testing.T) {
 			t.Errorf("this load has seen nothing: %v", report.String())
 		}
 	}
-	if int(h.keeper.ups) != kills+1 {
+	if h.keeper.ups != kills+1 {
 		t.Errorf("the keeper was told %d times, want %d", h.keeper.ups, kills+1)
 	}
 	for _, req := range reqs {
