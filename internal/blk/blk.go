@@ -173,7 +173,9 @@ type Device interface {
 // A Queue is one goroutine's way into a device.
 type Queue interface {
 	// Submit hands requests down. REQUIRES: at most the queue's depth of
-	// requests in flight. The slice itself is not kept.
+	// requests in flight. The slice itself is not kept. A layer may leave it to
+	// the next Reap to begin them: an owner with requests in flight calls Reap
+	// before it waits for anything else.
 	Submit(batch []*Request)
 
 	// Reap delivers completions and returns how many requests it has made
