@@ -27,6 +27,7 @@ type upgradeHunt struct {
 	leases int
 	bytes  int64
 	builds []string // paths of binaries of different versions
+	disk   string   // the daemon's binary, which is replaced
 }
 
 func upgrade(args []string) (err error) {
@@ -59,6 +60,8 @@ func (h *upgradeHunt) build() error {
 		}
 		h.builds = append(h.builds, path)
 	}
+	h.disk = h.d.Bin
+	h.d.Bin = h.builds[0] // what people type goes on working whatever lies there
 	return nil
 }
 
@@ -143,7 +146,7 @@ func (h *upgradeHunt) once(n int, bad string) error {
 			return err
 		}
 	}
-	if err := install(from, h.d.Bin); err != nil {
+	if err := install(from, h.disk); err != nil {
 		return err
 	}
 	if strings.HasPrefix(bad, "its engine") {
@@ -187,7 +190,10 @@ func install(from, to string) error {
 
 // versions returns those of keeper, engine and control.
 func (h *upgradeHunt) versions() (string, error) {
-	var s struct{ KeeperVersion, EngineVersion, Version string }
+	var s struct {
+		KeeperVersion, Version string
+		Engine                 struct{ Version string }
+	}
 	err := h.retry("asking for the status", func(context.Context) error { return h.d.JSON(&s, "status") })
-	return s.KeeperVersion + " " + s.EngineVersion + " " + s.Version, err
+	return s.KeeperVersion + " " + s.Engine.Version + " " + s.Version, err
 }
