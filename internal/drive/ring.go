@@ -127,7 +127,8 @@ func (q *ringQueue) start(r *blk.Request, off int64) {
 // push makes the submission for what is left of a slot's request.
 func (q *ringQueue) push(id uint32) {
 	s := &q.slots[id]
-	r, ok := s.r, false
+	r := s.r
+	var ok bool
 	switch r.Op {
 	case blk.OpRead:
 		ok = q.ring.Read(uint64(id), q.fd, r.Buf[s.done:], s.off+s.done)

@@ -43,10 +43,10 @@ const (
 	UringOpWrite = 23
 )
 
-// UringFsyncDatasync, in OpFlags of UringOpFsync: fdatasync(2) instead of fsync(2).
+// UringFsyncDatasync goes into OpFlags of UringOpFsync: fdatasync(2), not fsync(2).
 const UringFsyncDatasync = 1 << 0
 
-// UringDsync, in OpFlags of UringOpWrite: complete when it is on the medium.
+// UringDsync goes into OpFlags of UringOpWrite: complete when it is on the medium.
 const UringDsync = unix.RWF_DSYNC
 
 // A UringSQE is a submission.
