@@ -40,12 +40,14 @@ type leakHunt struct {
 }
 
 func leak(args []string) (err error) {
-	o := options{n: 100_000, size: 256 << 20}
+	// State in memory: the hunt is for lives, and each life is two transactions.
+	o := options{n: 100_000, size: 256 << 20, state: "/dev/shm"}
 	h := &leakHunt{stop: make(chan struct{})}
 	if err := parse("leak", args, &o, func(f *flag.FlagSet) {
 		f.IntVar(&h.workers, "workers", 8, "leases that live at once")
 		f.IntVar(&h.every, "every", 5000, "search memory and media after so many lives")
-		f.DurationVar(&h.chaos, "chaos", 700*time.Millisecond, "mean time between kills of engine or control; 0 for none")
+		f.StringVar(&o.state, "state", o.state, "where the daemon's folder is made")
+		f.DurationVar(&h.chaos, "chaos", 2*time.Second, "mean time between kills of engine or control; 0 for none")
 	}); err != nil {
 		return err
 	}
@@ -157,7 +159,7 @@ type tenant struct {
 }
 
 // maxVolume is the size of the largest volume, in bytes: a life compares all of it.
-const maxVolume = 1 << 20
+const maxVolume = 256 << 10
 
 // life opens a lease, uses it, and ends it in one of several ways.
 func (h *leakHunt) life(rng *rand.Rand, n int) error {

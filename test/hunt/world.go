@@ -30,6 +30,7 @@ type options struct {
 	n        int
 	seed     uint64
 	dir      string
+	state    string // where the daemon's folder is made; empty: in dir
 	planted  string
 	size     int64 // of the drive, in bytes
 	fallback bool  // keys in an ordinary locked memfd
@@ -128,7 +129,14 @@ func newWorld(o options) (w *world, err error) {
 	if err := os.Truncate(w.drive, o.size); err != nil {
 		return w, err
 	}
-	if w.d, err = daemon.Start(bin, filepath.Join(w.dir, "d"), daemon.Options{Env: env, Args: []string{"--drive-dir", drives}}); err != nil {
+	folder := filepath.Join(w.dir, "d")
+	if w.state != "" {
+		if folder, err = os.MkdirTemp(w.state, "vh"); err != nil {
+			return w, err
+		}
+		w.cleanup = append(w.cleanup, func() error { return os.RemoveAll(folder) })
+	}
+	if w.d, err = daemon.Start(bin, folder, daemon.Options{Env: env, Args: []string{"--drive-dir", drives}}); err != nil {
 		return w, err
 	}
 	w.cleanup = append(w.cleanup, func() error { w.d.Kill(); return nil })
