@@ -86,6 +86,9 @@ type DangerZone struct {
 	ForceForward []string `json:"forceForward,omitempty"`
 	// SandboxOff leaves engine and control every right of the user who runs them.
 	SandboxOff bool `json:"sandboxOff,omitempty"`
+	// LockedMemfd keeps keys in an ordinary locked memfd although the kernel has
+	// memfd_secret.
+	LockedMemfd bool `json:"lockedMemfd,omitempty"`
 }
 
 // Default is the configuration that an empty file gives.
@@ -146,6 +149,9 @@ func (c Config) ForceForward() []string {
 // SandboxOff is danger_zone.sandbox, if it is in force.
 func (c Config) SandboxOff() bool { return c.DangerZone.Enabled && c.DangerZone.SandboxOff }
 
+// LockedMemfd is danger_zone.locked_memfd, if it is in force.
+func (c Config) LockedMemfd() bool { return c.DangerZone.Enabled && c.DangerZone.LockedMemfd }
+
 // DangerInForce names the switches of danger_zone that have an effect, for the
 // status of the daemon.
 func (c Config) DangerInForce() []string {
@@ -155,6 +161,9 @@ func (c Config) DangerInForce() []string {
 	}
 	if c.SandboxOff() {
 		on = append(on, "sandbox off")
+	}
+	if c.LockedMemfd() {
+		on = append(on, "locked_memfd")
 	}
 	return on
 }

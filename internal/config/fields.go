@@ -61,6 +61,9 @@ var fields = []field{
 	{"danger_zone.sandbox", "on or off",
 		func(c *Config, v any) error { return setOff(&c.DangerZone.SandboxOff, v) },
 		func(c *Config) any { return map[bool]string{false: "on", true: "off"}[c.DangerZone.SandboxOff] }},
+	{"danger_zone.locked_memfd", "true or false",
+		func(c *Config, v any) error { return setBool(&c.DangerZone.LockedMemfd, v) },
+		func(c *Config) any { return c.DangerZone.LockedMemfd }},
 }
 
 // fieldOf is the field of a key, or nil.

@@ -60,6 +60,10 @@ func (c Config) dangerFaults() Faults {
 		fs = append(fs, Fault{Key: "danger_zone.sandbox", Value: "off",
 			Why: "has no effect while danger_zone.enabled is false", Write: "set danger_zone.enabled to true, or remove this key"})
 	}
+	if d.LockedMemfd && !d.Enabled {
+		fs = append(fs, Fault{Key: "danger_zone.locked_memfd", Value: "true",
+			Why: "has no effect while danger_zone.enabled is false", Write: "set danger_zone.enabled to true, or remove this key"})
+	}
 	for _, p := range d.ForceForward {
 		if !filepath.IsAbs(p) {
 			fs = append(fs, Fault{Key: "danger_zone.force_forward", Value: strconv.Quote(p),

@@ -70,7 +70,7 @@ func Serve(ctx context.Context, cfg config.Config) (err error) {
 	err = keeper.Run(ctx, keeper.Config{
 		Self: self, Args: os.Args[1:], Recipe: recipe, Place: cfg.RunDir + ", " + cfg.StateDir, Handoff: h,
 		API: p.api.file, Admin: p.admin.file, Alive: p.alive, Lock: p.lock,
-		Notify: notifier(), Log: logger(cfg.Log, os.Stderr, "keeper"),
+		LockedMemfd: cfg.LockedMemfd(), Notify: notifier(), Log: logger(cfg.Log, os.Stderr, "keeper"),
 	})
 	if h != nil && h.Checking {
 		return err

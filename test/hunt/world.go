@@ -116,7 +116,7 @@ func newWorld(o options) (w *world, err error) {
 	}
 	env = append(env, "VACATE_FAIL="+filepath.Join(w.dir, "fail"))
 	if o.fallback {
-		env = append(env, "VACATE_KEY_MEMORY=memfd")
+		env = append(env, "VACATE_DANGER_ZONE__ENABLED=true", "VACATE_DANGER_ZONE__LOCKED_MEMFD=true")
 	}
 	drives := filepath.Join(w.dir, "drives")
 	if err := os.MkdirAll(drives, 0o700); err != nil {
