@@ -60,9 +60,18 @@ func Command(program *os.File, argv, env []string, files ...*os.File) *exec.Cmd 
 	}
 }
 
-// Start starts a program as name, which is its first argument. Of files, the
-// first that is nil becomes its link, and the second its death pipe.
-func Start(name string, s Server, program *os.File, argv, env []string, files ...*os.File) (*Child, error) {
+// A Program is what to start, and with which arguments, the first its name.
+type Program struct {
+	File      *os.File
+	Args, Env []string
+	// Rights are the only capabilities that it may ever have; nil: all that this
+	// process has.
+	Rights []sys.Capability
+}
+
+// Start starts p as name. Of files, the first that is nil becomes its link, and
+// the second its death pipe.
+func Start(name string, s Server, p Program, files ...*os.File) (*Child, error) {
 	link, theirs, err := sys.PacketPair()
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
@@ -76,9 +85,13 @@ func Start(name string, s Server, program *os.File, argv, env []string, files ..
 	for _, f := range []*os.File{theirs, r} {
 		files[slices.Index(files, nil)] = f
 	}
-	cmd := Command(program, argv, env, files...)
+	cmd := Command(p.File, p.Args, p.Env, files...)
 	cmd.Stdout = os.Stdout
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if p.Rights != nil {
+		start = func() error { return sys.Bounded(p.Rights, cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting %s: %w", name, err), link.Close(), w.Close())
 	}
 	return watch(name, s, cmd.Process, link, w)

@@ -72,7 +72,7 @@ func start(t *testing.T, s Server, env ...string) *Child {
 		t.Fatal(err)
 	}
 	defer program.Close()
-	c, err := Start("child", s, program, []string{"test", "child"}, env, nil, nil)
+	c, err := Start("child", s, Program{File: program, Args: []string{"test", "child"}, Env: env}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

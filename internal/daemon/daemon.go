@@ -28,6 +28,7 @@ import (
 	"vacate/internal/handoff"
 	"vacate/internal/keeper"
 	"vacate/internal/plant"
+	"vacate/internal/sandbox"
 	"vacate/internal/sys"
 	"vacate/internal/version"
 )
@@ -93,6 +94,9 @@ func recipeOf(cfg config.Config, alive string) (r keeper.Recipe, err error) {
 	}
 	r.EngineEnv = []string{engineVar, keeperEnv + "=" + version.String()}
 	r.ControlEnv = []string{controlVar, keeperEnv + "=" + version.String(), aliveEnv + "=" + alive}
+	if !cfg.SandboxOff() {
+		r.Rights = map[string][]sys.Capability{"engine": sandbox.EngineKeeps, "control": sandbox.ControlKeeps}
+	}
 	if plant.On { // a test's build: the bug that it plants is alive in the engine
 		r.EngineEnv = append(r.EngineEnv, plant.Variable+"="+os.Getenv(plant.Variable))
 	}

@@ -64,6 +64,9 @@ type Recipe struct {
 	EngineEnv   []string `json:"engineEnv,omitempty"`
 	ControlArgs []string `json:"controlArgs,omitempty"`
 	ControlEnv  []string `json:"controlEnv,omitempty"`
+
+	// Rights bounds the capabilities of a child, by its name; others have all.
+	Rights map[string][]sys.Capability `json:"rights,omitempty"`
 }
 
 // A Config says what to start.

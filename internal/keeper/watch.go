@@ -145,7 +145,7 @@ func (k *keeper) server(name string) child.Server {
 }
 
 func (k *keeper) start(name string, args, env []string, files ...*os.File) (*child.Child, error) {
-	c, err := child.Start(name, k.server(name), k.build.file, slices.Concat([]string{k.cfg.Self, name}, args), env, files...)
+	c, err := child.Start(name, k.server(name), child.Program{File: k.build.file, Args: append([]string{k.cfg.Self, name}, args...), Env: env, Rights: k.build.Rights[name]}, files...)
 	if err == nil {
 		k.log.Info("started", "child", name, "pid", c.PID(), "generation", k.header.Generation)
 	}

@@ -36,6 +36,15 @@ import (
 	"vacate/internal/sys"
 )
 
+// EngineKeeps and ControlKeeps are the capabilities that the two processes may
+// have: urgent threads, and memory beyond the limit for ordinary users; and giving
+// a lease's socket to the user who may connect to it. A parent that bounds them
+// from the start (sys.Bounded) spares them most of the work here.
+var (
+	EngineKeeps  = []sys.Capability{sys.CapSysNice, sys.CapIPCLock}
+	ControlKeeps = []sys.Capability{sys.CapChown}
+)
+
 // EngineOptions say what the engine may open besides what every engine may.
 type EngineOptions struct {
 	Off bool // apply nothing
@@ -105,8 +114,7 @@ func Engine(o EngineOptions) (Report, error) {
 	for _, file := range o.DriveFiles {
 		rules = append(rules, rule{file, useFile})
 	}
-	// Urgent threads, and memory beyond the limit for ordinary users.
-	return apply("engine", rules, enginePolicy(os.Getpid()), sys.CapSysNice, sys.CapIPCLock)
+	return apply("engine", rules, enginePolicy(os.Getpid()), EngineKeeps...)
 }
 
 // Control confines this process to what control does. It is called when the
@@ -128,8 +136,7 @@ func Control(o ControlOptions) (Report, error) {
 	if o.AnyFile {
 		rules = nil
 	}
-	// A lease's socket belongs to the user who may connect to it.
-	return apply("control", rules, controlPolicy(os.Getpid()), sys.CapChown)
+	return apply("control", rules, controlPolicy(os.Getpid()), ControlKeeps...)
 }
 
 // apply does the four steps, and looks whether they took.

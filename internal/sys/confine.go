@@ -14,10 +14,11 @@ import (
 
 // What package sandbox builds on. All of it is for ever, and holds for every
 // thread of this process and for those that they make. (Go has no thread that it
-// could be done on before the others; psx makes a call on each.)
+// could be done on before the others; psx makes a call on each, which on a busy
+// machine takes a millisecond or more: so what holds already is not done again.)
 
 // A Capability is a right of root's (capabilities(7)).
-type Capability uint8
+type Capability uint
 
 // The capabilities that some process of Vacate keeps.
 const (
@@ -33,12 +34,15 @@ func (c Capability) String() string {
 	if name, ok := capNames[c]; ok {
 		return name
 	}
-	return fmt.Sprintf("capability %d", uint8(c))
+	return fmt.Sprintf("capability %d", uint(c))
 }
 
 // NoNewPrivileges sees to it that no exec gives this process a right that it
 // has not (prctl(2), PR_SET_NO_NEW_PRIVS).
 func NoNewPrivileges() error {
+	if set, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err == nil && set == 1 {
+		return nil // from the start, so in all threads
+	}
 	if _, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
 		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", errno)
 	}
@@ -51,30 +55,28 @@ func NoNewPrivileges() error {
 // Only CAP_SETPCAP may empty the bounding set. Without it, that set stays, which
 // is of use to an exec alone, and to none after [NoNewPrivileges].
 func KeepCapabilities(keep ...Capability) (kept []Capability, err error) {
-	var mask uint64
-	for _, c := range keep {
-		mask |= 1 << c
-	}
-	has, err := permitted()
+	mask := setOf(keep)
+	has, err := capabilities()
 	if err != nil {
 		return nil, err
 	}
-	if has&(1<<unix.CAP_SETPCAP) != 0 {
-		if err := dropBounding(mask); err != nil {
+	if has[0].Permitted&(1<<unix.CAP_SETPCAP) != 0 {
+		if err := dropBounding(mask, everyThread); err != nil {
 			return nil, err
 		}
 	}
-	// Ambient ones go by themselves when they are no longer permitted.
-	mask &= has
-	head := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	mask &= uint64(has[1].Permitted)<<32 | uint64(has[0].Permitted)
 	low, high := uint32(mask), uint32(mask>>32)
-	data := &[2]unix.CapUserData{{Effective: low, Permitted: low}, {Effective: high, Permitted: high}}
-	var pin runtime.Pinner
-	defer pin.Unpin()
-	pin.Pin(head)
-	pin.Pin(data)
-	if _, _, errno := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(head)), uintptr(unsafe.Pointer(data)), 0); errno != 0 {
-		return nil, os.NewSyscallError("capset", errno)
+	want := &[2]unix.CapUserData{{Effective: low, Permitted: low}, {Effective: high, Permitted: high}}
+	if *want != has { // ambient ones go by themselves when they are not inheritable any more
+		head := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var pin runtime.Pinner
+		defer pin.Unpin()
+		pin.Pin(head)
+		pin.Pin(want)
+		if _, _, errno := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(head)), uintptr(unsafe.Pointer(want)), 0); errno != 0 {
+			return nil, os.NewSyscallError("capset", errno)
+		}
 	}
 	for _, c := range keep {
 		if mask&(1<<c) != 0 {
@@ -84,17 +86,70 @@ func KeepCapabilities(keep ...Capability) (kept []Capability, err error) {
 	return kept, nil
 }
 
-func permitted() (uint64, error) {
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&head, &data[0]); err != nil {
-		return 0, os.NewSyscallError("capget", err)
+func setOf(keep []Capability) (mask uint64) {
+	for _, c := range keep {
+		mask |= 1 << c
 	}
-	return uint64(data[1].Permitted)<<32 | uint64(data[0].Permitted), nil
+	return mask
+}
+
+// capabilities returns the sets of the calling thread, in two halves each.
+func capabilities() (data [2]unix.CapUserData, err error) {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return data, os.NewSyscallError("capget", err)
+	}
+	return data, nil
+}
+
+// Bounded calls start on a thread that can never have a capability but keep, nor
+// gain one: the processes that start makes have these from their first
+// instruction, in all threads. It is for a parent that keeps all that it has.
+func Bounded(keep []Capability, start func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // not unlocked: the thread ends with its goroutine
+		if unix.Gettid() == os.Getpid() {
+			// The main thread would not end, and is what /proc shows of the process.
+			// While it waits here, another one does it.
+			defer runtime.UnlockOSThread()
+			result <- Bounded(keep, start)
+			return
+		}
+		err := boundThread(keep)
+		if err == nil {
+			err = start()
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+func boundThread(keep []Capability) error {
+	has, err := capabilities()
+	if err != nil {
+		return err
+	}
+	if has[0].Permitted&(1<<unix.CAP_SETPCAP) != 0 {
+		if err := dropBounding(setOf(keep), thisThread); err != nil {
+			return err
+		}
+	}
+	return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+}
+
+func everyThread(c uintptr) syscall.Errno {
+	_, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0, 0)
+	return errno
+}
+
+func thisThread(c uintptr) syscall.Errno {
+	_, _, errno := unix.Syscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0, 0)
+	return errno
 }
 
 // dropBounding empties the bounding set but for keep. REQUIRES: CAP_SETPCAP.
-func dropBounding(keep uint64) error {
+func dropBounding(keep uint64, drop func(c uintptr) syscall.Errno) error {
 	for c := range uintptr(64) {
 		set, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
 		if err == unix.EINVAL {
@@ -106,7 +161,7 @@ func dropBounding(keep uint64) error {
 		if set == 0 || keep&(1<<c) != 0 {
 			continue
 		}
-		if _, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0, 0); errno != 0 {
+		if errno := drop(c); errno != 0 {
 			return os.NewSyscallError("prctl PR_CAPBSET_DROP", errno)
 		}
 	}
