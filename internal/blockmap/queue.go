@@ -113,6 +113,7 @@ func (q *queue) start(r *blk.Request) bool {
 		if plant.Is(plant.BitEarly) {
 			q.m.set(lo, hi)
 		}
+		fail.At(fail.WriteBegun)
 		q.pass(r)
 	case blk.OpDiscard, blk.OpWriteZeroes:
 		q.m.clear(lo, hi)

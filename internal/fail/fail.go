@@ -30,6 +30,7 @@ const (
 	CloseDrained     Point = "engine.close.drained" // nothing is in flight
 	CloseEnded       Point = "engine.close.ended"   // map given back, slot says ended
 	DriveNoted       Point = "engine.drive.noted"   // the table holds a drive's new epoch, its superblock may not
+	WriteBegun       Point = "engine.write.begun"   // the write is about to be handed to the drive
 	WriteDone        Point = "engine.write.done"    // the drive has written, the bit is not set
 	WriteMarked      Point = "engine.write.marked"  // the bit is set, the client was not told
 	ControlStarted   Point = "control.started"

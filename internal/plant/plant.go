@@ -4,7 +4,7 @@
 //
 // In every build without the tag "planted", [Is] is a constant false, and the
 // compiler removes the code behind it. With the tag, the environment variable
-// VACATE_PLANTED names the one bug that is alive. Such a build says so when it
+// VACATE_PLANTED names the bug that is alive, or several, with commas between. Such a build says so when it
 // starts, and is never released.
 package plant
 

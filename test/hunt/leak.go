@@ -27,12 +27,13 @@ type leakHunt struct {
 	workers, every int
 	chaos          time.Duration
 
-	still sync.RWMutex // a request is made under it; the search takes it whole
-	magic [16]byte     // how every canary of this run begins
-	lives atomic.Int64
-	kills atomic.Int64
-	read  atomic.Int64 // blocks compared
-	keys  keyring
+	still      sync.RWMutex // a request is made under it; the search takes it whole
+	magic      [16]byte     // how every canary of this run begins
+	lives      atomic.Int64
+	openLeases atomic.Int64 // at most
+	kills      atomic.Int64
+	read       atomic.Int64 // blocks compared
+	keys       keyring
 
 	mu    sync.Mutex
 	found error // the first
@@ -166,6 +167,7 @@ func (h *leakHunt) life(rng *rand.Rand, n int) error {
 	t := &tenant{h: h, rng: rng, mark: rng.Uint64() | 1}
 	t.want = make([]byte, 4096*(1+rng.IntN(maxVolume/4096)))
 	logical := []uint32{512, 4096}[rng.IntN(2)]
+	h.openLeases.Add(1)
 	var err error
 	if t.lease, err = h.open(int64(len(t.want)), logical, key(h.seed, n)); err != nil {
 		return err
@@ -329,11 +331,14 @@ func (t *tenant) leave() error {
 	case 1:
 		late <- nil
 	default:
-		c, b := t.conn, t.canary(64<<10)
-		go func() {
-			for c != nil && len(t.want) > len(b) {
-				if _, err := c.WriteAt(b, 0); err != nil {
-					break
+		c, b := t.conn, t.canary(min(64<<10, len(t.want)))
+		go func() { // until the close cuts it off
+			var err error
+			for n := 0; c != nil && err == nil; n++ {
+				if n%2 == 0 {
+					_, err = c.WriteAt(b, 0)
+				} else {
+					_, err = c.ReadAt(b, 0)
 				}
 			}
 			late <- nil
@@ -348,6 +353,9 @@ func (t *tenant) leave() error {
 			err = errors.Join(err, fmt.Errorf("lease %s still answers after its close", t.lease.GetId()))
 		}
 		t.conn.Abort() //nolint:errcheck // it has ended
+	}
+	if err == nil {
+		t.h.openLeases.Add(-1)
 	}
 	switch l.GetState() {
 	case vacatev1.LeaseState_LEASE_STATE_CLOSED, vacatev1.LeaseState_LEASE_STATE_ERASED:

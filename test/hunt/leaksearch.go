@@ -89,6 +89,18 @@ func (h *leakHunt) search(last bool) error {
 		}
 	}
 	var found []error
+	held := 0
+	for slot := range live {
+		if slot != string(make([]byte, search.SlotSize)) {
+			held++
+		}
+	}
+	if most := int(h.openLeases.Load()); held > most {
+		found = append(found, fmt.Errorf("%d slots of the volatile memory hold a key, and at most %d leases are open", held, most))
+	}
+	if n := h.accidents(); n != "" {
+		found = append(found, fmt.Errorf("a process ended by itself: %s", n))
+	}
 	note := func(hits []search.Hit, err error) {
 		for _, hit := range hits[:min(len(hits), 10)] {
 			found = append(found, errors.New(hit.String()))

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -268,6 +269,18 @@ func (w *world) dial(l *vacatev1.Lease) (c *nbdclient.Client, err error) {
 	}
 }
 
+var died = regexp.MustCompile(`error="((?:engine|control): [^"]*)"`)
+
+// accidents returns how a process ended that nobody killed, or "".
+func (w *world) accidents() string {
+	for _, m := range died.FindAllStringSubmatch(w.d.Log(), -1) {
+		if !strings.HasSuffix(m[1], "signal: killed") {
+			return m[1]
+		}
+	}
+	return ""
+}
+
 // ready waits until engine and control are up.
 func (w *world) ready() error {
 	return w.retry("waiting for the daemon", func(context.Context) error { return w.d.Ready() })
@@ -305,9 +318,24 @@ func verdict(planted string, found error) error {
 		return found
 	case found == nil:
 		return fmt.Errorf("the planted bug %q was not found", planted)
+	case !strings.Contains(found.Error(), finds[planted]):
+		return fmt.Errorf("the planted bug %q was not found, but something else: %w", planted, found)
 	}
 	fmt.Printf("  found what was planted (%s): %s\n", planted, firstLine(found.Error()))
 	return nil
+}
+
+// finds is what a hunt says when it finds a bug, and not merely an accident that
+// the bug causes.
+var finds = map[string]string{
+	plant.KeyNotWiped:      "hold a key",
+	plant.ScheduleLeft:     "a key, byte",
+	plant.BufferNotCleared: "a canary in",
+	plant.BitEarly:         "reads as noise",
+	plant.MapIgnored:       "reads as noise",
+	plant.CipherNull:       "a canary in",
+	plant.GateSkipped + "," + plant.LateDecrypt: "ended by itself",
+	plant.WipeBeforeCiphers:                     "ended by itself",
 }
 
 func firstLine(s string) string { s, _, _ = strings.Cut(s, "\n"); return s }
