@@ -50,15 +50,12 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 				}
 				req.Uid = &n
 			}
-			if req.IdempotencyKey == "" { // so that the call can be repeated when it was cut off
-				req.IdempotencyKey = randomKey()
-			}
 			return a.call(func(ctx context.Context, c *client.Client) error {
-				res, err := persist(ctx, func(ctx context.Context) (*vacatev1.LeaseServiceOpenResponse, error) { return c.Leases.Open(ctx, req) })
+				l, err := openLease(ctx, c, req)
 				if err != nil {
 					return err
 				}
-				return a.printOpened(res.GetLease())
+				return a.printOpened(l)
 			})
 		},
 	}
@@ -75,6 +72,26 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 	complete(c, "logical-block", "512", "4096")
 	a.completeDrives(c, "drive")
 	return c
+}
+
+// openLease opens a lease. Without a key of the caller's it takes one of its own,
+// so that the call can be repeated when it was cut off. What was opened then, but
+// undone by a restart before anybody was told, is opened anew.
+func openLease(ctx context.Context, c *client.Client, req *vacatev1.LeaseServiceOpenRequest) (*vacatev1.Lease, error) {
+	own := req.IdempotencyKey == ""
+	for n := 0; ; n++ {
+		if own {
+			req.IdempotencyKey = randomKey()
+		}
+		res, err := persist(ctx, func(ctx context.Context) (*vacatev1.LeaseServiceOpenResponse, error) { return c.Leases.Open(ctx, req) })
+		if err != nil {
+			return nil, err
+		}
+		l := res.GetLease()
+		if !own || l.GetState() <= vacatev1.LeaseState_LEASE_STATE_OPEN || n == 3 {
+			return l, nil
+		}
+	}
 }
 
 // parseUID reads a uid, or the name of a user of this host.

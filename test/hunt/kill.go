@@ -169,6 +169,9 @@ func (h *killHunt) at(p fail.Point, rng *rand.Rand) bool {
 		h.report(h.kill("engine"))
 		h.kills.Add(1)
 	}
+	if p == fail.EngineLeaving { // what the upgrade comes to does not matter
+		_, _ = h.d.Run("upgrade") //nolint:errcheck // its engine, or control, is killed
+	}
 	if p == fail.ControlStarted || p == fail.ControlRecovered {
 		h.report(h.kill("control"))
 		h.kills.Add(1)
