@@ -15,7 +15,7 @@ PUREGO := $(wildcard internal/xts internal/crypt internal/volume internal/engine
 
 .DEFAULT_GOAL := help
 .PHONY: help build run demo test test-packages test-plain test-race test-purego \
-        test-planted test-vm fmt lint vuln cross generate generate-check bench cover fuzz clean
+        test-planted test-vm hunts hunts-full fmt lint vuln cross generate generate-check bench cover fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,29 @@ test-vm: test-packages ## a real kernel in a virtual machine, and CUTS (default 
 	$(GO) run ./test/hunt power -n 8 -plant cipher-null
 	$(GO) run ./test/hunt power -n 8 -plant key-on-disk
 	$(GO) run ./test/hunt power -n 15 -plant lying-disk
+
+HUNT = $(GO) run ./test/hunt
+
+hunts: test-packages ## the hunts in short form, and that they find what is planted (root)
+	$(HUNT) kill -n 80
+	$(HUNT) upgrade -n 6
+	$(HUNT) late-write -n 50 -daemon 10
+	$(HUNT) leak -n 5000 -every 2500
+	$(HUNT) leak -n 2000 -every 1000 -fallback
+	$(HUNT) late-write -n 50 -daemon 0 -planted fence-off
+	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted gate-skipped,late-decrypt
+	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted bit-early
+	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted buffer-not-cleared
+	$(HUNT) leak -n 3000 -every 300 -planted schedule-left
+	$(HUNT) leak -n 200 -every 4 -workers 2 -chaos 0 -planted key-not-wiped
+
+hunts-full: test-packages ## the hunts at the counts that a release needs (about an hour; root)
+	$(HUNT) kill -n 1000
+	$(HUNT) upgrade -n 20
+	$(HUNT) late-write -n 800 -daemon 120
+	$(HUNT) leak -n 100000 -every 10000
+	$(HUNT) leak -n 100000 -every 10000 -fallback
+	$(HUNT) power -n 50
 
 fmt: ## format the code as lint wants it
 	$(TOOL) golangci-lint fmt ./...

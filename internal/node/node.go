@@ -125,6 +125,7 @@ type Node struct {
 	drives    map[string]*drive // by UUID
 	leases    map[string]*entry // whose space is not free
 	slots     []bool            // in use
+	lastSlot  int               // that was found free; -1 at first
 	strangers map[string]bool   // leases of the engine that the journal does not know
 	keys      map[string]string // tenant, NUL, idempotency key → lease
 	past      past              // ended leases
@@ -152,6 +153,7 @@ func New(cfg Config) (*Node, error) {
 		drives:    map[string]*drive{},
 		leases:    map[string]*entry{},
 		strangers: map[string]bool{},
+		lastSlot:  -1,
 		keys:      map[string]string{},
 		past:      past{byID: map[string]lease.Lease{}},
 		watches:   map[*Watch]struct{}{},

@@ -213,10 +213,15 @@ func (n *Node) unwritable() error {
 	return n.cfg.Unwritable()
 }
 
-// freeSlot finds a slot of the volatile memory. REQUIRES: n.mu is held.
+// freeSlot finds a slot of the volatile memory, the one after the last: a slot
+// that the keeper will not give stops one opening then, and not all; and how a
+// lease ended is remembered for as long as there are other slots. REQUIRES: n.mu
+// is held.
 func (n *Node) freeSlot() (int, error) {
-	for i := range n.hello.Slots {
+	for k := range n.hello.Slots {
+		i := (n.lastSlot + 1 + k) % n.hello.Slots
 		if i >= len(n.slots) || !n.slots[i] {
+			n.lastSlot = i
 			return i, nil
 		}
 	}
