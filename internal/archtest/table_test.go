@@ -82,7 +82,7 @@ const table = `
 	test     blk/blktest:      blk
 	test     sim:              blk
 	test     xts/internal/regs:
-	test     test/bench:       api/vacate/v1 client nbdclient test/daemon
+	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow
 	test     node/nodesim:     extent ipc journal lease
 	test     test/daemon:
 	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant test/daemon test/hunt/power test/search test/slow

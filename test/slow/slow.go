@@ -28,7 +28,8 @@ type File struct {
 
 	replies sync.WaitGroup
 	serving sync.WaitGroup
-	pending atomic.Int64 // writes that have not landed
+	pending atomic.Int64                  // writes that have not landed
+	hangs   atomic.Pointer[chan struct{}] // closed by GoOn; nil: writes do not hang
 
 	mu  sync.Mutex
 	rng *rand.Rand // under mu
@@ -70,6 +71,19 @@ func Open(path, back string, most time.Duration, seed uint64) (f *File, err erro
 		f.serving.Go(f.serve)
 	}
 	return f, nil
+}
+
+// Hang keeps every write from landing until GoOn: a drive that never completes.
+func (f *File) Hang() {
+	c := make(chan struct{})
+	f.hangs.Store(&c)
+}
+
+// GoOn lets them land.
+func (f *File) GoOn() {
+	if c := f.hangs.Swap(nil); c != nil {
+		close(*c)
+	}
 }
 
 // Pending is the number of writes that have not landed yet.
@@ -128,6 +142,9 @@ func (f *File) write(r request, off int64, data []byte) {
 	f.mu.Unlock()
 	f.replies.Go(func() {
 		time.Sleep(wait)
+		if c := f.hangs.Load(); c != nil {
+			<-*c
+		}
 		n, err := f.back.WriteAt(data, off)
 		f.pending.Add(-1)
 		if err != nil {
