@@ -43,31 +43,59 @@ func (n *Node) recover(ctx context.Context, first bool) error {
 	n.mu.Unlock()
 	problem := n.openDrives(ctx, hello.EngineID)
 	n.warn(problem)
-	list, err := n.cfg.Engine.Leases(ctx)
-	if err != nil {
-		return fmt.Errorf("asking the engine for its leases: %w", err)
-	}
-	if first {
-		open := func(id string) bool {
-			return slices.ContainsFunc(list.Leases, func(s ipc.LeaseStatus) bool { return s.Lease == id })
+	for {
+		before := n.standing()
+		list, err := n.cfg.Engine.Leases(ctx)
+		if err != nil {
+			return fmt.Errorf("asking the engine for its leases: %w", err)
 		}
-		if err := n.cfg.Sockets.Clean(open); err != nil {
-			return fmt.Errorf("cleaning up sockets: %w", err)
+		if first {
+			open := func(id string) bool {
+				return slices.ContainsFunc(list.Leases, func(s ipc.LeaseStatus) bool { return s.Lease == id })
+			}
+			if err := n.cfg.Sockets.Clean(open); err != nil {
+				return fmt.Errorf("cleaning up sockets: %w", err)
+			}
+		}
+		if n.reconcile(list, before) {
+			break
 		}
 	}
-	n.reconcile(list)
 	fail.At(fail.ControlRecovered)
 	return nil
 }
 
-// reconcile decides about every lease, and starts what is to be done.
-func (n *Node) reconcile(list ipc.LeaseList) {
+// standing is the leases that there are, and whether their opening has ended:
+// what the engine's list, asked for after that, can say something about.
+func (n *Node) standing() map[string]bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := make(map[string]bool, len(n.leases))
+	for id, e := range n.leases {
+		all[id] = isClosed(e.opened)
+	}
+	return all
+}
+
+// reconcile decides about every lease, and starts what is to be done. Leases go
+// on being closed meanwhile, and openings that were begun end: before is how they
+// stood before the list was made. Where that is too old to decide by, nothing is
+// done, and false returned: as no opening begins now, that ends.
+func (n *Node) reconcile(list ipc.LeaseList, before map[string]bool) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	held := map[string]ipc.LeaseStatus{}
 	for _, s := range list.Leases {
 		held[s.Lease] = s
-		if n.leases[s.Lease] == nil && !n.strangers[s.Lease] {
+	}
+	for id, e := range n.leases {
+		if _, ok := held[id]; !ok && isClosed(e.opened) && !e.closing && !before[id] {
+			return false // opened since
+		}
+	}
+	for _, s := range list.Leases {
+		_, known := before[s.Lease] // and perhaps closed since
+		if n.leases[s.Lease] == nil && !known && !n.strangers[s.Lease] {
 			n.strangers[s.Lease] = true
 			n.cfg.Log.Warn("the engine holds a lease that the journal does not know", "lease_id", s.Lease)
 			n.goLocked(func() { n.closeStranger(s.Lease) })
@@ -94,6 +122,7 @@ func (n *Node) reconcile(list ipc.LeaseList) {
 	}
 	n.ready = true
 	n.kickLocked()
+	return true
 }
 
 func isClosed(c chan struct{}) bool {
