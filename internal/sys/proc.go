@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -92,6 +93,9 @@ func Dying(pid int) bool {
 	if err != nil {
 		return false
 	}
+	if killed(pid) {
+		return true
+	}
 	// What ends a process, exit_group(2) or a signal, sends SIGKILL to each of its
 	// threads. The first thread has ended by it (Z), or waits in the kernel and has
 	// it pending.
@@ -105,6 +109,25 @@ func Dying(pid int) bool {
 		}
 	}
 	return false
+}
+
+// killed reports whether the first thread of the process pid has taken the signal
+// that ends it, after which nothing tells that it is pending: it may wait for its
+// own requests to a drive before it becomes a zombie (do_exit in kernel/exit.c).
+func killed(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	// proc_pid_stat(5): flags is the seventh field behind the name, which is in
+	// parentheses and may contain anything.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 7 {
+		return false
+	}
+	const exiting, signaled = 0x4, 0x400 // PF_EXITING, PF_SIGNALED, include/linux/sched.h
+	flags, err := strconv.ParseUint(fields[6], 10, 32)
+	return err == nil && flags&(exiting|signaled) != 0
 }
 
 // BoottimeNs reads CLOCK_BOOTTIME: nanoseconds since this boot, sleep included;

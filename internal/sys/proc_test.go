@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 		fmt.Println("alive")
 		os.Stdin.Read(make([]byte, 1)) //nolint:errcheck // until it is told
 		syscall.RawSyscall(syscall.SYS_EXIT, 0, 0, 0)
+	case "exec":
+		partExec()
+		os.Exit(0)
 	case "urgent":
 		runtime.LockOSThread()
 		fmt.Println(Urgent())
@@ -140,6 +143,45 @@ func TestDying(t *testing.T) {
 	if Dying(cmd.Process.Pid) {
 		t.Error("a process that is gone is said to be dying")
 	}
+}
+
+// TestDyingInExit: the first thread has taken its SIGKILL and is held on its way
+// out, as by its own requests to a drive that hangs.
+func TestDyingInExit(t *testing.T) {
+	runtime.LockOSThread() // a thread traces
+	defer runtime.UnlockOSThread()
+	cmd := exec.Command("sleep", "60")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	defer cmd.Process.Kill() //nolint:errcheck // it has ended, unless the test has failed
+	var ws syscall.WaitStatus
+	step := func(what string, err error) {
+		t.Helper()
+		if err == nil {
+			_, err = syscall.Wait4(pid, &ws, 0, nil)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	step("exec", nil)
+	if err := syscall.PtraceSetOptions(pid, syscall.PTRACE_O_TRACEEXIT); err != nil {
+		t.Fatal(err)
+	}
+	if Dying(pid) {
+		t.Error("a process that lives is said to be dying")
+	}
+	step("SIGKILL", cmd.Process.Kill())
+	if ws.StopSignal() != syscall.SIGTRAP || ws.TrapCause() != syscall.PTRACE_EVENT_EXIT {
+		t.Fatalf("status %#x, want the stop of an exit", ws)
+	}
+	if !Dying(pid) {
+		t.Error("a process on its way out is not dying")
+	}
+	step("its end", syscall.PtraceCont(pid, 0))
 }
 
 func TestHarden(t *testing.T) {

@@ -78,9 +78,16 @@ func Exec(program *os.File, args, env []string, keep []int) error {
 	defer unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil) //nolint:errcheck // it was valid before
 	syscall.ForkLock.Lock()                                   // no child gets what is kept
 	defer syscall.ForkLock.Unlock()
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return os.NewSyscallError("getrlimit RLIMIT_NOFILE", err)
+	}
 	err = closeOnExec(keep, false)
 	if err == nil {
 		err = os.NewSyscallError("execve "+program.Name(), syscall.Exec(ProgramPath(fd), args, env))
+		// syscall.Exec has put the limit back to what this process was started with,
+		// which may be fewer than are open.
+		err = errors.Join(err, os.NewSyscallError("setrlimit RLIMIT_NOFILE", syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files)))
 	}
 	return errors.Join(err, closeOnExec(keep, true))
 }

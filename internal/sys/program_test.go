@@ -2,10 +2,12 @@ package sys
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -78,6 +80,53 @@ func TestAdopt(t *testing.T) {
 	if _, err := Adopt(1_000_000, "a"); !errors.Is(err, syscall.EBADF) {
 		t.Errorf("taking over what is not open: %v", err)
 	}
+}
+
+// TestExecFails leaves the process as it was: also how many files it may have.
+func TestExecFails(t *testing.T) {
+	out, err := exec.Command("sh", "-c", "ulimit -S -n 64; "+partEnv+"=exec exec \"$0\"", os.Args[0]).CombinedOutput()
+	if got := strings.TrimSpace(string(out)); err != nil || got != "exec format error, limit as before: true, closed on exec: true" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// partExec tries to run what is no program.
+func partExec() {
+	r, w, err := os.Pipe()
+	if err == nil {
+		defer w.Close()
+		var text *os.File
+		if text, err = os.CreateTemp("", "vacate-test"); err == nil {
+			defer os.Remove(text.Name())
+			err = errors.Join(text.Chmod(0o700), text.Close())
+		}
+		if err == nil {
+			text, err = OpenProgram(text.Name())
+		}
+		if err == nil {
+			err = partExecOf(text, r)
+		}
+	}
+	if err != nil {
+		fmt.Println(err)
+	}
+}
+
+func partExecOf(text, keep *os.File) error {
+	var before, after syscall.Rlimit
+	fd, err := Descriptor(keep)
+	if err := errors.Join(err, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before)); err != nil {
+		return err
+	}
+	failed := Exec(text, []string{"text"}, nil, []int{fd})
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &after); err != nil {
+		return err
+	}
+	flags, _, _ := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
+	var errno syscall.Errno
+	errors.As(failed, &errno)
+	fmt.Printf("%v, limit as before: %v, closed on exec: %v\n", errno, before == after && before.Cur > 64, flags&syscall.FD_CLOEXEC != 0)
+	return nil
 }
 
 func TestNotify(t *testing.T) {
