@@ -231,6 +231,11 @@ var attempts = map[string]func(world, order) error{
 	"netlink socket":  raw("socket", syscall.AF_NETLINK, syscall.SOCK_RAW, 0),
 	"unix socket":     raw("socket", syscall.AF_UNIX, syscall.SOCK_STREAM, 0),
 	"connect":         raw("connect", 0, 0, 0),
+	"datagram socket": raw("socket", syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0),
+	"datagram pair": func(world, order) error {
+		_, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_RAW, 0) // which is one of datagrams
+		return err
+	},
 
 	// Rights and limits.
 	"become another user": func(world, order) error { return call6("setuid", 65534) },
@@ -258,6 +263,11 @@ var attempts = map[string]func(world, order) error{
 	"move_pages":        raw("move_pages", 0, 0, 0, 0, 0, 0),
 	"an unknown call":   func(world, order) error { return callNumber(4000) },
 	"make a ring":       raw("io_uring_setup", 1, 0),
+
+	// Past seccomp.
+	"dial by a ring":           ringDial,
+	"read passwd by a ring":    onPath(ringOpenAt, file("/etc/passwd")),
+	"remove a drive by a ring": onPath(ringUnlinkAt, world.drive),
 
 	"crash": func(world, order) error { panic("a planted crash") },
 	"work":  work,

@@ -127,6 +127,13 @@ func enginePolicy(pid int) policy {
 	}
 }
 
+// streams are the sockets that control may make. On one for datagrams, sendto
+// reaches every socket that has a path, with no connect before it.
+func streams() []check {
+	const stream, flags = syscall.SOCK_STREAM, syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
+	return []check{is(0, syscall.AF_UNIX), is(1, stream, stream|syscall.SOCK_CLOEXEC, stream|syscall.SOCK_NONBLOCK, stream|flags)}
+}
+
 // controlPolicy is control's: it keeps its journal, makes the leases' sockets and
 // answers the API's.
 func controlPolicy(pid int) policy {
@@ -137,8 +144,8 @@ func controlPolicy(pid int) policy {
 				"fchmod", "fchmodat", "fchmodat2", "fchown", "fchownat", "bind", "listen"},
 			runtimeCalls, fileCalls, pollCalls, socketCalls),
 		when: append(limited(uint32(pid)),
-			call{"socket", []check{is(0, syscall.AF_UNIX)}},
-			call{"socketpair", []check{is(0, syscall.AF_UNIX)}}),
+			call{"socket", streams()},
+			call{"socketpair", streams()}),
 		refuse: []string{
 			"connect", "ioctl", "setrlimit", "mknodat", "symlinkat", "truncate",
 			"io_uring_setup", "io_uring_enter", "io_uring_register",

@@ -9,7 +9,8 @@
 //  1. no_new_privs: no exec gives a right back.
 //  2. Capabilities: all are dropped but what the process needs.
 //  3. Landlock: files and folders outside of the list cannot be opened; no
-//     network, no signal to others, no foreign socket.
+//     network, no signal to others, no foreign socket (those with a path since
+//     version 9 only, which leaves io_uring a way before it).
 //  4. Seccomp: system calls that nothing here makes do not exist any more, or
 //     end the process (filter.go, policy.go).
 //

@@ -72,6 +72,8 @@ var expected = map[string]struct{ engine, control string }{
 	"netlink socket":  {perm, perm},
 	"unix socket":     {perm, done},
 	"connect":         {perm, perm},
+	"datagram socket": {perm, perm},
+	"datagram pair":   {perm, perm},
 
 	"become another user": {killed, killed},
 	"take capabilities":   {killed, killed},
@@ -94,6 +96,10 @@ var expected = map[string]struct{ engine, control string }{
 	"move_pages":        {killed, killed},
 	"an unknown call":   {nosys, nosys},
 	"make a ring":       {"errno 14", perm}, // EFAULT: it came to the kernel
+
+	"dial by a ring":           {dialed, perm},
+	"read passwd by a ring":    {access, perm},
+	"remove a drive by a ring": {access, perm},
 
 	"crash": {"exit 2", "exit 2"},
 	"work":  {done, done},
