@@ -251,6 +251,90 @@ func TestForm(t *testing.T) {
 	}
 }
 
+// TestLastWords: what a child had asked for before it ended is dealt with, also
+// behind what it has got no answer to; what it sends and may not is closed.
+func TestLastWords(t *testing.T) {
+	for _, unread := range []bool{false, true} {
+		mine, theirs, err := sys.PacketPair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := sys.NewPacketConn(theirs)
+		if err := errors.Join(err, theirs.Close()); err != nil {
+			t.Fatal(err)
+		}
+		var s server
+		c := &Child{Name: "test"}
+		s.mu.Lock()
+		if err := c.serve(mine, s.with(0, nil)); err != nil {
+			t.Fatal(err)
+		}
+		if unread {
+			if err := c.Send(volatile.Message{Kind: volatile.KindLeave}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range 3 {
+			m := volatile.Message{Kind: volatile.KindWipe, Slot: uint32(i), ID: uint64(i + 1)}
+			var b [volatile.MessageSize]byte
+			m.Encode(&b)
+			if err := conn.Send(b[:], nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := conn.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s.mu.Unlock()
+		<-c.LinkDown()
+		if s.asked != 3 {
+			t.Errorf("answers unread %v: %d of 3 messages were dealt with", unread, s.asked)
+		}
+		if err := c.link.close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRefusedFile: a message that its handler refuses leaves no descriptor open.
+func TestRefusedFile(t *testing.T) {
+	mine, theirs, err := sys.PacketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := sys.NewPacketConn(theirs)
+	if err := errors.Join(err, theirs.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var came *os.File
+	c := &Child{Name: "test"}
+	err = c.serve(mine, Server{Mu: &mu, Handle: func(_ *Child, _ *volatile.Message, f *os.File) (*os.File, error) {
+		came = f
+		return nil, volatile.ErrFormat
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var b [volatile.MessageSize]byte
+	(&volatile.Message{Kind: volatile.KindPass}).Encode(&b)
+	if err := errors.Join(conn.Send(b[:], w), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	<-c.LinkDown()
+	if _, err := came.Stat(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("what came with a message that was refused is open: %v", err)
+	}
+	if err := errors.Join(c.link.close(), conn.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestNone: what may be asked of no child.
 func TestNone(t *testing.T) {
 	var c *Child

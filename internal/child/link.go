@@ -23,7 +23,7 @@ type Server struct {
 	Urgent bool
 	// Handle deals with m of c and makes it the reply, if there is to be one.
 	// file came with m, and becomes Handle's; give goes with the reply, and stays
-	// Handle's. An error ends the link.
+	// Handle's, unless it returns an error, which ends the link.
 	Handle func(c *Child, m *volatile.Message, file *os.File) (give *os.File, err error)
 }
 
@@ -65,6 +65,9 @@ func (c *Child) answer(s Server) error {
 	defer s.Mu.Unlock()
 	var b [volatile.MessageSize]byte
 	file, err := c.link.conn.RecvNow(b[:])
+	if errors.Is(err, syscall.ECONNRESET) {
+		return nil // it has ended without reading an answer; what it had asked before comes next
+	}
 	if err != nil {
 		return err
 	}
@@ -77,10 +80,17 @@ func (c *Child) answer(s Server) error {
 		return err
 	}
 	give, err := s.Handle(c, &m, file)
-	if err != nil || !m.Reply {
+	if err != nil {
+		file.Close() //nolint:errcheck // it may be nil, or closed
 		return err
 	}
-	return c.Send(m, give)
+	if m.Reply {
+		err = c.Send(m, give)
+	}
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		return nil // it has ended, and what it had asked for is done all the same
+	}
+	return err
 }
 
 // Send sends m, and file with it unless that is nil. It does not wait: a child
