@@ -106,6 +106,8 @@ func (h *Held) makeMap(s *slot, m *volatile.Message) (*os.File, syscall.Errno) {
 		return nil, syscall.EEXIST
 	case !h.keys.Empty(int(m.Slot)):
 		return nil, syscall.EBUSY
+	case 2*h.maps+2+h.passed > h.room: // the keeper could not start the next engine any more
+		return nil, syscall.EMFILE
 	case m.Arg > 1<<31: // far more extents than a map can have, and an int anywhere
 		return nil, syscall.EINVAL
 	}

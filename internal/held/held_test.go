@@ -134,6 +134,9 @@ func TestAnswers(t *testing.T) {
 	h.say(t, syscall.ENOENT, of(volatile.KindFetch, 1<<64-1), nil)
 
 	h.room = 4 // one map's two, and two connections
+	full := mapping
+	full.Slot = 8
+	h.say(t, syscall.EMFILE, full, nil)
 	refused, client = pipe(t)
 	h.say(t, syscall.ENOSPC, of(volatile.KindPass, 3), refused)
 	ended(t, client)
