@@ -216,6 +216,26 @@ func TestUpgradeFallsBack(t *testing.T) {
 	}
 }
 
+// TestUpgradesThatFail: K2 counts engines in a row, and between two upgrades one
+// was up.
+func TestUpgradesThatFail(t *testing.T) {
+	t.Setenv("PLAY_ENGINE", "exit=1")
+	h := open(t, nil)
+	h.pid("engine pid", 0)
+	h.want("engine map 3", "<nil>")
+	h.want("engine fill 3", "<nil>")
+	for range giveUp + 1 {
+		control := h.pid("pid", 0)
+		h.want("upgrade", "<nil>")
+		h.pid("pid", control)
+		h.until("the upgrade has failed", func() bool { return strings.Contains(ask(h.api, "environ"), UpgradeEnv+"=failed: ") })
+		h.pid("engine pid", 0)
+	}
+	if h.k.keys.Empty(3) {
+		t.Error("upgrades that failed have destroyed a key")
+	}
+}
+
 func arguments(pid int) string {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return strings.ReplaceAll(string(b), "\x00", " ")

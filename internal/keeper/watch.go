@@ -176,6 +176,9 @@ func (k *keeper) engineEnded(refused bool, how error) {
 	}
 	fail.At(fail.KeeperEngineEnded)
 	k.engineDue = time.After(0)
+	if c.Up() {
+		k.engineFailures = 0 // also one that an upgrade has ended: the row is over
+	}
 	switch {
 	case c.Wanted:
 	case refused && !k.upgrading && !k.held.Any():
@@ -184,7 +187,6 @@ func (k *keeper) engineEnded(refused bool, how error) {
 		k.engineFailed(how)
 	default:
 		k.ends++
-		k.engineFailures = 0
 		k.log.Error("the engine ended; the next one takes its leases over", "error", how, "generation", k.header.Generation)
 	}
 }
