@@ -33,13 +33,13 @@ func (p *process) openJournal(ctx context.Context) (journal.Store, error) {
 	if len(list.Leases) == 0 {
 		return nil, cannotStart(err)
 	}
-	p.waiting = &waiting{why: err, log: p.log, known: true, open: func() (journal.Store, error) { return journal.Open(opt) }}
+	p.waiting = &waiting{why: err, log: p.log, open: func() (journal.Store, error) { return journal.Open(opt) }}
 	p.waiting.nodeID, p.waiting.state, lerr = journal.Read(opt)
 	if lerr != nil {
-		p.waiting.known, p.waiting.state = false, fromEngine(list)
+		p.waiting.state = fromEngine(list)
 	}
 	p.log.Error("the journal cannot be opened: leases can be closed, and nothing else", "error", err, "leases", len(p.waiting.state.Live),
-		"from_journal", p.waiting.known)
+		"from_journal", lerr == nil)
 	return p.waiting, nil
 }
 
