@@ -54,7 +54,7 @@ type nodes struct{ s *Server }
 func (h nodes) Status(ctx context.Context, _ *vacatev1.NodeServiceStatusRequest) (*vacatev1.NodeServiceStatusResponse, error) {
 	st := h.s.cfg.Node.Status()
 	res := &vacatev1.NodeServiceStatusResponse{
-		Version: h.s.cfg.Processes.Control, KeeperVersion: h.s.cfg.Processes.Keeper, LastUpgrade: h.s.cfg.Processes.LastUpgrade,
+		Version: h.s.cfg.Processes.Control, KeeperVersion: h.s.cfg.Processes.Keeper, LastUpgrade: h.s.upgradeOutcome(),
 		Binary: h.s.cfg.Processes.Binary, NodeId: st.NodeID, StartedAt: timestamppb.New(st.StartedAt), Ready: st.Ready, ReadyWhy: st.ReadyWhy,
 		Pid: int32(os.Getpid()), Leases: map[string]uint32{}, Drives: uint32(st.Drives), CapacityBytes: st.CapacityBytes, FreeBytes: st.FreeBytes,
 		Warnings: append(st.Warnings, h.s.cfg.Warnings...), DangerZone: h.s.cfg.DangerZone,
@@ -102,9 +102,28 @@ func (h nodes) Upgrade(context.Context, *vacatev1.NodeServiceUpgradeRequest) (*v
 		return nil, &node.Error{Kind: node.Refused, Text: "this daemon cannot be upgraded while it runs", Next: "stop it, and start the new one"}
 	}
 	if err := h.s.cfg.Upgrade(); err != nil {
+		h.s.upgradeRefused(err)
 		return nil, upgradeError(err, h.s.cfg.Processes.Binary)
 	}
 	return &vacatev1.NodeServiceUpgradeResponse{}, nil
+}
+
+// upgradeOutcome is how the last upgrade ended, as far as this process knows.
+func (s *Server) upgradeOutcome() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lastUpgrade
+}
+
+// upgradeRefused notes an upgrade that ended before it began: the keeper, which
+// tells of all others, starts no new control for it.
+func (s *Server) upgradeRefused(err error) {
+	if !errors.Is(err, syscall.ENOEXEC) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastUpgrade = "failed: the new program does not start; nothing was changed"
 }
 
 // upgradeError is the keeper's answer, for people.

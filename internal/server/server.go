@@ -84,6 +84,9 @@ type Server struct {
 	die  func(v any, stack []byte)
 
 	bodyTimeout time.Duration
+
+	mu          sync.Mutex
+	lastUpgrade string // as Processes has it, and what was refused since
 }
 
 // New makes a server.
@@ -97,7 +100,8 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	s := &Server{cfg: cfg, mux: http.NewServeMux(), busy: calls{n: make(map[uint32]int)}, die: die, bodyTimeout: readTimeout}
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), busy: calls{n: make(map[uint32]int)}, die: die, bodyTimeout: readTimeout,
+		lastUpgrade: cfg.Processes.LastUpgrade}
 	opts := []connect.HandlerOption{
 		connect.WithInterceptors(interceptor{s}),
 		connect.WithReadMaxBytes(maxRequestBytes),

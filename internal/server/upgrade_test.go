@@ -35,6 +35,13 @@ func TestUpgrade(t *testing.T) {
 				}
 				return
 			}
+			st, serr := d.as(uidOperator).Node.Status(t.Context(), &vacatev1.NodeServiceStatusRequest{})
+			if serr != nil {
+				t.Fatal(serr)
+			}
+			if refused := errors.Is(tt.err, syscall.ENOEXEC); strings.HasPrefix(st.GetLastUpgrade(), "failed: ") != refused {
+				t.Errorf("status says of the last upgrade %q", st.GetLastUpgrade())
+			}
 			if connect.CodeOf(err) != tt.code {
 				t.Errorf("code %v, want %v", connect.CodeOf(err), tt.code)
 			}
