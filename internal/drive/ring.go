@@ -22,8 +22,8 @@ import (
 //     its rest; all else frees its slot, and is completed.
 //  4. While a slot is in use the goroutine is locked to its thread, which the
 //     kernel tells of completions.
-//  5. What the kernel does not take, for want of memory, is carried out on the
-//     spot, as pread does it.
+//  5. What the kernel does not take, for want of memory, or cancels, for want of a
+//     thread, is carried out on the spot, as pread does it.
 
 // ringRoom is the most requests of one queue that the kernel has at once; others
 // wait. A ring of this size takes 16 KiB of the kernel's memory.
@@ -191,7 +191,10 @@ func (q *ringQueue) settle(id uint32, n int64, errno syscall.Errno) bool {
 	case errno == syscall.EINTR:
 		q.push(id)
 		return false
-	case errno == syscall.EAGAIN: // it cannot be done without waiting
+	case errno == syscall.EAGAIN, errno == syscall.ECANCELED:
+		// It cannot be done without waiting; or a thread of the kernel should have
+		// done it, as all flushes, and there may be no more of them (RLIMIT_NPROC,
+		// pids.max).
 		q.carryOut(q.release(id))
 		return true
 	case r.Op == blk.OpFlush:

@@ -32,6 +32,7 @@ func TestRingSettle(t *testing.T) {
 		"full after a part":  {[]answer{{4096, 0}, {0, syscall.ENOSPC}}, 4096, syscall.ENOSPC},
 		"would have to wait": {[]answer{{0, syscall.EAGAIN}}, 16384, 0},
 		"wait for the rest":  {[]answer{{4096, 0}, {0, syscall.EAGAIN}}, 16384, 0},
+		"no thread":          {[]answer{{0, syscall.ECANCELED}}, 16384, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			q := ringOf(t, onDisk(t, 32<<20), 1)
