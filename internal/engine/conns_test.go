@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"vacate/internal/ipc"
 	"vacate/internal/nbdclient"
@@ -40,7 +41,8 @@ func TestConnectionBudget(t *testing.T) {
 	if n := h.stats().Connections; n != 0 {
 		t.Errorf("%d places are taken after all clients' lease is gone", n)
 	}
-	release, err := h.conns.lease()()
+	admit, _ := h.conns.lease()
+	release, err := admit()
 	check(t, err)
 	release()
 	release() // a second time does nothing
@@ -53,7 +55,10 @@ func TestConnectionBudget(t *testing.T) {
 // some to the others: one each.
 func TestBudgetKeepsPlaces(t *testing.T) {
 	b := &budget{max: 8}
-	greedy, second, third, fourth := b.lease(), b.lease(), b.lease(), b.lease()
+	greedy, _ := b.lease()
+	second, _ := b.lease()
+	third, _ := b.lease()
+	fourth, _ := b.lease()
 	var release func()
 	for i := range 6 {
 		var err error
@@ -79,6 +84,49 @@ func TestBudgetKeepsPlaces(t *testing.T) {
 	release()
 	if _, err := fourth(); err != nil {
 		t.Errorf("its first, when a place was given up: %v", err)
+	}
+}
+
+// TestL8LeaveFull: a planned end breaks no connection on a host that has as many
+// as it may, whichever lease comes back first.
+func TestL8LeaveFull(t *testing.T) {
+	h := newHost(t, func(c *Config) { c.MaxConns = 8 })
+	_, uuid := h.drive(h.dir)
+	var clients []*nbdclient.Client
+	for slot, n := range []int{6, 1, 1} {
+		socket := h.open(request(slot, uuid, uint32(slot)))
+		for range n {
+			c, _ := dial(t, socket, nbdclient.Options{Timeout: 10 * time.Second})
+			clients = append(clients, c)
+		}
+	}
+	for range 5 { // the order is the scheduler's
+		h.handOver()
+		for i, c := range clients {
+			if err := c.Flush(); err != nil {
+				t.Fatalf("L8: connection %d: %v", i, err)
+			}
+		}
+	}
+	if s := h.stats(); s.Connections != 8 || s.Refused != 0 {
+		t.Errorf("%d connections, %d refused", s.Connections, s.Refused)
+	}
+}
+
+// TestReadmit: what a predecessor admitted is admitted again, within the maximum.
+func TestReadmit(t *testing.T) {
+	b := &budget{max: 4}
+	admit, readmit := b.lease()
+	for i := range 4 {
+		if _, err := readmit(); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+	if _, err := readmit(); err == nil {
+		t.Error("a fifth was admitted")
+	}
+	if _, err := admit(); err == nil {
+		t.Error("a new one was admitted")
 	}
 }
 

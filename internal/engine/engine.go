@@ -146,14 +146,16 @@ type budget struct {
 	refused uint64
 }
 
-// lease returns what admits the connections of one lease.
-func (b *budget) lease() (admit func() (release func(), err error)) {
+// lease returns what admits the connections of one lease: new ones, and again
+// those that the engine before this one has passed on. The latter had their
+// places, whatever the order in which leases come back: nothing is kept from them.
+func (b *budget) lease() (admit, readmit func() (release func(), err error)) {
 	var held int64 // by this lease; under b.mu
-	return func() (func(), error) {
+	take := func(again bool) (func(), error) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		limit, kept := b.max, ""
-		if held > 0 && b.max >= 4 {
+		if held > 0 && b.max >= 4 && !again {
 			limit -= b.max / 4
 			kept = fmt.Sprintf(", and keeps the last %d for leases that have none", b.max/4)
 		}
@@ -168,6 +170,7 @@ func (b *budget) lease() (admit func() (release func(), err error)) {
 			b.used, held = b.used-1, held-1
 		}), nil
 	}
+	return func() (func(), error) { return take(false) }, func() (func(), error) { return take(true) }
 }
 
 func (b *budget) counts() (used int64, refused uint64) {

@@ -163,13 +163,15 @@ const maxHandshakes = 4
 
 // export is how t is served. REQUIRES: it has a path.
 func (e *Engine) export(t *tenancy) nbd.Config {
+	admit, readmit := e.conns.lease()
 	return nbd.Config{
-		Export: t.path.volume,
-		Map:    t.path.blocks.Extents,
-		Admit:  e.conns.lease(),
-		Allow:  e.allow(t.rec.UID),
-		Lock:   e.cfg.Lock,
-		Log:    e.cfg.Log.With("lease_id", t.id),
+		Export:  t.path.volume,
+		Map:     t.path.blocks.Extents,
+		Admit:   admit,
+		Readmit: readmit,
+		Allow:   e.allow(t.rec.UID),
+		Lock:    e.cfg.Lock,
+		Log:     e.cfg.Log.With("lease_id", t.id),
 
 		MaxHandshakes: maxHandshakes,
 	}

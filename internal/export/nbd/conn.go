@@ -30,8 +30,9 @@ var (
 //	    │                      Adopt ──────────┘ └── Leave ──> passed        │
 //	    └── optAbort, timeout, garbage, Close ──────────────────────────────┘
 type conn struct {
-	server *Server
-	fd     int // never changes
+	server  *Server
+	fd      int  // never changes
+	adopted bool // from another server; never changes
 
 	// Negotiated in the handshake.
 	terms   terms
@@ -94,7 +95,11 @@ func (c *conn) finish(err error) {
 // enter makes what transmission needs. The error's text is for the client; after
 // an error nothing is left behind.
 func (c *conn) enter() error {
-	release, err := c.server.cfg.Admit()
+	admit := c.server.cfg.Admit
+	if c.adopted {
+		admit = c.server.cfg.Readmit
+	}
+	release, err := admit()
 	if err != nil {
 		return err
 	}

@@ -144,7 +144,7 @@ func (s *Server) Adopt(f *os.File, terms uint64) error {
 	if err != nil {
 		return fmt.Errorf("adopting an NBD connection: %w", err)
 	}
-	c := &conn{server: s, fd: fd, terms: t}
+	c := &conn{server: s, fd: fd, adopted: true, terms: t}
 	entered := make(chan error, 1)
 	if !s.track(c, func() { c.resume(entered) }) {
 		return errors.Join(fmt.Errorf("adopting an NBD connection: %w", errClosing), sys.CloseFD(fd))

@@ -28,6 +28,9 @@ type Config struct {
 	// wants to enter transmission. The error's text is sent to the client. nil
 	// admits all. release may be nil.
 	Admit func() (release func(), err error)
+	// Readmit is Admit for a client that another server admitted: it is adopted.
+	// nil: Admit.
+	Readmit func() (release func(), err error)
 	// Allow decides by the peer's user id (SO_PEERCRED). nil allows all.
 	Allow func(uid uint32) bool
 	// Lock says what to do when a connection's buffers cannot be locked.
@@ -75,6 +78,9 @@ func (c *Config) Validate() error {
 func (c *Config) setDefaults() {
 	if c.Admit == nil {
 		c.Admit = func() (func(), error) { return nil, nil }
+	}
+	if c.Readmit == nil {
+		c.Readmit = c.Admit
 	}
 	if c.Allow == nil {
 		c.Allow = func(uint32) bool { return true }
