@@ -143,7 +143,9 @@ func (e *Engine) lose(slot int, id string, why error) error {
 	if errors.Is(why, volatile.ErrLink) {
 		return why
 	}
+	e.mu.Lock()
 	e.cfg.Hello.Emptied = e.cfg.Generation // what earlier ones had may be gone
+	e.mu.Unlock()
 	e.cfg.Log.Error("the volatile memory is damaged: what a slot holds is destroyed", "slot", slot, "lease_id", id, "error", why)
 	err := e.giveBack(slot)
 	if errors.Is(err, volatile.ErrDamaged) {

@@ -356,6 +356,26 @@ func TestL8Ended(t *testing.T) {
 	h.wantNothing(req.Slot, 0)
 }
 
+// TestKeysWithoutLease: keys that nobody knows are destroyed, many at once, and
+// control is told that something may be gone.
+func TestKeysWithoutLease(t *testing.T) {
+	h := newHost(t)
+	h.crash()()
+	for slot := range 40 {
+		copy(h.keeper.keys.Slot(slot), "a key without a lease")
+	}
+	h.takeOver()
+	for slot := range 40 {
+		if !h.keeper.keys.Empty(slot) {
+			t.Errorf("slot %d has a key", slot)
+		}
+	}
+	hello, err := h.Handle(t.Context(), ipc.MethodHello, nil, nil)
+	if got := hello.(ipc.Hello).Emptied; err != nil || got != h.cfg.Generation {
+		t.Errorf("emptied in generation %d, want %d; %v", got, h.cfg.Generation, err)
+	}
+}
+
 // TestDamaged: what cannot be taken over is given up, slot by slot, and its key
 // with it; the others go on.
 func TestDamaged(t *testing.T) {
