@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	vacatev1 "vacate/api/vacate/v1"
 	"vacate/internal/fail"
 	"vacate/internal/nbdclient"
+	"vacate/test/search"
 )
 
 // The kill hunt ends the engine, and at times control, at random moments and at
@@ -32,7 +35,8 @@ type killHunt struct {
 	loads   []*nbdclient.Verify
 	kills   atomic.Int64
 	struck  map[fail.Point]int // how often a process ended there
-	churned atomic.Int64
+	tried   map[fail.Point]int // how often one was to
+	churned []*vacatev1.Lease  // that were closed, and said to be; churn's until it has ended
 
 	mu    sync.Mutex
 	found []error
@@ -40,7 +44,7 @@ type killHunt struct {
 
 func kill(args []string) (err error) {
 	o := options{n: 1000, size: 1 << 30}
-	h := &killHunt{struck: map[fail.Point]int{}}
+	h := &killHunt{struck: map[fail.Point]int{}, tried: map[fail.Point]int{}}
 	if err := parse("kill", args, &o, func(f *flag.FlagSet) {
 		f.IntVar(&h.leases, "leases", 4, "leases that stay open under load")
 		f.Int64Var(&h.bytes, "bytes", 64<<20, "size of each")
@@ -113,20 +117,75 @@ func (h *killHunt) churn(ctx context.Context) {
 			h.report(ignoreEnd(ctx, err))
 			return
 		}
-		if c, err := h.dial(l); err == nil { // something to drain
-			_, _ = c.WriteAt(make([]byte, 64<<10), 0) //nolint:errcheck // it may be cut off
-			c.Abort()                                 //nolint:errcheck // the lease is closed next
+		if c, err := h.dial(l); err == nil {
+			h.report(untouched(c, l))                            // it may be cut off
+			_, _ = c.WriteAt(bytes.Repeat([]byte{1}, 64<<10), 0) //nolint:errcheck // likewise: something to drain
+			c.Abort()                                            //nolint:errcheck // the lease is closed next
 		}
 		l, err = h.closeLease(l.GetId())
 		if err != nil {
 			h.report(ignoreEnd(ctx, err))
 			return
 		}
-		if r := l.GetResult(); strings.HasPrefix(r, "lost") {
-			h.report(fmt.Errorf("lease %s, which was open, was lost: %s", l.GetId(), r))
-		}
-		h.churned.Add(1)
+		h.report(h.gone(l))
+		h.churned = append(h.churned, l)
 	}
+}
+
+// untouched demands zeros of what nobody has written.
+func untouched(c *nbdclient.Client, l *vacatev1.Lease) error {
+	b := make([]byte, 64<<10)
+	_, err := c.ReadAt(b, 0)
+	if i := bytes.IndexFunc(b, func(r rune) bool { return r != 0 }); err == nil && i >= 0 {
+		return fmt.Errorf("lease %s reads %#x at %d before anything was written", l.GetId(), b[i], i)
+	}
+	return nil
+}
+
+// gone demands of a lease, of which a close has said that it is over, that it is:
+// it is not lost, no key is left but those of the steady leases, and nobody
+// answers where it was reached.
+func (h *killHunt) gone(l *vacatev1.Lease) error {
+	switch l.GetState() {
+	case vacatev1.LeaseState_LEASE_STATE_CLOSED, vacatev1.LeaseState_LEASE_STATE_ERASED:
+	default:
+		return fmt.Errorf("lease %s, which was open, ended as %v (%s %s)", l.GetId(), l.GetState(), l.GetResult(), l.GetText())
+	}
+	held, err := h.keysHeld()
+	if err == nil && held > len(h.steady) {
+		err = fmt.Errorf("lease %s was closed, and %d slots hold a key: %d leases are open", l.GetId(), held, len(h.steady))
+	}
+	return errors.Join(err, h.unreachable(l))
+}
+
+func (h *killHunt) unreachable(l *vacatev1.Lease) error {
+	for _, e := range l.GetExports() {
+		c, err := nbdclient.Dial(e.GetUri(), nbdclient.Options{NoBlockSize: true, Timeout: 10 * time.Second})
+		if err == nil {
+			c.Abort() //nolint:errcheck // it ought not to be there
+			return fmt.Errorf("lease %s, which was closed, answers again", l.GetId())
+		}
+	}
+	return nil
+}
+
+// keysHeld counts the slots of the volatile memory that hold a key. Only root may
+// look; for others there are none.
+func (h *killHunt) keysHeld() (held int, err error) {
+	if os.Geteuid() != 0 {
+		return 0, nil
+	}
+	s, err := search.Keys(h.d.PID())
+	if err != nil {
+		return 0, err
+	}
+	zero := make([]byte, search.SlotSize)
+	for slot := range slices.Chunk(s.Bytes(), search.SlotSize) {
+		if !bytes.Equal(slot, zero) {
+			held++
+		}
+	}
+	return held, s.Close()
 }
 
 func ignoreEnd(ctx context.Context, err error) error {
@@ -164,6 +223,7 @@ func (h *killHunt) killAll() {
 // at arms a point and waits until a process has ended there. Points on the way of
 // a take-over are reached by killing an engine.
 func (h *killHunt) at(p fail.Point, rng *rand.Rand) bool {
+	h.tried[p]++
 	h.arm(p)
 	if takeover[p] {
 		h.report(h.kill("engine"))
@@ -214,11 +274,13 @@ func (h *killHunt) flowing() {
 	}
 }
 
-// account demands that the steady leases are open, and that none was lost.
+// account demands that the steady leases are open and no others, that none was
+// lost, that what was closed has stayed so, and that no process ended but by a
+// kill.
 func (h *killHunt) account() {
 	var all []*vacatev1.Lease
 	h.report(h.retry("listing leases", func(ctx context.Context) error {
-		resp, err := h.api.Leases.List(ctx, &vacatev1.LeaseServiceListRequest{})
+		resp, err := h.api.Leases.List(ctx, &vacatev1.LeaseServiceListRequest{IncludeEnded: true})
 		if err == nil {
 			all = resp.GetLeases()
 		}
@@ -230,11 +292,29 @@ func (h *killHunt) account() {
 			h.report(fmt.Errorf("lease %s, which nobody closed, is not open any more", l.GetId()))
 		}
 	}
+	steady := func(id string) bool {
+		return slices.ContainsFunc(h.steady, func(o *vacatev1.Lease) bool { return o.GetId() == id })
+	}
 	for _, l := range all {
-		if l.GetState() == vacatev1.LeaseState_LEASE_STATE_LOST {
+		switch l.GetState() {
+		case vacatev1.LeaseState_LEASE_STATE_CLOSED, vacatev1.LeaseState_LEASE_STATE_ERASED:
+		case vacatev1.LeaseState_LEASE_STATE_LOST:
 			h.report(fmt.Errorf("lease %s is lost: %s", l.GetId(), l.GetResult()))
+		default:
+			if !steady(l.GetId()) {
+				h.report(fmt.Errorf("lease %s, which was closed, is %v", l.GetId(), l.GetState()))
+			}
 		}
 	}
+	for _, l := range h.churned {
+		h.report(h.unreachable(l))
+	}
+	held, err := h.keysHeld()
+	if err == nil && os.Geteuid() == 0 && held != len(h.steady) {
+		err = fmt.Errorf("at the end %d slots hold a key, and %d leases are open", held, len(h.steady))
+	}
+	h.report(err)
+	h.report(h.accidents())
 }
 
 var fenceWaited = regexp.MustCompile(`fence_waited=(\S+)`)
@@ -258,16 +338,16 @@ func (h *killHunt) summary() {
 		}
 	}
 	fmt.Printf("  %d kills, %d of them at points, %d leases came and went, %d reconnects\n",
-		h.kills.Load(), sum(h.struck), h.churned.Load(), total.Reconnects)
+		h.kills.Load(), sum(h.struck), len(h.churned), total.Reconnects)
 	fmt.Printf("  stall until I/O flows again: %s\n", spread(stalls))
 	fmt.Printf("  of it in the fence:          %s\n", spread(fences))
 	var never []string
 	for _, p := range h.points {
-		if h.struck[p] == 0 {
+		if h.struck[p] == 0 && h.tried[p] > 1 { // once may be bad luck
 			never = append(never, string(p))
 		}
 	}
-	if len(never) > 0 && h.n >= 4*len(h.points) {
+	if len(never) > 0 {
 		h.report(fmt.Errorf("no process ever came to these points, so nothing is known of them: %s", strings.Join(never, ", ")))
 	}
 	const bar = 100 * time.Millisecond

@@ -92,7 +92,7 @@ func (l *leaseHunt) run() (err error) {
 			return fmt.Errorf("round %d through the daemon: %w", round, err)
 		}
 	}
-	return nil
+	return l.accidents()
 }
 
 func (l *leaseHunt) round(rng *rand.Rand, gen uint64) error {
@@ -105,7 +105,13 @@ func (l *leaseHunt) round(rng *rand.Rand, gen uint64) error {
 	l.ways[way]++
 	gone := l.lease.GetId()
 	closed := make(chan error, 1)
-	shut := func() { _, err := l.closeLease(gone); closed <- err }
+	shut := func() {
+		lease, err := l.closeLease(gone)
+		if err == nil && lease.GetState() == vacatev1.LeaseState_LEASE_STATE_LOST {
+			err = fmt.Errorf("lease %s, which was open, ended as lost: %s %s", gone, lease.GetResult(), lease.GetText())
+		}
+		closed <- err
+	}
 	if way == 2 {
 		go shut()
 		time.Sleep(time.Duration(rng.IntN(3000)) * time.Microsecond)

@@ -83,7 +83,7 @@ func lateWrite(args []string) (err error) {
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(h.dir)) }()
 	}
-	return h.verdict(h.run())
+	return verdict(h.planted, h.run())
 }
 
 func (h *lateHunt) run() (err error) {
@@ -113,14 +113,6 @@ func (h *lateHunt) run() (err error) {
 
 // errNothingHeld fails a hunt that could not have found anything.
 var errNothingHeld = errors.New("the fence was never waited for: no write outlived its process, so this hunt can find nothing; choose another -device, or more -depth")
-
-// verdict takes only a late write for what was planted.
-func (h *lateHunt) verdict(found error) error {
-	if h.planted != "" && found != nil && !strings.Contains(found.Error(), lateMark) {
-		return found
-	}
-	return verdict(h.planted, found)
-}
 
 // prepare makes the drive and finds the program of the writers.
 func (h *lateHunt) prepare() (undo func() error, err error) {

@@ -89,7 +89,7 @@ func (h *leakHunt) run() error {
 					h.report(fmt.Errorf("life %d: %w", n, err))
 				}
 				if done := h.lives.Add(1); done%int64(h.every) == 0 || done == int64(h.n) {
-					h.report(h.search(done == int64(h.n)))
+					h.report(h.search())
 				}
 			}
 		})
@@ -293,13 +293,16 @@ func (t *tenant) compare(at, n int) error {
 	if bytes.Equal(got, t.want[at:at+n]) {
 		return nil
 	}
-	for i := range got {
-		if got[i] != t.want[at+i] {
-			i -= i % 512
-			return fmt.Errorf("byte %d of %d is wrong: %s", at+i, len(t.want), t.describe(got[i:min(i+512, len(got))]))
-		}
+	i, sector := differ(got, t.want[at:at+n])
+	return fmt.Errorf("byte %d of %d is wrong: %s", at+i, len(t.want), t.describe(sector))
+}
+
+// differ returns the first sector of got that is not as wanted, and where.
+func differ(got, want []byte) (at int, sector []byte) {
+	for at+512 < len(got) && bytes.Equal(got[at:at+512], want[at:at+512]) {
+		at += 512
 	}
-	return nil
+	return at, got[at:min(at+512, len(got))]
 }
 
 // describe says what was read in place of what was wanted.
@@ -318,10 +321,34 @@ func (t *tenant) describe(got []byte) string {
 	}
 }
 
+// lateAnswers is how long a close may take to cut connections off.
+const lateAnswers = 10 * time.Second
+
+// late writes b and reads it until the close cuts it off. What is answered with
+// success must be right.
+func (t *tenant) late(b []byte) error {
+	got := make([]byte, len(b))
+	for t.conn != nil {
+		if _, err := t.conn.WriteAt(b, 0); err != nil {
+			break
+		}
+		if _, err := t.conn.ReadAt(got, 0); err != nil {
+			break
+		}
+		if !bytes.Equal(got, b) {
+			i, sector := differ(got, b)
+			return fmt.Errorf("byte %d of a read that was let in after its gate was shut, or while it was: %s", i, t.describe(sector))
+		}
+	}
+	return nil
+}
+
 // leave ends the lease: in peace, with its connection open, or with a request in
 // flight; and sees that no connection serves it afterwards.
 func (t *tenant) leave() error {
 	late := make(chan error, 1)
+	t.h.still.RLock() // the search waits until the late requests have ended, too
+	defer t.h.still.RUnlock()
 	switch t.rng.IntN(3) {
 	case 0:
 		if t.conn != nil {
@@ -331,23 +358,19 @@ func (t *tenant) leave() error {
 	case 1:
 		late <- nil
 	default:
-		c, b := t.conn, t.canary(min(64<<10, len(t.want)))
-		go func() { // until the close cuts it off
-			var err error
-			for n := 0; c != nil && err == nil; n++ {
-				if n%2 == 0 {
-					_, err = c.WriteAt(b, 0)
-				} else {
-					_, err = c.ReadAt(b, 0)
-				}
-			}
-			late <- nil
-		}()
+		go func() { late <- t.late(t.canary(min(64<<10, len(t.want)))) }()
 	}
-	t.h.still.RLock()
 	l, err := t.h.closeLease(t.lease.GetId())
-	t.h.still.RUnlock()
-	<-late
+	if err != nil && t.conn != nil {
+		t.conn.Abort() //nolint:errcheck // nothing else ends the late requests
+	}
+	select {
+	case lerr := <-late:
+		err = errors.Join(err, lerr)
+	case <-time.After(lateAnswers):
+		t.conn.Abort() //nolint:errcheck // the finding matters
+		err = errors.Join(err, fmt.Errorf("lease %s still answers %v after its close", t.lease.GetId(), lateAnswers), <-late)
+	}
 	if t.conn != nil {
 		if _, rerr := t.conn.ReadAt(make([]byte, 512), 0); rerr == nil {
 			err = errors.Join(err, fmt.Errorf("lease %s still answers after its close", t.lease.GetId()))

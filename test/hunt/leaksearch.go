@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -58,8 +59,7 @@ func (k *keyring) sample(keeper int, report func(error)) {
 }
 
 // search holds everything still and looks everywhere for canaries and keys.
-// At the end no lease is open, and a core is forced too.
-func (h *leakHunt) search(last bool) error {
+func (h *leakHunt) search() error {
 	h.still.Lock()
 	defer h.still.Unlock()
 	h.disarm()
@@ -80,12 +80,13 @@ func (h *leakHunt) search(last bool) error {
 	for at := 0; at < len(keys); at += search.SlotSize {
 		live[string(keys[at:at+search.SlotSize])] = true
 	}
-	dead := search.NewNeedles()
+	dead, destroyed := search.NewNeedles(), 0
 	for slot := range h.keys.slots {
 		n.AddKey("a key", []byte(slot))
 		if !live[slot] {
 			dead.AddKey("a destroyed key", []byte(slot))
 			delete(h.keys.slots, slot)
+			destroyed++
 		}
 	}
 	var found []error
@@ -98,8 +99,8 @@ func (h *leakHunt) search(last bool) error {
 	if most := int(h.openLeases.Load()); held > most {
 		found = append(found, fmt.Errorf("%d slots of the volatile memory hold a key, and at most %d leases are open", held, most))
 	}
-	if n := h.accidents(); n != "" {
-		found = append(found, fmt.Errorf("a process ended by itself: %s", n))
+	if err := h.accidents(); err != nil {
+		found = append(found, err)
 	}
 	note := func(hits []search.Hit, err error) {
 		for _, hit := range hits[:min(len(hits), 10)] {
@@ -110,17 +111,19 @@ func (h *leakHunt) search(last bool) error {
 		}
 	}
 	note(dead.In(keys, "the volatile memory", 0), nil)
-	note(h.processes(n, last))
+	note(h.processes(n))
 	note(h.media(n))
+	note(n.In([]byte(h.d.Log()), "the daemon's log", 0), nil)
 	if len(found) > 0 {
 		return fmt.Errorf("after %d lives, with no request in flight: %w", h.lives.Load(), errors.Join(found...))
 	}
-	fmt.Printf("  searched after %d lives: %d keys (%d of them destroyed) and every canary: none found\n", h.lives.Load(), len(live)-1+dead.Len()/30, dead.Len()/30)
+	fmt.Printf("  searched after %d lives: %d keys that live, %d that were destroyed, and every canary: none found\n", h.lives.Load(), held, destroyed)
 	return nil
 }
 
-// processes searches memory and registers of keeper, engine and control.
-func (h *leakHunt) processes(n *search.Needles, core bool) (hits []search.Hit, err error) {
+// processes searches keeper, engine and control: memory, the files in memory that
+// they hold without mapping them, registers, and a core.
+func (h *leakHunt) processes(n *search.Needles) (hits []search.Hit, err error) {
 	pids := []int{h.d.PID()}
 	for _, name := range []string{"engine", "control"} {
 		pid, err := h.d.Child(name)
@@ -134,19 +137,23 @@ func (h *leakHunt) processes(n *search.Needles, core bool) (hits []search.Hit, e
 		if err != nil {
 			return nil, err
 		}
-		h.keys.searched += r.Searched
+		if len(r.Closed) > 0 {
+			return nil, fmt.Errorf("memory that could not be searched: %q", r.Closed)
+		}
+		files, searched, err := n.Memfds(pid, search.IsKeysFile)
+		if err != nil {
+			return nil, err
+		}
+		h.keys.searched += r.Searched + searched
 		regs, _, err := n.Registers(pid)
 		if err != nil {
 			return nil, err
 		}
-		hits = append(append(hits, r.Hits...), regs...)
-		if core {
-			forced, err := h.core(n, pid)
-			if err != nil {
-				return nil, err
-			}
-			hits = append(hits, forced...)
+		core, err := h.core(n, pid)
+		if err != nil {
+			return nil, err
 		}
+		hits = slices.Concat(hits, r.Hits, files, regs, core)
 	}
 	return hits, nil
 }

@@ -25,6 +25,7 @@ type hunt struct {
 var hunts = []hunt{
 	{"upgrade", "replace the binary under a load that verifies every byte and keeps its connections", upgrade},
 	{"kill", "kill engine and control under a load that verifies every byte", kill},
+	{"keeper", "kill the keeper: what was open is recorded as lost, its space reads zeros, nothing else changes", keeperHunt},
 	{"late-write", "kill engines with writes in flight: none lands after a successor's, or in another lease", lateWrite},
 	{"power", "cut the power of a machine with leases open: nothing is left on its disks, and the node says so", power.Run},
 	{"leak", "live many leases on one small drive: nothing is read that was not written, nothing is left in memory", leak},

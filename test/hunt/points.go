@@ -7,6 +7,7 @@ import (
 	"go/token"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,7 +16,9 @@ import (
 
 // killPoints returns the points of package fail at which engine and control can
 // be ended, from its source: a point that is added is hunted at.
-func killPoints() ([]fail.Point, error) {
+func killPoints() ([]fail.Point, error) { return pointsOf("engine.", "control.") }
+
+func pointsOf(prefixes ...string) ([]fail.Point, error) {
 	dir, err := exec.Command("go", "list", "-f", "{{.Dir}}", "vacate/internal/fail").Output()
 	if err != nil {
 		return nil, fmt.Errorf("finding package fail: %w", err)
@@ -28,8 +31,7 @@ func killPoints() ([]fail.Point, error) {
 	ast.Inspect(f, func(n ast.Node) bool {
 		if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
 			name, err := strconv.Unquote(lit.Value)
-			// The keeper's end is another hunt's: it loses all leases, as it must.
-			if err == nil && (strings.HasPrefix(name, "engine.") || strings.HasPrefix(name, "control.")) {
+			if err == nil && slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
 				points = append(points, fail.Point(name))
 			}
 		}

@@ -102,18 +102,20 @@ func (h *upgradeHunt) run() error {
 			break
 		}
 		time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond)
-		before := reconnects(loads)
 		err := h.once(n, bad[n])
-		if lost := reconnects(loads) - before; err == nil && lost != 0 {
-			err = fmt.Errorf("%d connections were lost", lost)
+		if err == nil {
+			err = lost(loads)
 		}
 		if err != nil {
 			report(fmt.Errorf("upgrade %d (%s): %w", n, bad[n], err))
 			break
 		}
 	}
+	time.Sleep(100 * time.Millisecond) // a connection that breaks late
+	report(lost(loads))
 	stop()
 	wg.Wait()
+	report(h.accidents())
 	var gaps []time.Duration
 	for _, v := range loads {
 		r := v.Snapshot()
@@ -126,11 +128,16 @@ func (h *upgradeHunt) run() error {
 	return errors.Join(found...)
 }
 
-func reconnects(loads []*nbdclient.Verify) (n int64) {
+// lost demands that no connection was made anew since the loads began.
+func lost(loads []*nbdclient.Verify) error {
+	n := int64(0)
 	for _, v := range loads {
 		n += v.Snapshot().Reconnects
 	}
-	return n
+	if n != 0 {
+		return fmt.Errorf("%d connections were lost", n)
+	}
+	return nil
 }
 
 // once replaces the binary on disk and upgrades.

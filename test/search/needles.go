@@ -69,13 +69,22 @@ type Hit struct {
 
 func (h Hit) String() string { return fmt.Sprintf("%s in %s at %#x", h.Name, h.Where, h.At) }
 
+var zeros [1024]byte
+
 // In searches b, which lies at base of where.
 func (n *Needles) In(b []byte, where string, base uint64) (hits []Hit) {
 	if len(b) < MinNeedle {
 		return nil
 	}
+	passZeros := len(n.heads[0]) == 0 // no needle begins there
 	for i := 0; i+MinNeedle <= len(b); i++ {
 		head := binary.LittleEndian.Uint64(b[i:])
+		if head == 0 && passZeros { // most of most memory
+			for i+len(zeros) <= len(b) && bytes.Equal(b[i:i+len(zeros)], zeros[:]) {
+				i += len(zeros) - 8
+			}
+			continue
+		}
 		h := hash(head)
 		if n.filter[h>>6]&(1<<(h&63)) == 0 {
 			continue

@@ -70,8 +70,8 @@ func (n *Needles) Process(pid int, skip func(Mapping) bool) (r Report, err error
 	}
 	defer pages.Close() //nolint:errcheck // read only
 	for _, m := range maps {
-		if !strings.HasPrefix(m.Perms, "r") || strings.HasPrefix(m.Name, "[v") || skip(m) {
-			continue // not readable, the kernel's own
+		if strings.HasPrefix(m.Name, "[v") || skip(m) {
+			continue // the kernel's own
 		}
 		where := fmt.Sprintf("process %d, mapping %x-%x %s %s", pid, m.Start, m.End, m.Perms, m.Name)
 		hits, searched, _ := n.stream(m.End-m.Start, where, m.Start, func(p []byte, off uint64) (int, error) {
@@ -84,7 +84,7 @@ func (n *Needles) Process(pid int, skip func(Mapping) bool) (r Report, err error
 		})
 		r.Hits = append(r.Hits, hits...)
 		r.Searched += searched
-		if searched == 0 {
+		if searched == 0 && strings.HasPrefix(m.Perms, "r") {
 			r.Closed = append(r.Closed, where)
 		}
 	}
@@ -317,9 +317,7 @@ func Descriptors(pid int, want func(link string) bool) ([]int, error) {
 
 // Keys maps the file of keys that a keeper holds.
 func Keys(keeper int) (*Shared, error) {
-	fds, err := Descriptors(keeper, func(link string) bool {
-		return strings.Contains(link, "secretmem") || strings.Contains(link, "vacate-keys")
-	})
+	fds, err := Descriptors(keeper, IsKeysFile)
 	if err != nil {
 		return nil, err
 	}
@@ -330,31 +328,59 @@ func Keys(keeper int) (*Shared, error) {
 }
 
 // IsKeys reports whether a mapping is of the keys file.
-func IsKeys(m Mapping) bool {
-	return strings.Contains(m.Name, "secretmem") || strings.Contains(m.Name, "vacate-keys")
+func IsKeys(m Mapping) bool { return IsKeysFile(m.Name) }
+
+// IsKeysFile reports whether a name, of a mapping or a descriptor, is the keys
+// file's.
+func IsKeysFile(name string) bool {
+	return strings.Contains(name, "secretmem") || strings.Contains(name, "vacate-keys")
+}
+
+// Memfds searches the files in memory behind a process' descriptors, whether it
+// maps them or not, but for those that skip names.
+func (n *Needles) Memfds(pid int, skip func(link string) bool) (hits []Hit, searched uint64, err error) {
+	fds, err := Descriptors(pid, func(link string) bool { return strings.HasPrefix(link, "/memfd:") && !skip(link) })
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, fd := range fds {
+		s, err := Descriptor(pid, fd)
+		if errors.Is(err, syscall.EBADF) || errors.Is(err, os.ErrNotExist) {
+			continue // it was closed meanwhile
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		hits = append(hits, n.In(s.Bytes(), fmt.Sprintf("descriptor %d (%s) of process %d", fd, s.Name, pid), 0)...)
+		searched += uint64(len(s.Bytes()))
+		if err := s.Close(); err != nil {
+			return nil, 0, err
+		}
+	}
+	return hits, searched, nil
 }
 
 // SlotSize is the size of a key's slot in the keys file: 64 bytes of key, then
 // its schedule (docs/spec/volatile.md).
 const SlotSize = 1024
 
-// AddKey adds what a slot of the keys file holds: key and round keys, in pieces
-// that a copy of any part of 64 bytes contains. An empty slot adds nothing.
+// AddKey adds what a slot of the keys file holds: each quarter of the key and each
+// round key by itself, as a vector register that was saved somewhere holds it. An
+// empty slot adds nothing.
 func (n *Needles) AddKey(name string, slot []byte) {
-	const piece = 32
-	zero := make([]byte, MinNeedle)
-	for at := 0; at+piece <= len(slot); at += piece {
-		if p := slot[at : at+piece]; !bytes.Equal(p[:MinNeedle], zero) && !bytes.Equal(p[MinNeedle:], zero) && varied(p) {
+	for at := 0; at+MinNeedle <= len(slot); at += MinNeedle {
+		if p := slot[at : at+MinNeedle]; varied(p) {
 			n.Add(fmt.Sprintf("%s, byte %d of its slot", name, at), p)
 		}
 	}
 }
 
-// varied keeps padding and counters out of the needles.
+// varied keeps padding and counters out of the needles: of 16 random bytes, fewer
+// than ten different ones do not come.
 func varied(p []byte) bool {
-	seen := map[uint64]bool{}
-	for i := 0; i+8 <= len(p); i += 8 {
-		seen[binary.LittleEndian.Uint64(p[i:])] = true
+	seen := map[byte]bool{}
+	for _, b := range p {
+		seen[b] = true
 	}
-	return len(seen) > 2
+	return len(seen) >= 10
 }
