@@ -208,7 +208,7 @@ func TestRequests(t *testing.T) {
 
 func TestServe(t *testing.T) {
 	var got config.Config
-	hooks := Hooks{Serve: func(_ context.Context, cfg config.Config) error { got = cfg; return nil }}
+	hooks := Hooks{Serve: func(_ context.Context, load func() (config.Config, error)) (err error) { got, err = load(); return err }}
 	dir := t.TempDir()
 	if r := run(t, "", hooks, "serve", "--dev", dir, "--max-connections", "5"); r.code != 0 {
 		t.Fatalf("exit code %d: %s", r.code, r.err)
@@ -221,7 +221,7 @@ func TestServe(t *testing.T) {
 	if r.code != 0 || got.RunDir != "" || !strings.HasPrefix(r.out, "# config ok") || !strings.Contains(r.out, "max_connections: 128") {
 		t.Errorf("exit code %d, served %v:\n%s", r.code, got.RunDir != "", r.out)
 	}
-	hooks.Serve = func(context.Context, config.Config) error {
+	hooks.Serve = func(context.Context, func() (config.Config, error)) error {
 		return &ExitError{Code: ExitRefused, Err: errors.New("held"), Next: "wait"}
 	}
 	if r := run(t, "", hooks, "serve", "--dev", dir); r.code != ExitRefused || r.err != "error: held\nnext: wait\n" {

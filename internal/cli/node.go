@@ -32,17 +32,18 @@ func (a *app) serveCommand() *cobra.Command {
 		Example: "vacate serve --dev ./vacate-dev\nvacate serve --config /etc/vacate/vacate.yaml --check-config",
 		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, err := config.Load(config.Sources{File: file, Flags: c.Flags()})
-			if err != nil {
-				return err
-			}
+			load := func() (config.Config, error) { return config.Load(config.Sources{File: file, Flags: c.Flags()}) }
 			if check {
+				cfg, err := load()
+				if err != nil {
+					return err
+				}
 				return a.printConfig(cfg)
 			}
 			if a.hooks.Serve == nil {
 				return errors.New("this program was built without the daemon")
 			}
-			return a.hooks.Serve(c.Context(), cfg)
+			return a.hooks.Serve(c.Context(), load)
 		},
 	}
 	c.Flags().StringVar(&file, "config", "", "file with the configuration, in YAML (default "+config.DefaultFile+" where it exists)")

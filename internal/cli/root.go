@@ -24,8 +24,10 @@ import (
 
 // Hooks are what the commands run that are not calls of the API.
 type Hooks struct {
-	// Serve runs the daemon until it is told to stop. It handles signals itself.
-	Serve func(ctx context.Context, cfg config.Config) error
+	// Serve runs the daemon until it is told to stop. It handles signals itself, and
+	// loads the configuration: what an upgrade hands over to it must not end
+	// because that has a fault.
+	Serve func(ctx context.Context, load func() (config.Config, error)) error
 	// Engine and Control are the daemon's other processes, which the first one
 	// starts as `vacate engine` and `vacate control`. They run before anything of
 	// the command line is made, so that they start fast and stay small.

@@ -17,8 +17,10 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"vacate/internal/config"
@@ -48,11 +50,20 @@ type engineSettings struct {
 }
 
 // Serve runs the daemon until a stop is granted, or ctx is done. In a process
-// that an earlier daemon has handed over it goes on with what that had.
-func Serve(ctx context.Context, cfg config.Config) (err error) {
+// that an earlier daemon has handed over it goes on with what that had; what
+// keeps it from that, a fault in the configuration too, gives it back.
+func Serve(ctx context.Context, load func() (config.Config, error)) (err error) {
 	h, err := handoff.Inherited()
 	if err != nil {
 		return err
+	}
+	cfg, err := configuration(h, load)
+	if err != nil {
+		return h.Return(err)
+	}
+	settings, err := json.Marshal(cfg)
+	if err != nil {
+		return h.Return(fmt.Errorf("encoding the configuration: %w", err))
 	}
 	p := inherit(cfg, h)
 	if h == nil {
@@ -64,12 +75,12 @@ func Serve(ctx context.Context, cfg config.Config) (err error) {
 	if err != nil {
 		return h.Return(err)
 	}
-	self, err := program()
+	self, err := program(h != nil)
 	if err != nil {
 		return h.Return(err)
 	}
 	err = keeper.Run(ctx, keeper.Config{
-		Self: self, Args: os.Args[1:], Recipe: recipe, Place: cfg.RunDir + ", " + cfg.StateDir, Handoff: h,
+		Self: self, Args: os.Args[1:], Recipe: recipe, Settings: settings, Place: cfg.RunDir + ", " + cfg.StateDir, Handoff: h,
 		API: p.api.file, Admin: p.admin.file, Alive: p.alive, Lock: p.lock,
 		LockedMemfd: cfg.LockedMemfd(), Notify: notifier(), Log: logger(cfg.Log, os.Stderr, "keeper"),
 	})
@@ -77,6 +88,18 @@ func Serve(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	return errors.Join(err, p.close())
+}
+
+// configuration is what load says, but for a program to which its successor has
+// given everything back: by now that may be for the successor alone.
+func configuration(h *handoff.Handoff, load func() (config.Config, error)) (cfg config.Config, err error) {
+	if h == nil || h.Failed == "" {
+		return load()
+	}
+	if err := json.Unmarshal(h.Settings, &cfg); err != nil {
+		return cfg, fmt.Errorf("reading the configuration of before the upgrade: %w", err)
+	}
+	return cfg, nil
 }
 
 // recipeOf says what the children are started with.
@@ -108,8 +131,12 @@ func recipeOf(cfg config.Config, alive string) (r keeper.Recipe, err error) {
 }
 
 // program is the path at which an upgrade finds the next version: as this one
-// was called, where that names it, so that a symbolic link may be switched.
-func program() (string, error) {
+// was called, where that names it, so that a symbolic link may be switched. One
+// that was handed over is called by its predecessor's path, whatever is there.
+func program(handedOver bool) (string, error) {
+	if handedOver && filepath.IsAbs(os.Args[0]) {
+		return os.Args[0], nil
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return "", err
@@ -180,6 +207,7 @@ func Control() error {
 func become(name string, programFD int) {
 	sys.SetName(name)                                 //nolint:errcheck // for people
 	sys.AllowSignals()                                //nolint:errcheck // for people who send them
+	signal.Ignore(syscall.SIGPIPE)                    // a reader of the log that goes away must not end one engine after the other
 	os.NewFile(uintptr(programFD), "program").Close() //nolint:errcheck // started by hand, there is none
 }
 

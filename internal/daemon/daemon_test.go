@@ -1,10 +1,14 @@
 package daemon
 
 import (
+	"encoding/json"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"syscall"
@@ -12,6 +16,7 @@ import (
 	"time"
 
 	"vacate/internal/config"
+	"vacate/internal/handoff"
 )
 
 func testConfig(t *testing.T) config.Config {
@@ -126,11 +131,75 @@ func TestProgram(t *testing.T) {
 	if err := os.Symlink(self, link); err != nil {
 		t.Fatal(err)
 	}
+	os.Args = []string{"/bin/true"} // a newer version lies there
+	if got, err := program(true); err != nil || got != "/bin/true" {
+		t.Errorf("handed over: %s, %v", got, err)
+	}
 	for called, want := range map[string]string{link: link, "/bin/true": self, "no such program": self} {
 		os.Args = []string{called}
-		if got, err := program(); err != nil || got != want {
+		if got, err := program(false); err != nil || got != want {
 			t.Errorf("called as %s: %s, %v; want %s", called, got, err, want)
 		}
+	}
+}
+
+// TestConfiguration: a program that takes over is told by its configuration, one
+// that takes back by what it had.
+func TestConfiguration(t *testing.T) {
+	was, now := testConfig(t), testConfig(t)
+	was.DriveDirs, was.Log.Level = []string{"/a", "/b"}, slog.LevelWarn
+	b, err := json.Marshal(was)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fault := errors.New("a key that nobody knows")
+	note := handoff.Note{Settings: b}
+	for name, tt := range map[string]struct {
+		h    *handoff.Handoff
+		err  error
+		want config.Config
+	}{
+		"started":                       {nil, nil, now},
+		"started, fault":                {nil, fault, config.Config{}},
+		"taking over":                   {&handoff.Handoff{Note: note}, nil, now},
+		"taking over, fault":            {&handoff.Handoff{Note: note}, fault, config.Config{}},
+		"taking back":                   {&handoff.Handoff{Note: note, Failed: "so"}, nil, was},
+		"taking back, successor's file": {&handoff.Handoff{Note: note, Failed: "so"}, fault, was},
+	} {
+		got, err := configuration(tt.h, func() (config.Config, error) {
+			if tt.err != nil {
+				return config.Config{}, tt.err
+			}
+			return now, nil
+		})
+		if !reflect.DeepEqual(got, tt.want) || (err != nil) != (tt.want.RunDir == "") {
+			t.Errorf("%s: %+v, %v; want %+v", name, got, err, tt.want)
+		}
+	}
+}
+
+// TestBrokenLog: a child goes on when nobody reads its log any more.
+func TestBrokenLog(t *testing.T) {
+	if os.Getenv("DAEMON_TEST_PART") != "" {
+		become("vacate-test", 1000)
+		time.Sleep(10 * time.Millisecond) // the other end is closed
+		_, err := os.Stderr.WriteString("a line\n")
+		if !errors.Is(err, syscall.EPIPE) {
+			os.Exit(3)
+		}
+		os.Exit(0)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestBrokenLog$")
+	cmd.Env, cmd.Stderr = append(os.Environ(), "DAEMON_TEST_PART=1"), w
+	if err := errors.Join(r.Close(), cmd.Start(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended: %v", err)
 	}
 }
 

@@ -27,10 +27,13 @@ type Note struct {
 	Lock    File   `json:"lock,omitzero"`
 	Program File   `json:"program,omitzero"` // the new one
 	Old     File   `json:"old,omitzero"`
-	Outcome string `json:"outcome,omitempty"` // for control: how the last upgrade ended
-	Engine  Child  `json:"engine,omitzero"`
-	Control Child  `json:"control,omitzero"`
-	Slots   []Slot `json:"slots,omitempty"` // in their order
+	// Settings are the old program's, which alone reads them: what its
+	// configuration says by now may be for the new one.
+	Settings json.RawMessage `json:"settings,omitempty"`
+	Outcome  string          `json:"outcome,omitempty"` // for control: how the last upgrade ended
+	Engine   Child           `json:"engine,omitzero"`
+	Control  Child           `json:"control,omitzero"`
+	Slots    []Slot          `json:"slots,omitempty"` // in their order
 }
 
 // A Child is a process that goes on.

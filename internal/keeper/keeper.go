@@ -84,6 +84,9 @@ type Config struct {
 
 	// Place must be the same before and after an upgrade.
 	Place string
+	// Settings is what this program makes of its configuration, as JSON: it gets
+	// them back if the next one, after all, cannot go on.
+	Settings []byte
 	// Handoff is what an earlier program of this process left, or nil. Its files
 	// are those above.
 	Handoff *handoff.Handoff

@@ -174,18 +174,18 @@ func (k *keeper) exec(old build) error {
 	for !k.over && len(k.signals)+len(k.asks) > 0 {
 		k.next(nil)
 	}
-	k.held.Mu.Lock() // from here on no message is taken from a link
+	k.log.Info("upgrading: the new binary goes on") // before the lock: a log may be slow, and a key must not wait for it
+	k.held.Mu.Lock()                                // from here on no message is taken from a link
 	defer k.held.Mu.Unlock()
 	if k.over || len(k.asks) > 0 || !k.engine.Up() || !k.control.Up() {
 		return errors.New("something else happened at the last moment")
 	}
 	n := handoff.Note{
-		Place: k.cfg.Place, Outcome: k.outcome, Keys: handoff.Of(k.keys.File()), Table: handoff.Of(k.table.File()),
+		Place: k.cfg.Place, Settings: k.cfg.Settings, Outcome: k.outcome, Keys: handoff.Of(k.keys.File()), Table: handoff.Of(k.table.File()),
 		API: handoff.Of(k.cfg.API), Admin: handoff.Of(k.cfg.Admin), Alive: handoff.Of(k.cfg.Alive), Lock: handoff.Of(k.cfg.Lock),
 		Program: handoff.Of(k.build.file), Old: handoff.Of(old.file), Engine: k.engine.Describe(), Control: k.control.Describe(),
 		Slots: k.held.Describe(),
 	}
-	k.log.Info("upgrading: the new binary goes on")
 	fail.At(fail.KeeperExec)
 	return n.Exec(k.build.file, k.argv(), os.Environ())
 }
