@@ -143,6 +143,33 @@ func TestPassedConnections(t *testing.T) {
 	h.want("engine conn 1 hello", "none")
 }
 
+// TestShortage: that no process can be started for a while erases nothing.
+func TestShortage(t *testing.T) {
+	if testing.Short() {
+		t.Log("shortened: it takes 4 s")
+		return
+	}
+	h := open(t, nil)
+	engine := h.pid("engine pid", 0)
+	h.want("engine map 1", "<nil>")
+	h.want("engine fill 1", "<nil>")
+	program := self(t)
+	if err := os.Chmod(program, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Chmod(program, 0o700)
+	syscall.Kill(engine, syscall.SIGKILL)
+	time.Sleep(4 * time.Second)
+	if err := os.Chmod(program, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h.pid("engine pid", engine)
+	h.want("engine bits 1", "1")
+	if h.k.keys.Empty(1) {
+		t.Error("a key was destroyed because no engine could be started for four seconds")
+	}
+}
+
 func wantEOF(t *testing.T, c net.Conn) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(5 * time.Second))

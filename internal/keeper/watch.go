@@ -15,10 +15,7 @@ import (
 	"vacate/internal/volatile"
 )
 
-const (
-	nameEngine  = "engine"
-	nameControl = "control"
-)
+const nameEngine, nameControl = "engine", "control"
 
 // engineEnv comes after Recipe.EngineEnv. A preempted thread's registers, keys
 // among them, would be saved to its stack and stay there: so no asynchronous
@@ -160,6 +157,7 @@ func (k *keeper) startEngine() {
 	if k.engine, err = k.start(nameEngine, k.build.EngineArgs, slices.Concat(k.build.EngineEnv, engineEnv),
 		nil, nil, k.keys.File(), k.table.File(), k.cfg.Alive); err != nil {
 		k.engineFailed(err)
+		k.engineDue = time.After(shortage * delay(k.engineFailures))
 		return
 	}
 	k.log.Info("keeping keys", "key_store", k.keys.Kind(), "wiper", k.engine.Urgency())
@@ -191,8 +189,10 @@ func (k *keeper) engineEnded(refused bool, how error) {
 	}
 }
 
-// giveUp is K2's ten: some three seconds of trying.
-const giveUp = 10
+// giveUp is K2's ten: some three seconds of trying. Where the host is short of
+// processes, memory or descriptors, so that none can even be started, shortage
+// makes it 40: tenants are not to pay for what somebody else takes for a moment.
+const giveUp, shortage = 10, 16
 
 // engineFailed is K2: an engine was never up.
 func (k *keeper) engineFailed(why error) {
@@ -280,11 +280,7 @@ func (k *keeper) connect() {
 
 // How long a child's successor waits: not at all, then longer each time, until
 // one has lived for a while.
-const (
-	minBackoff = 10 * time.Millisecond
-	maxBackoff = 2 * time.Second
-	longLife   = 10 * time.Second
-)
+const minBackoff, maxBackoff, longLife = 10 * time.Millisecond, 2 * time.Second, 10 * time.Second
 
 // delay is how long to wait after the n-th failure in a row, n ≥ 1.
 func delay(n int) time.Duration {
