@@ -33,7 +33,7 @@ func barred(o sandbox.EngineOptions, path string, err error) error {
 	if beneath(real, append(dirs[:len(dirs):len(dirs)], o.DriveFiles...)) {
 		return fmt.Errorf("%w: its owner must be uid %d, or its mode must let that user read and write it: the engine overrides no permissions", err, os.Geteuid())
 	}
-	return fmt.Errorf("%w: %s is not beneath a folder of drive_dirs (%s): add its folder to drive_dirs, or start the daemon with --drive-dir %s",
+	return fmt.Errorf("%w: %s is not beneath a folder of drive_dirs (%s): add %s to drive_dirs in its configuration, then run `vacate upgrade`; leases stay open",
 		err, real, strings.Join(dirs, ", "), filepath.Dir(real))
 }
 

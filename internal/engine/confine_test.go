@@ -27,7 +27,7 @@ func TestBarred(t *testing.T) {
 	}
 	o := sandbox.EngineOptions{DriveDirs: []string{filepath.Join(dir, "link")}, DriveFiles: []string{filepath.Join(dir, "single")}}
 	denied := &os.PathError{Op: "open", Path: "x", Err: syscall.EACCES}
-	const add, mode = "add its folder to drive_dirs", "overrides no permissions"
+	const add, mode = "to drive_dirs in its configuration, then run `vacate upgrade`", "overrides no permissions"
 	for path, want := range map[string]string{
 		filepath.Join(in, "drive"): mode, filepath.Join(out, "drive"): add, filepath.Join(in, "leads out"): add,
 		filepath.Join(out, "leads in"): mode, filepath.Join(dir, "single"): mode, filepath.Join(dir, "single2"): add, in + "2": add,

@@ -132,7 +132,8 @@ func upgradeError(err error, binary string) error {
 	case errors.Is(err, syscall.ENOEXEC):
 		return &node.Error{Kind: node.Internal, Object: binary,
 			Text: fmt.Sprintf("the new program at %s does not start; nothing was changed", binary),
-			Next: fmt.Sprintf("the daemon's log says why; try `%s version`, and put back one that works", binary)}
+			Next: fmt.Sprintf("the daemon's log says why; try `%s version` and `%s serve --check-config`, and put back a program and a configuration that work",
+				binary, binary)}
 	case errors.Is(err, syscall.EBUSY):
 		return &node.Error{Kind: node.Unavailable, Object: binary, Text: "an upgrade is under way", Next: "see how it ends with `vacate status`"}
 	}

@@ -22,7 +22,7 @@ func TestUpgrade(t *testing.T) {
 	}{
 		{"begun", nil, 0, nil},
 		{"does not start", fmt.Errorf("asking: %w", syscall.ENOEXEC), connect.CodeInternal,
-			[]string{"/usr/bin/vacate does not start", "nothing was changed", "log", "`/usr/bin/vacate version`"}},
+			[]string{"/usr/bin/vacate does not start", "nothing was changed", "log", "`/usr/bin/vacate version`", "`/usr/bin/vacate serve --check-config`"}},
 		{"under way", fmt.Errorf("asking: %w", syscall.EBUSY), connect.CodeUnavailable, []string{"under way", "vacate status"}},
 		{"keeper gone", errors.New("the keeper's link is down"), connect.CodeInternal, []string{"link is down", "vacate status"}},
 	} {
