@@ -157,8 +157,8 @@ func (e *Engine) build(t *tenancy, space []drive.SpanPiece, sched *xts.Schedule)
 }
 
 // maxHandshakes is how many clients of one lease may be in the handshake at once.
-// Each has a thread, and Go ends a program that has more than 10,000: with all
-// slots' leases attacked by clients that connect and say nothing, at most 4,096.
+// Each has a thread: with all slots' leases attacked by clients that connect and
+// say nothing, at most 4,096 (threads).
 const maxHandshakes = 4
 
 // export is how t is served. REQUIRES: it has a path.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"vacate/internal/fail"
@@ -51,6 +52,7 @@ func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
 		return err
 	}
 	runtime.GOMAXPROCS(processors())
+	debug.SetMaxThreads(threads(s.MaxConns))
 	link, err := volatile.NewLink(f.Link)
 	if err != nil {
 		return err
@@ -111,6 +113,13 @@ func (e *Engine) serve(ctx context.Context, link *volatile.Link) error {
 // processors, a close waited up to 14 ms for one of two to be given up. So let
 // the kernel's scheduler decide, which preempts; each costs some memory.
 func processors() int { return runtime.NumCPU() + 14 }
+
+// goThreads is how many threads a Go program may have unless it says otherwise.
+const goThreads = 10_000
+
+// threads is how many threads this process may have, beyond which Go ends it:
+// each connection and each handshake has one. Clients must not get there.
+func threads(maxConns int) int { return goThreads + maxConns + volatile.Slots*maxHandshakes }
 
 // assemble makes the engine from the keeper's volatile memory.
 func assemble(k Keeper, f Files, s Settings, log *slog.Logger) (*Engine, error) {
