@@ -38,6 +38,10 @@ const (
 
 var plants = []string{plant.CipherNull, lyingDisk, keyOnDisk}
 
+// finds is what the finding says that a bug causes, and not an accident beside it.
+// A disk that lies may break anything that was said to be durable.
+var finds = map[string]string{plant.CipherNull: "on a disk", keyOnDisk: "on a disk", lyingDisk: ""}
+
 // options are the hunt's flags.
 type options struct {
 	n       int
@@ -122,6 +126,8 @@ func (h *hunt) verdict(cuts int, err error) error {
 	switch isFinding := errors.As(err, &f); {
 	case h.o.plant == "" && isFinding:
 		return fmt.Errorf("FOUND at cut %d (seed %d): %w", cuts, h.o.seed, err)
+	case h.o.plant != "" && isFinding && !strings.Contains(f.text, finds[h.o.plant]):
+		return fmt.Errorf("the planted bug %s was not found at cut %d (seed %d), but something else: %w", h.o.plant, cuts, h.o.seed, err)
 	case h.o.plant != "" && isFinding:
 		fmt.Printf("power hunt: the planted bug %s was found at cut %d:\n%v\n", h.o.plant, cuts, err)
 		return nil
