@@ -294,7 +294,7 @@ func TestL5StopOfStuckEngine(t *testing.T) {
 	if err := syscall.Kill(engine, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	h.want("stop", "ok")
+	ask(h.api, "stop") // the keeper may end control before it answers
 	h.stopped(engine, control)
 }
 
