@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -123,6 +124,10 @@ func Notify(socket, state string) error {
 	if err != nil {
 		return fmt.Errorf("telling the service manager: %w", err)
 	}
-	_, err = c.Write([]byte(state))
+	// A manager that reads nothing must not keep this process from its children.
+	err = c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	if err == nil {
+		_, err = c.Write([]byte(state))
+	}
 	return errors.Join(err, c.Close())
 }

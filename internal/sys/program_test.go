@@ -142,6 +142,13 @@ func TestNotify(t *testing.T) {
 		if n, err := l.Read(b); err != nil || string(b[:n]) != "READY=1\nSTATUS=serving" {
 			t.Errorf("%s: %q, %v", name, b[:n], err)
 		}
+		for sent := 0; ; sent++ { // it does not read any more
+			if err := Notify(name, "WATCHDOG=1"); errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			} else if err != nil || sent > 100_000 {
+				t.Fatalf("%s: after %d: %v", name, sent, err)
+			}
+		}
 		l.Close()
 		if err := Notify(name, "READY=1"); err == nil {
 			t.Errorf("%s: nobody listens, and that is no error", name)
