@@ -139,8 +139,8 @@ func TestStateFolderTurnsReadOnly(t *testing.T) {
 }
 
 // A control that dies while its state folder cannot be written comes back all the
-// same: leases go on, and tenants can leave. When the folder is mended it writes
-// what it could not, without being started anew.
+// same: leases go on, and tenants can leave. When the folder is mended it makes
+// place for another, which writes what it could not and has the whole sandbox.
 func TestControlDiesOnReadOnlyStateFolder(t *testing.T) {
 	image := filepath.Join(shortDir(t), "image")
 	must(t, os.WriteFile(image, nil, 0o600))
@@ -193,8 +193,17 @@ func TestControlDiesOnReadOnlyStateFolder(t *testing.T) {
 	if now := showDrive(t, d, filepath.Join(dir, "drive.img")).FreeBytes; now != before+16<<20 {
 		t.Errorf("%d bytes are free, want %d", now, before+16<<20)
 	}
-	if now, err := d.Child("control"); err != nil || now != control {
+	if now, err := d.Child("control"); err != nil || now == control {
 		t.Errorf("control is %d (%v), was %d", now, err, control)
+	}
+	var mended struct {
+		Warnings []string `json:"warnings"`
+	}
+	must(t, d.JSON(&mended, "status"))
+	for _, w := range mended.Warnings {
+		if strings.Contains(w, "sandbox") || strings.Contains(w, "state folder") {
+			t.Errorf("it still warns: %s", w)
+		}
 	}
 	usable(t, d)
 }
