@@ -91,7 +91,7 @@ const table = `
 	test     test/vm:          test/vm/wire
 	test     test/vm/canary:
 	test     test/vm/disk:
-	test     test/vm/init:     nbdclient test/vm/canary test/vm/wire
+	test     test/vm/init:     nbdclient test/search test/vm/canary test/vm/wire
 	test     test/vm/wire:
 	test     test/e2e:
 	test     test/search:
