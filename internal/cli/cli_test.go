@@ -143,9 +143,10 @@ func TestErrors(t *testing.T) {
 		{"lease watch", ExitFailed, []string{"the daemon ended the watch"}},
 		{"serve --max-connections 0 --log-level loud --dev /tmp/v", ExitUsage, []string{"2 faults", "max_connections = 0 (--max-connections): is out of range", "log.level"}},
 	}
+	hooks := Hooks{Serve: func(_ context.Context, load func() (config.Config, error)) error { _, err := load(); return err }}
 	for _, tt := range tests {
 		t.Run(tt.args[:min(len(tt.args), 40)], func(t *testing.T) {
-			r := run(t, sock, Hooks{}, strings.Fields(tt.args)...)
+			r := run(t, sock, hooks, strings.Fields(tt.args)...)
 			if r.code != tt.code {
 				t.Errorf("exit code %d, want %d", r.code, tt.code)
 			}

@@ -123,9 +123,19 @@ func (a *app) replace(ctx context.Context, c *client.Client, before *vacatev1.No
 	defer cancel()
 	var since time.Time // when the last control was seen first that tells of success
 	var teller int32
+	var refused time.Time // since when nobody listens
 	for {
 		st, err := statusOf(ctx, c, 2*time.Second)
+		var gone *client.DialError
+		if !errors.As(err, &gone) {
+			refused = time.Time{}
+		} else if refused.IsZero() {
+			refused = time.Now()
+		}
 		switch {
+		case !refused.IsZero() && time.Since(refused) >= time.Second: // the keeper never stops listening
+			return nil, &ExitError{Code: ExitFailed, Err: fmt.Errorf("the daemon ended during the upgrade: %w", gone),
+				Next: "start it again; it records what was lost, and the daemon's log says why it ended"}
 		case err != nil || !newer(before, st): // away, or the old one
 			teller = 0
 		case st.GetLastUpgrade() != upgradeDone:

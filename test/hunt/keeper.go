@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"connectrpc.com/connect"
+
 	vacatev1 "vacate/api/vacate/v1"
 	"vacate/internal/fail"
 )
@@ -115,7 +117,7 @@ func (w *world) keeperRound(n int, p fail.Point, rng *rand.Rand) (r keeperResult
 	} else {
 		w.arm(p)
 		if f := keeperTriggers[p]; f != nil {
-			f(w)
+			go f(w) // it may wait for a daemon that is gone, or for the next one: not waited for
 		}
 	}
 	select {
@@ -126,13 +128,13 @@ func (w *world) keeperRound(n int, p fail.Point, rng *rand.Rand) (r keeperResult
 	}
 	r.struck = w.disarm()
 	stop()
-	churn.Wait()
 	if err != nil {
 		return r, err
 	}
 	if err := w.start(); err != nil {
 		return r, fmt.Errorf("the next start: %w", err)
 	}
+	churn.Wait()
 	r.lost, r.closed = len(open), len(closed)
 	return r, w.takeStock(p, open, closed)
 }
@@ -170,6 +172,9 @@ func (w *world) takeStock(p fail.Point, open, closed map[string]bool) error {
 		err = w.retry("looking at lease "+id, func(ctx context.Context) error {
 			resp, err := w.api.Leases.Get(ctx, &vacatev1.LeaseServiceGetRequest{Id: id})
 			l = resp.GetLease()
+			if err == nil && l.GetState() < vacatev1.LeaseState_LEASE_STATE_CLOSED { // recovery is at it
+				err = connect.NewError(connect.CodeUnavailable, fmt.Errorf("it is %v: %s", l.GetState(), l.GetText()))
+			}
 			return err
 		})
 		return l, err
