@@ -64,6 +64,7 @@ HUNT = $(GO) run ./test/hunt
 
 hunts: test-packages ## the hunts in short form, and that they find what is planted (root)
 	$(HUNT) kill -n 80
+	$(HUNT) keeper -n 28
 	$(HUNT) upgrade -n 6
 	$(HUNT) late-write -n 50 -daemon 10
 	$(HUNT) leak -n 5000 -every 2500
@@ -77,6 +78,7 @@ hunts: test-packages ## the hunts in short form, and that they find what is plan
 
 hunts-full: test-packages ## the hunts at the counts that a release needs (about an hour; root)
 	$(HUNT) kill -n 1000
+	$(HUNT) keeper -n 200
 	$(HUNT) upgrade -n 20
 	$(HUNT) late-write -n 800 -daemon 120
 	$(HUNT) leak -n 100000 -every 10000

@@ -205,7 +205,7 @@ func (q *queue) seal(dst, src []byte, first uint64) {
 }
 
 // left is where the planted bug leaves its copy.
-var left xts.Schedule
+var left xts.Schedule //nolint:unused // by builds with the tag planted
 
 func (q *queue) open(dst, src []byte, first uint64) {
 	defer q.gate.Leave()

@@ -20,6 +20,7 @@ type testKeeper struct {
 	slots   map[int]*held // slots with a map
 	mapErr  error
 	wipeErr error
+	short   error     // FetchMap fails with it
 	badMap  bool      // Map answers with a file that is no map
 	onWipe  func(int) // called before a key is overwritten
 	onUnmap func(int)
@@ -133,6 +134,9 @@ func (k *testKeeper) Hold(slot int, listener *os.File) (err error) {
 func (k *testKeeper) FetchMap(slot int) (*os.File, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.short != nil {
+		return nil, k.short
+	}
 	if h := k.slots[slot]; h != nil {
 		return dup(h.bits)
 	}

@@ -138,10 +138,13 @@ func (e *Engine) giveBack(slot int) error {
 }
 
 // lose gives up what cannot be taken over: no crash causes that. Control finds
-// that the lease is gone, and records it as lost.
+// that the lease is gone, and records it as lost. A host that is short of memory
+// or descriptors is no damage: the next engine tries again.
 func (e *Engine) lose(slot int, id string, why error) error {
-	if errors.Is(why, volatile.ErrLink) {
-		return why
+	for _, passing := range []error{volatile.ErrLink, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE, syscall.EAGAIN} {
+		if errors.Is(why, passing) {
+			return why
+		}
 	}
 	e.mu.Lock()
 	e.cfg.Hello.Emptied = e.cfg.Generation // what earlier ones had may be gone

@@ -190,7 +190,7 @@ func (h *killHunt) keysHeld() (held int, err error) {
 
 func ignoreEnd(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // the hunt is over
 	}
 	return err
 }

@@ -102,19 +102,16 @@ func (n *Needles) In(b []byte, where string, base uint64) (hits []Hit) {
 const window = 1 << 20
 
 // stream searches n bytes that read returns by offset, in windows that overlap.
-// A window that cannot be read is passed over, and counted.
-func (n *Needles) stream(size uint64, where string, base uint64, read func(p []byte, off uint64) (int, error)) (hits []Hit, searched, unread uint64) {
+// A window that cannot be read is passed over.
+func (n *Needles) stream(size uint64, where string, base uint64, read func(p []byte, off uint64) (int, error)) (hits []Hit, searched uint64) {
 	buf := make([]byte, window+n.longest)
 	for off := uint64(0); off < size; off += window {
 		want := min(uint64(len(buf)), size-off)
-		got, err := read(buf[:want], off)
-		if err != nil || uint64(got) < want {
-			unread += min(window, size-off) - min(uint64(got), min(window, size-off))
-		}
+		got, _ := read(buf[:want], off) //nolint:errcheck // what cannot be read is not counted as searched
 		searched += min(uint64(got), window)
 		hits = append(hits, n.In(buf[:got], where, base+off)...)
 	}
-	return distinct(hits), searched, unread
+	return distinct(hits), searched
 }
 
 // distinct drops what was found twice where two windows overlap.
@@ -142,7 +139,7 @@ func (n *Needles) File(path string) (hits []Hit, searched uint64, err error) {
 		return nil, 0, err
 	}
 	var failed error
-	hits, searched, _ = n.stream(uint64(end), path, 0, func(p []byte, off uint64) (int, error) {
+	hits, searched = n.stream(uint64(end), path, 0, func(p []byte, off uint64) (int, error) {
 		got, err := f.ReadAt(p, int64(off))
 		if err != nil && !errors.Is(err, io.EOF) { // a file may shrink
 			failed = err

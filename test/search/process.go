@@ -74,7 +74,7 @@ func (n *Needles) Process(pid int, skip func(Mapping) bool) (r Report, err error
 			continue // the kernel's own
 		}
 		where := fmt.Sprintf("process %d, mapping %x-%x %s %s", pid, m.Start, m.End, m.Perms, m.Name)
-		hits, searched, _ := n.stream(m.End-m.Start, where, m.Start, func(p []byte, off uint64) (int, error) {
+		hits, searched := n.stream(m.End-m.Start, where, m.Start, func(p []byte, off uint64) (int, error) {
 			if untouched(pages, m.Start+off, len(p)) {
 				clear(p)
 				return len(p), nil
@@ -217,7 +217,7 @@ func registers(tid int) (regs []byte, err error) {
 	}
 	var status syscall.WaitStatus
 	for {
-		if _, err := syscall.Wait4(tid, &status, syscall.WALL, nil); err != syscall.EINTR { //nolint:errorlint // an errno
+		if _, err := syscall.Wait4(tid, &status, syscall.WALL, nil); err != syscall.EINTR {
 			if err != nil {
 				return nil, err
 			}
