@@ -71,7 +71,7 @@ hunts: test-packages ## the hunts in short form, and that they find what is plan
 	$(HUNT) leak -n 2000 -every 1000 -fallback
 	$(HUNT) late-write -n 50 -daemon 0 -planted fence-off
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted gate-skipped,late-decrypt
-	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted bit-early
+	$(HUNT) leak -n 20000 -every 20000 -chaos 100ms -planted bit-early
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted buffer-not-cleared
 	$(HUNT) leak -n 3000 -every 300 -planted schedule-left
 	$(HUNT) leak -n 200 -every 4 -workers 2 -chaos 0 -planted key-not-wiped
