@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"reflect"
-	"syscall"
 	"testing"
 	"time"
 
@@ -375,28 +374,6 @@ func TestKeysWithoutLease(t *testing.T) {
 	if got := hello.(ipc.Hello).Emptied; err != nil || got != h.cfg.Generation {
 		t.Errorf("emptied in generation %d, want %d; %v", got, h.cfg.Generation, err)
 	}
-}
-
-// TestShortage: a host that is short of something is no damage. The engine ends,
-// and the next one finds every lease as it was.
-func TestShortage(t *testing.T) {
-	h := newHost(t)
-	_, uuid := h.drive(h.dir)
-	l := request(1, uuid, 0)
-	socket := h.open(l)
-	h.crash()()
-	for _, short := range []error{syscall.ENOMEM, syscall.EMFILE} {
-		h.keeper.short = short
-		h.next()
-		if err := h.TakeOver(); !errors.Is(err, short) {
-			t.Errorf("took over without: %v", err)
-		}
-		h.crash()()
-	}
-	h.keeper.short = nil
-	h.takeOver()
-	c, _ := dial(t, socket, nbdclient.Options{})
-	check(t, errors.Join(c.WriteFlags(make([]byte, blk.BlockSize), 0, 0), c.Close()))
 }
 
 // TestDamaged: what cannot be taken over is given up, slot by slot, and its key
