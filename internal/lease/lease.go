@@ -16,7 +16,7 @@ const (
 	Failed     Result = "failed"      // it never came to be open; no key exists
 	LostKeeper Result = "lost_keeper" // the keeper ended, and its memory with it
 	LostBoot   Result = "lost_boot"   // the host has another boot id
-	LostEngine Result = "lost_engine" // the engine ended; the keeper overwrote its keys
+	LostEngine Result = "lost_engine" // no engine could take it over; the keeper overwrote its key
 	LostDrive  Result = "lost_drive"  // the drive lost completed writes
 	LostNode   Result = "lost_node"   // the node never came back; signed by the operator
 )
