@@ -69,7 +69,8 @@ func number(s string) int {
 }
 
 // told is what a process does before it says that it is up: "exit=N", "hang",
-// "file=PATH" (ends, and takes a line out of that file, while there is one).
+// "file=PATH" (takes a line out of that file, while there is one, and ends, or
+// hangs where it says so).
 func told(args []string) {
 	for _, a := range args {
 		verb, value, _ := strings.Cut(a, "=")
@@ -82,6 +83,9 @@ func told(args []string) {
 			b, err := os.ReadFile(value)
 			if lines := strings.SplitAfter(string(b), "\n"); err == nil && len(b) > 0 {
 				die(os.WriteFile(value, []byte(strings.Join(lines[1:], "")), 0o600))
+				if lines[0] == "hang\n" {
+					select {}
+				}
 				os.Exit(1)
 			}
 		}

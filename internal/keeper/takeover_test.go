@@ -179,6 +179,24 @@ func wantEOF(t *testing.T, c net.Conn) {
 	c.Close()
 }
 
+// TestEngineHangs: one that neither takes over nor ends is ended.
+func TestEngineHangs(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "hangs")
+	h := open(t, func(c *Config) { c.EngineArgs = []string{"file=" + file} })
+	engine := h.pid("engine pid", 0)
+	h.want("engine map 3", "<nil>")
+	h.want("engine fill 3", "<nil>")
+	if err := os.WriteFile(file, []byte("hang\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	syscall.Kill(engine, syscall.SIGKILL)
+	h.pid("engine pid", engine)
+	h.want("engine bits 3", "1")
+	if h.k.keys.Empty(3) {
+		t.Error("a key was destroyed because an engine hung")
+	}
+}
+
 // TestGivesUp is K2.
 func TestGivesUp(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "deaths")

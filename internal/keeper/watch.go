@@ -51,6 +51,8 @@ func (k *keeper) next(limit <-chan time.Time) {
 	case <-look.C:
 		if k.engine.Held() {
 			k.engineEnded(false, errors.New("engine: it has ended, and the kernel holds a thread of it: one of its drives does not answer"))
+		} else if k.engine != nil && !k.engine.Up() && time.Since(k.engine.Since) > 6*k.patience.up {
+			k.engine.Signal(syscall.SIGKILL) // no key can be destroyed while it hangs: the next one is better than none
 		}
 	case <-k.changed:
 	case <-limit:
