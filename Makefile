@@ -76,7 +76,7 @@ hunts: test-packages ## the hunts in short form, and that they find what is plan
 	$(HUNT) leak -n 3000 -every 300 -planted schedule-left
 	$(HUNT) leak -n 200 -every 4 -workers 2 -chaos 0 -planted key-not-wiped
 
-hunts-full: test-packages ## the hunts at the counts that a release needs (about an hour; root)
+hunts-full: test-packages ## the hunts at the counts that a release needs (long; root)
 	$(HUNT) kill -n 1000
 	$(HUNT) keeper -n 200
 	$(HUNT) upgrade -n 20

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"syscall"
 	"time"
 
@@ -79,10 +78,14 @@ func restart(bin, dir string) (err error) {
 		first, last = append(first, one), append(last, all)
 		time.Sleep(300 * time.Millisecond) // control catches up too
 	}
+	fences := d.FenceTimes()
+	if len(fences) < restarts {
+		return fmt.Errorf("the log tells of %d fences after %d restarts", len(fences), restarts)
+	}
 	fmt.Printf("\nEngine killed, %d leases of %d GiB open, a client of each connects again and reads\n", restartLeases, restartBytes>>30)
 	fmt.Printf("  until the first read is answered:          %s\n", quantiles(first))
 	fmt.Printf("  until one of every lease is answered:      %s\n", quantiles(last))
-	fmt.Printf("  of it, the drive's fence:                  %s\n", quantiles(fenceTimes(d.Log())))
+	fmt.Printf("  of it, the drive's fence:                  %s\n", quantiles(fences))
 	return d.Stop()
 }
 
@@ -121,19 +124,4 @@ func answered(uris []string, began time.Time) (time.Duration, error) {
 		}
 	}
 	return time.Since(began), nil
-}
-
-var fenceWaited = regexp.MustCompile(`fence_waited=(\S+)`)
-
-// fenceTimes are how long the fence of the drives was waited for, from the log.
-func fenceTimes(log string) (all []time.Duration) {
-	for _, m := range fenceWaited.FindAllStringSubmatch(log, -1) {
-		if d, err := time.ParseDuration(m[1]); err == nil {
-			all = append(all, d)
-		}
-	}
-	if all == nil {
-		all = []time.Duration{0}
-	}
-	return all
 }

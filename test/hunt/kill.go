@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -317,12 +316,10 @@ func (h *killHunt) account() {
 	h.report(h.accidents())
 }
 
-var fenceWaited = regexp.MustCompile(`fence_waited=(\S+)`)
-
 // summary prints what the kills cost. Stalls are of connections: from the last
 // answer before one broke until the next.
 func (h *killHunt) summary() {
-	var stalls, fences []time.Duration
+	var stalls []time.Duration
 	var total nbdclient.Report
 	for _, v := range h.loads {
 		r := v.Snapshot()
@@ -332,11 +329,7 @@ func (h *killHunt) summary() {
 			stalls = append(stalls, s.Duration)
 		}
 	}
-	for _, m := range fenceWaited.FindAllStringSubmatch(h.d.Log(), -1) {
-		if d, err := time.ParseDuration(m[1]); err == nil {
-			fences = append(fences, d)
-		}
-	}
+	fences := h.d.FenceTimes()
 	fmt.Printf("  %d kills, %d of them at points, %d leases came and went, %d reconnects\n",
 		h.kills.Load(), sum(h.struck), len(h.churned), total.Reconnects)
 	fmt.Printf("  stall until I/O flows again: %s\n", spread(stalls))
