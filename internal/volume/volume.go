@@ -45,6 +45,7 @@ type Config struct {
 	Size    int64    // bytes, a multiple of 4096; 0: all of the device below
 	Logical int      // bytes: the logical block that guests are told, 512 or 4096; 0: 512
 	Lock    mem.Lock // what becomes of a queue whose bounce pages cannot be locked
+	Limits  Limits   // at first; see SetLimits
 }
 
 // Validate reports every fault of the configuration at once.
@@ -56,7 +57,7 @@ func (c Config) Validate() error {
 	if c.Logical != 0 && c.Logical != blk.SectorSize && c.Logical != blk.BlockSize {
 		errs = append(errs, fmt.Errorf("logical blocks of %d bytes: want 512 or 4096", c.Logical))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.Limits.Validate())...)
 }
 
 // A Volume is a device that takes requests of any alignment. Its queues may be
@@ -67,6 +68,8 @@ type Volume struct {
 	lock  mem.Lock
 	gates *blk.Gates
 	excl  exclusion
+
+	limits atomic.Pointer[Limits] // never nil
 
 	mu     sync.Mutex
 	queues map[*queue]struct{}
@@ -98,6 +101,7 @@ func New(below blk.Device, cfg Config) *Volume {
 		queues: make(map[*queue]struct{}),
 	}
 	v.excl.init()
+	v.SetLimits(cfg.Limits)
 	return v
 }
 
