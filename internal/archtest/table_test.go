@@ -28,6 +28,7 @@ const table = `
 	# leaves
 	leaf     blk:
 	leaf     extent:
+	leaf     limit:
 	leaf     plant:
 	leaf     fail:
 	leaf     sys:              golang.org/x/sys/unix kernel.org/pub/linux/libs/security/libcap/psx
@@ -44,10 +45,10 @@ const table = `
 	data     blockmap:         blk fail plant
 	data     crypt:            blk mem plant xts
 	data     drive:            blk mem plant sys uring
-	data     engine:           blk blockmap crypt drive export/nbd extent fail ipc mem plant sandbox sys volatile volume xts
+	data     engine:           blk blockmap crypt drive export/nbd extent fail ipc limit mem plant sandbox sys volatile volume xts
 
 	# between processes
-	shared   ipc:              extent
+	shared   ipc:              extent limit
 	shared   volatile:         mem plant sys
 
 	# control plane
@@ -55,13 +56,13 @@ const table = `
 	control  child:            handoff sys volatile
 	control  handoff:          sys
 	control  held:             fail handoff sys volatile
-	control  lease:            extent
-	control  journal:          extent lease go.etcd.io/bbolt
-	control  node:             extent fail ipc journal lease sys
+	control  lease:            extent limit
+	control  journal:          extent lease limit go.etcd.io/bbolt
+	control  node:             extent fail ipc journal lease limit sys
 	control  control:          config fail ipc journal lease metrics node sandbox server sys version volatile
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
-	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease metrics node
+	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease limit metrics node
 	                           connectrpc.com/connect google.golang.org/protobuf
 
 	# public
@@ -83,7 +84,7 @@ const table = `
 	test     sim:              blk
 	test     xts/internal/regs:
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow
-	test     node/nodesim:     extent ipc journal lease
+	test     node/nodesim:     extent ipc journal lease limit
 	test     test/daemon:
 	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant test/daemon test/hunt/power test/search test/slow
 	                           connectrpc.com/connect
