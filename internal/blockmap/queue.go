@@ -69,6 +69,14 @@ func (q *queue) Reap(wait bool) int {
 	}
 }
 
+// Pending implements [blk.Waiter]. What waits here waits for what is in flight
+// below (Q2).
+func (q *queue) Pending(w *blk.Wait) {
+	if q.feed.InFlight() > 0 {
+		blk.Pending(q.below, w)
+	}
+}
+
 // Close closes the queue below. REQUIRES: nothing in flight.
 func (q *queue) Close() error {
 	if q.waiting.Len() > 0 || q.cutting != nil || len(q.freeKids) < len(q.kids) {

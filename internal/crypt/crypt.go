@@ -121,6 +121,9 @@ func (c *Crypt) NewQueue(depth int) (blk.Queue, error) {
 		c.gates.Drop(gate)
 		return nil, errors.Join(err, scratch.close())
 	}
+	if r, ok := below.(blk.Registrar); ok {
+		r.Register(scratch.buf)
+	}
 	q := &queue{
 		c: c, gate: gate, below: below, size: c.Geometry().Size,
 		feed:    blk.NewFeeder(below, depth),

@@ -59,6 +59,14 @@ func (q *queue) Reap(wait bool) int {
 	}
 }
 
+// Pending implements [blk.Waiter]. What waits here waits for what is in flight
+// below (Q2).
+func (q *queue) Pending(w *blk.Wait) {
+	if q.feed.InFlight() > 0 {
+		blk.Pending(q.below, w)
+	}
+}
+
 // Close gives the scratch back. REQUIRES: nothing in flight.
 func (q *queue) Close() error {
 	if q.waiting.Len() > 0 || len(q.free) < len(q.slots) {

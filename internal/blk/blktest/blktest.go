@@ -34,6 +34,7 @@ func Run(t *testing.T, open func(t *testing.T) blk.Device) {
 		{"Reap", testReap},
 		{"SubmitFromDone", testSubmitFromDone},
 		{"ReapFromDone", testReapFromDone},
+		{"Pending", testPending},
 		{"TwoQueues", testTwoQueues},
 		{"Allocations", testAllocations},
 	} {

@@ -48,6 +48,34 @@ var bugs = map[string]struct {
 		}
 		below(r)
 	}},
+	"waits in silence":  {"Pending", "names nothing to wait for", nil},
+	"waits for nothing": {"Pending", "says that it waits for something", nil},
+}
+
+// restless is a simulated drive whose queues complete nothing that is not waited
+// for, and say something untrue about what they wait for.
+type restless struct {
+	*sim.Drive
+	says blk.Wait
+}
+
+type restlessQueue struct {
+	blk.Queue
+	says blk.Wait
+}
+
+func (d restless) NewQueue(depth int) (blk.Queue, error) {
+	q, err := d.Drive.NewQueue(depth)
+	return restlessQueue{q, d.says}, err
+}
+
+func (q restlessQueue) Pending(w *blk.Wait) { *w = q.says }
+
+func (q restlessQueue) Reap(wait bool) int {
+	if !wait {
+		return 0
+	}
+	return q.Queue.Reap(true)
 }
 
 var sink []byte
@@ -110,7 +138,11 @@ func TestSuiteFinds(t *testing.T) {
 	const env = "BLKTEST_BUG"
 	if bug := os.Getenv(env); bug != "" {
 		blktest.Run(t, func(*testing.T) blk.Device {
-			return broken{sim.New(sim.Config{Size: 4 << 20}), bug != "recurses", bugs[bug].wrap}
+			drive := sim.New(sim.Config{Size: 4 << 20})
+			if wrap := bugs[bug].wrap; wrap != nil {
+				return broken{drive, bug != "recurses", wrap}
+			}
+			return restless{drive, blk.Wait{Blind: bug == "waits for nothing"}}
 		})
 		return
 	}
