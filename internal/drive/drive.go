@@ -47,6 +47,8 @@ type OpenOptions struct {
 	Epoch, NewEpoch uint64
 	// ForceForward makes the flush class "forward" whatever was probed.
 	ForceForward bool
+	// Engine is the engine to use, if the drive can; "" is the best that it can.
+	Engine string
 	// FenceWait is how long the fence is waited for; 0 means 5 seconds.
 	FenceWait time.Duration
 }
@@ -75,9 +77,10 @@ var ErrQueues = errors.New("queues are open")
 type Drive struct {
 	t      *target
 	info   Info
-	flush  bool  // flushes go to the kernel
-	offset int64 // bytes: where the data area starts
-	size   int64 // bytes of the data area
+	flush  bool   // flushes go to the kernel
+	offset int64  // bytes: where the data area starts
+	size   int64  // bytes of the data area
+	area   []byte // the data area, mapped; nil unless the engine is "mmap"
 
 	// limit is the end of the smallest size that was seen of a file, in bytes.
 	// What lies past it was lost, although a later write would bring the space
@@ -120,12 +123,13 @@ func (h host) openDrive(ctx context.Context, path string, o OpenOptions) (*Drive
 		return nil, fmt.Errorf("opening drive %s: %w", path, err)
 	}
 	d := &Drive{
-		t: t, info: t.info(o.ForceForward),
+		t: t, info: t.info(o.ForceForward, o.Engine),
 		offset: sb.DataOffset, size: int64(sb.Extents) * sb.ExtentSize,
 		lanes: make(map[*lane]struct{}),
 	}
 	d.flush = d.info.Flush == FlushForward
 	d.limit.Store(t.size)
+	d.mapArea()
 	d.info.add(sb)
 	d.info.Repaired, d.info.FenceWaited = repaired, waited
 	return d, nil
@@ -242,7 +246,11 @@ func (d *Drive) Close() error {
 	if err != nil || fd < 0 {
 		return err
 	}
-	if err := sys.CloseFD(fd); err != nil {
+	if d.area != nil { // it holds the fence, too
+		err = sys.Unmap(d.area)
+		d.area = nil
+	}
+	if err = errors.Join(err, sys.CloseFD(fd)); err != nil {
 		return fmt.Errorf("closing drive %s: %w", d.info.Path, err)
 	}
 	return nil

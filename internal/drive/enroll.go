@@ -86,7 +86,7 @@ func Enroll(path string, o EnrollOptions) (Info, error) {
 	if err := t.initialise(&sb); err != nil {
 		return Info{}, fmt.Errorf("enrolling drive: %w; it may be partly wiped, enroll it again or replace it", err)
 	}
-	info := t.info(false)
+	info := t.info(false, "")
 	info.add(sb)
 	return info, nil
 }

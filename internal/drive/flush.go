@@ -34,6 +34,7 @@ type flushFacts struct {
 	Kind       string // as in Info
 	FileSystem string // of files
 	Direct     bool
+	DAX        bool   // a file that is mapped without a page cache
 	Transport  string // of block devices, see transport
 	Model      string
 	WriteCache string // queue/write_cache in sysfs: "write through", "write back"
@@ -56,6 +57,9 @@ func classify(f flushFacts) (FlushClass, string) {
 	if f.Kind == "file" {
 		if f.FileSystem == "tmpfs" || f.FileSystem == "ramfs" {
 			return FlushNone, "a file in memory (" + f.FileSystem + "): its contents end with the power, as the keys do"
+		}
+		if f.DAX {
+			return FlushNone, "a file on " + f.FileSystem + " in memory that is mapped as it is (DAX): a write that has completed is on the medium"
 		}
 		return FlushForward, "a file on " + f.FileSystem + ": only its file system knows when a write is safe from a crash of the host"
 	}

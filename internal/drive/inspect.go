@@ -17,8 +17,8 @@ type Info struct {
 	Path          string
 	Kind          string        // "file", "block device", "partition", "logical volume", "device-mapper", "MD RAID", "loop"
 	Model, Serial string        // "" if unknown
-	Engine        string        // EngineRing or EnginePread
-	EngineWhy     string        // a sentence for people; "" with EngineRing
+	Engine        string        // one of those below
+	EngineWhy     string        // a sentence for people: why not a better one, or not the one that was asked for; "" if it is the best
 	Direct        bool          // I/O goes past the page cache
 	FenceWaited   time.Duration // by Open, until the fence was held; 0 for Inspect
 	FenceRefused  int           // how often others held the fence until then
@@ -43,8 +43,9 @@ func (i *Info) add(s Superblock) {
 	i.DataOffset, i.ExtentSize, i.Extents = s.DataOffset, s.ExtentSize, s.Extents
 }
 
-// The engines: how requests reach a drive.
+// The engines: how requests reach a drive, the best first.
 const (
+	EngineMmap  = "mmap"     // in place; where the drive is memory, and has nothing to flush
 	EngineRing  = "io_uring" // asynchronously; where there is direct I/O
 	EnginePread = "pread"    // one after the other; everywhere
 )
@@ -100,7 +101,7 @@ func Inspect(path string) (Inspection, error) {
 
 // inspect collects all findings. owned says that this descriptor has the fence.
 func (t *target) inspect(owned bool) Inspection {
-	ins := Inspection{Info: t.info(false), Confirm: t.confirmation()}
+	ins := Inspection{Info: t.info(false, ""), Confirm: t.confirmation()}
 	f := findings{t: t, confirm: ins.Confirm}
 	if t.fd < 0 {
 		f.refuse(CodeNotSupported, "%s is a %s: give a file, a block device, a partition or a logical volume", t.path, t.kind)

@@ -11,7 +11,7 @@ import (
 
 // The engine "pread": a queue carries out each request with one system call, in
 // order, on the goroutine that submits it. It is for what is buffered, and for
-// where there is no io_uring (ring.go has the other engine).
+// where there is no io_uring (ring.go and mmap.go have the other engines).
 //
 //  1. Submit puts requests into the queue's FIFO.
 //  2. The outermost Submit, or Reap, takes them out one by one, carries each out
@@ -36,8 +36,11 @@ func (d *Drive) NewQueue(depth int) (blk.Queue, error) {
 			return q, nil
 		}
 	}
-	q := &queue{lane: lane{d: d, fd: d.t.fd}, waiting: blk.NewFIFO(depth)}
+	q := &mapQueue{queue: queue{lane: lane{d: d, fd: d.t.fd}, waiting: blk.NewFIFO(depth)}}
 	d.lanes[&q.lane] = struct{}{}
+	if d.area == nil {
+		return &q.queue, nil
+	}
 	return q, nil
 }
 
@@ -76,6 +79,9 @@ func (q *queue) run() (n int) {
 	}
 	return n
 }
+
+// Pending implements [blk.Waiter]: nothing is in flight when Submit has returned.
+func (q *queue) Pending(*blk.Wait) {}
 
 // Close implements [blk.Queue].
 func (q *queue) Close() error {
@@ -169,8 +175,7 @@ func (l *lane) finish(r *blk.Request, n int64, errno syscall.Errno) {
 		if errno == 0 {
 			errno = syscall.EIO
 		}
-		l.count.errors.Add(1)
-		l.d.lastError.Store(&blk.Error{Op: r.Op, Off: r.Off, Len: r.Len, N: n, Errno: errno})
+		l.failed(&blk.Error{Op: r.Op, Off: r.Off, Len: r.Len, N: n, Errno: errno})
 	case r.Op == blk.OpRead:
 		l.count.reads.Add(1)
 		l.count.readBytes.Add(uint64(n))
@@ -181,6 +186,12 @@ func (l *lane) finish(r *blk.Request, n int64, errno syscall.Errno) {
 		l.count.flushes.Add(1)
 	}
 	r.Finish(n, errno)
+}
+
+// failed counts a request that failed.
+func (l *lane) failed(e *blk.Error) {
+	l.count.errors.Add(1)
+	l.d.lastError.Store(e)
 }
 
 // leave takes the lane out of its drive.

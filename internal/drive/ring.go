@@ -230,6 +230,13 @@ func (q *ringQueue) retreat(errno syscall.Errno) (n int) {
 	return n
 }
 
+// Pending implements [blk.Waiter]: the ring is readable when it holds a completion.
+func (q *ringQueue) Pending(w *blk.Wait) {
+	if q.busy() > 0 {
+		w.FDs = append(w.FDs, q.ring.FD())
+	}
+}
+
 // Close implements [blk.Queue].
 func (q *ringQueue) Close() error {
 	if q.waiting.Len() > 0 || q.busy() > 0 {

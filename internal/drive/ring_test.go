@@ -65,8 +65,40 @@ func TestConformancePread(t *testing.T) {
 
 // TestEngine: which engine a drive has, and why.
 func TestEngine(t *testing.T) {
-	if i := open(t, enrolled(t, onTmpfs(t, 32<<20))).Info(); i.Engine != EnginePread || i.EngineWhy != "no direct I/O" {
-		t.Errorf("on tmpfs: %s, %q", i.Engine, i.EngineWhy)
+	memory := enrolled(t, onTmpfs(t, 32<<20))
+	disk := enrolled(t, sparse(t, "drive.img", 32<<20))
+	for _, tt := range []struct {
+		path, asked string
+		forward     bool
+		engine, why string
+	}{
+		{memory, "", false, EngineMmap, ""},
+		{memory, EngineMmap, false, EngineMmap, ""},
+		{memory, EngineRing, false, EngineMmap, "io_uring is not possible here: no direct I/O"},
+		{memory, EnginePread, false, EnginePread, "the configuration asks for it"},
+		{memory, "", true, EnginePread, `the flush class is "forward"`},
+		{memory, EngineMmap, true, EnginePread, "mmap is not possible here"},
+		{disk, "", false, EngineRing, ""},
+		{disk, EngineRing, false, EngineRing, ""},
+		{disk, EngineMmap, false, EngineRing, "mmap is not possible here: the drive is not a file in memory"},
+		{disk, EnginePread, false, EnginePread, "the configuration asks for it"},
+	} {
+		o := usual
+		o.Engine, o.ForceForward = tt.asked, tt.forward
+		d, err := Open(t.Context(), tt.path, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := d.Info()
+		if tt.path == disk && !i.Direct { // as if it were in memory, without what memory gives
+			tt.engine, tt.why = EnginePread, ""
+		}
+		if i.Engine != tt.engine || !strings.Contains(i.EngineWhy, tt.why) || tt.why == "" && i.Direct && i.EngineWhy != "" {
+			t.Errorf("%s asked for on %s (forward: %v): %s, %q, want %s, %q", tt.asked, tt.path, tt.forward, i.Engine, i.EngineWhy, tt.engine, tt.why)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	h := thisHost
 	h.ring = func() error { return sys.UringError(syscall.EPERM) }

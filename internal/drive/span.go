@@ -25,8 +25,8 @@ type SpanPiece struct {
 // how much was carried out from its start without a gap, and the errno is that
 // of the first part that failed.
 //
-// A queue waits for one drive at a time; while it waits for a drive that hangs,
-// its requests to other drives wait too.
+// A blocking Reap waits for one drive at a time; while that hangs, requests to
+// other drives wait too. Who waits for what Pending says waits for all of them.
 func NewSpan(pieces []SpanPiece) (blk.Device, error) {
 	s := &spanDevice{geo: blk.Geometry{Logical: 1, Physical: 1}}
 	for i, p := range pieces {
@@ -126,6 +126,8 @@ func (s *spanDevice) NewQueue(depth int) (blk.Queue, error) {
 			return nil, errors.Join(err, q.Close())
 		}
 		q.below = append(q.below, below)
+		w, _ := below.(blk.Windower)
+		q.windows = append(q.windows, w)
 		q.feeders = append(q.feeders, blk.NewFeeder(below, 2*depth))
 	}
 	return q, nil
@@ -135,12 +137,13 @@ type spanQueue struct {
 	s         *spanDevice
 	slots     []spanSlot
 	free      []*spanSlot
-	below     []blk.Queue  // by drive
-	feeders   []blk.Feeder // by drive
-	refused   blk.FIFO     // to be completed with an error
-	refusing  bool         // that is under way further down the stack
-	completed int          // requests, since the queue was made
-	next      int          // drive that a blocking Reap waits for first
+	below     []blk.Queue    // by drive
+	windows   []blk.Windower // by drive; nil where there are none
+	feeders   []blk.Feeder   // by drive
+	refused   blk.FIFO       // to be completed with an error
+	refusing  bool           // that is under way further down the stack
+	completed int            // requests, since the queue was made
+	next      int            // drive that a blocking Reap waits for first
 }
 
 // A spanSlot is a request in flight, in parts.

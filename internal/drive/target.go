@@ -27,7 +27,8 @@ type target struct {
 	logical, physical int
 	readOnly          bool
 	direct            bool
-	refused           int // how often others held the fence, when it was asked for
+	dax               bool // a file that is mapped without a page cache
+	refused           int  // how often others held the fence, when it was asked for
 }
 
 // open opens a path, with direct I/O where there is any. An error is about the
@@ -107,6 +108,7 @@ func (t *target) describe() (err error) {
 	if t.stat.Type == sys.RegularFile {
 		t.size, t.logical, t.physical = t.stat.Size, blk.SectorSize, blk.BlockSize
 		t.readOnly = errors.Is(sys.Writable(t.path), syscall.EROFS)
+		t.dax = sys.DirectAccess(t.fd)
 		t.fileSystem, err = sys.FileSystem(t.fd)
 		return err
 	}
@@ -128,7 +130,7 @@ func (t *target) isFile() bool { return t.stat.Type == sys.RegularFile }
 
 // flush returns the flush class and why.
 func (t *target) flush(forced bool) (FlushClass, string) {
-	f := flushFacts{Kind: t.kind, FileSystem: t.fileSystem, Direct: t.direct, Model: t.model, Watching: watching, Forced: forced, Transport: "unknown"}
+	f := flushFacts{Kind: t.kind, FileSystem: t.fileSystem, Direct: t.direct, DAX: t.dax, Model: t.model, Watching: watching, Forced: forced, Transport: "unknown"}
 	if t.dir != "" {
 		f.Transport = t.host.transport(t.dir)
 		f.WriteCache = attr(diskDir(t.dir), "queue/write_cache")
@@ -136,17 +138,48 @@ func (t *target) flush(forced bool) (FlushClass, string) {
 	return classify(f)
 }
 
-// engine returns how requests reach t, and why it is not a ring. Without direct
-// I/O a ring would hand every request to a thread of the kernel, which costs more
-// than to do it here.
-func (t *target) engine() (engine, why string) {
+// engine returns how requests reach t, which is what was asked for if that is
+// possible, else the best; and why it is not a better one.
+func (t *target) engine(asked string, class FlushClass) (engine, why string) {
+	mapped := t.mappable(class)
+	ring := error(nil)
+	if mapped != nil || asked == EngineRing {
+		ring = t.ringable()
+	}
+	switch asked {
+	case EnginePread:
+		return EnginePread, "the configuration asks for it"
+	case EngineRing:
+		if ring == nil {
+			return EngineRing, ""
+		}
+		why = "io_uring is not possible here: " + ring.Error()
+	case EngineMmap:
+		if mapped != nil {
+			why = "mmap is not possible here: " + mapped.Error()
+		}
+	}
+	switch {
+	case mapped == nil:
+		return EngineMmap, why
+	case ring == nil:
+		return EngineRing, why
+	case why != "":
+		return EnginePread, why
+	case t.inMemory():
+		return EnginePread, mapped.Error()
+	}
+	return EnginePread, ring.Error()
+}
+
+// ringable returns nil if t can have rings, else why not. Without direct I/O a
+// ring would hand every request to a thread of the kernel, which costs more than
+// to do it here.
+func (t *target) ringable() error {
 	if !t.direct {
-		return EnginePread, "no direct I/O"
+		return errors.New("no direct I/O")
 	}
-	if err := t.host.probeRing(); err != nil {
-		return EnginePread, err.Error()
-	}
-	return EngineRing, ""
+	return t.host.probeRing()
 }
 
 // confirmation is what a person types again to say that this drive is meant.
@@ -158,9 +191,9 @@ func (t *target) confirmation() string {
 	return t.serial
 }
 
-func (t *target) info(forced bool) Info {
+func (t *target) info(forced bool, asked string) Info {
 	class, why := t.flush(forced)
-	engine, without := t.engine()
+	engine, without := t.engine(asked, class)
 	return Info{
 		Path: t.path, Kind: t.kind, Model: t.model, Serial: t.serial,
 		Engine: engine, EngineWhy: without, Direct: t.direct, FenceRefused: t.refused, Flush: class, FlushWhy: why,

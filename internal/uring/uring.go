@@ -142,6 +142,10 @@ func open(fd int, p *sys.UringParams) (r *Ring, err error) {
 // Room is the number of submissions that fit.
 func (r *Ring) Room() int { return len(r.sqes) }
 
+// FD is the ring's descriptor. It is readable when there are completions to take
+// out: poll(2) waits for them, if what was filled in has been handed over.
+func (r *Ring) FD() int32 { return int32(r.fd) }
+
 // next returns the next free submission, cleared, or nil if the ring is full.
 func (r *Ring) next() *sys.UringSQE {
 	if r.Unsubmitted() == len(r.sqes) {
