@@ -74,7 +74,8 @@ const table = `
 	                           go.yaml.in/yaml/v3 golang.org/x/term google.golang.org/protobuf
 
 	# wiring
-	wiring   demo:             api/vacate/v1 client nbdclient
+	wiring   scratch:          api/vacate/v1 client
+	wiring   demo:             api/vacate/v1 nbdclient scratch
 	wiring   daemon:           config control engine fail handoff keeper plant sandbox sys version
 	wiring   cmd/vacate:       cli daemon demo
 

@@ -19,6 +19,7 @@ import (
 
 	vacatev1 "vacate/api/vacate/v1"
 	"vacate/internal/nbdclient"
+	"vacate/internal/scratch"
 )
 
 const (
@@ -174,8 +175,8 @@ func (s *story) vacate(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, n.end(ctx)) }()
-	drive, free, err := n.enroll(ctx, drivePath(s.dir), mediumLen)
+	defer func() { err = errors.Join(err, n.End(ctx)) }()
+	drive, free, err := enroll(ctx, n, drivePath(s.dir), mediumLen)
 	if err != nil {
 		return err
 	}
@@ -205,9 +206,9 @@ func (s *story) vacate(ctx context.Context) (err error) {
 	return s.moveOut(ctx, n, b.GetId())
 }
 
-func (s *story) moveIn(ctx context.Context, n *node, tenant, drive string, size int64) (*vacatev1.Lease, error) {
+func (s *story) moveIn(ctx context.Context, n *scratch.Daemon, tenant, drive string, size int64) (*vacatev1.Lease, error) {
 	began := time.Now()
-	l, err := n.open(ctx, tenant, drive, size)
+	l, err := n.Open(ctx, tenant, drive, size)
 	if err != nil {
 		return nil, err
 	}
@@ -257,8 +258,8 @@ func (s *story) searchDrive(drive, who string) error {
 	return nil
 }
 
-func (s *story) moveOut(ctx context.Context, n *node, id string) error {
-	l, err := n.close(ctx, id)
+func (s *story) moveOut(ctx context.Context, n *scratch.Daemon, id string) error {
+	l, err := n.Close(ctx, id)
 	if err != nil {
 		return err
 	}
