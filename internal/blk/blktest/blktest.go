@@ -35,6 +35,8 @@ func Run(t *testing.T, open func(t *testing.T) blk.Device) {
 		{"SubmitFromDone", testSubmitFromDone},
 		{"ReapFromDone", testReapFromDone},
 		{"Pending", testPending},
+		{"Window", testWindow},
+		{"Register", testRegister},
 		{"TwoQueues", testTwoQueues},
 		{"Allocations", testAllocations},
 	} {
