@@ -15,6 +15,7 @@ var skips = map[string]string{
 	"internal/drive/device_test.go":     "needs root and the loop driver; with both, it must get a device",
 	"internal/drive/late_test.go":       "needs root and /dev/fuse; fails without them where CI is set",
 	"internal/drive/queue_test.go":      "needs root, to mount a small tmpfs",
+	"internal/drive/mmap_test.go":       "needs root, to mount a small tmpfs",
 	"internal/extent/allocator_test.go": "an action of a state machine that does not apply; others are drawn",
 	"internal/journal/folder_test.go":   "gives a folder away, mounts it read-only: only some roots may",
 	"internal/server/peer_test.go":      "needs root, to connect as another user; the rest of each test has run by then",
