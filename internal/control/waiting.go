@@ -11,6 +11,7 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
 	"vacate/internal/lease"
+	"vacate/internal/limit"
 )
 
 // This file is what control does when it starts and the journal cannot be opened
@@ -93,6 +94,10 @@ func (w *waiting) ConfirmEpochs([]string) error { return w.refused() }
 
 func (w *waiting) OpenLease(lease.Lease) (lease.Lease, error) { return lease.Lease{}, w.refused() }
 
+func (w *waiting) LimitLease(string, limit.Limits) (lease.Lease, error) {
+	return lease.Lease{}, w.refused()
+}
+
 func (w *waiting) CloseLease(lease.Lease, bool) (lease.Lease, error) {
 	return lease.Lease{}, w.refused()
 }
@@ -108,7 +113,7 @@ func (w *waiting) Close() error { return nil }
 func fromEngine(list ipc.LeaseList) *journal.State {
 	s := &journal.State{}
 	for _, l := range list.Leases {
-		s.Live = append(s.Live, lease.Lease{ID: l.Lease, Slot: l.Slot, State: lease.Opening, Space: lease.Held,
+		s.Live = append(s.Live, lease.Lease{ID: l.Lease, Slot: l.Slot, Limits: l.Limits, State: lease.Opening, Space: lease.Held,
 			Text: "the journal cannot be read: size, tenant and place are unknown"})
 	}
 	return s

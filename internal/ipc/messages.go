@@ -1,6 +1,9 @@
 package ipc
 
-import "vacate/internal/extent"
+import (
+	"vacate/internal/extent"
+	"vacate/internal/limit"
+)
 
 // Methods that control calls on the engine. Each has a request and a response
 // type below; a method without one takes or returns [Empty].
@@ -11,6 +14,7 @@ const (
 	MethodDriveOpen  = "drive.open"  // DriveOpenRequest → DriveInfo
 	MethodDriveClose = "drive.close" // DriveCloseRequest → Empty
 	MethodLeaseOpen  = "lease.open"  // LeaseOpenRequest + listener → LeaseOpened
+	MethodLeaseLimit = "lease.limit" // LeaseLimitRequest → Empty
 	MethodLeaseClose = "lease.close" // LeaseRef → Erasure; never waits for a device
 	MethodLeaseDrain = "lease.drain" // LeaseRef → Empty; waits until no I/O of the lease is in flight
 	MethodLeaseList  = "lease.list"  // Empty → LeaseList
@@ -121,6 +125,15 @@ type LeaseOpenRequest struct {
 	LogicalBlock int            `json:"logicalBlock"` // 512 or 4096
 	Pieces       []extent.Piece `json:"pieces"`
 	UID          uint32         `json:"uid"` // who may connect, besides root and the daemon
+	Limits       limit.Limits   `json:"limits,omitzero"`
+}
+
+// LeaseLimitRequest sets how fast the volume of an open lease may be used, in
+// place of what was set before. When it is answered, requests that come are held
+// to it, by this engine and by those that take over from it.
+type LeaseLimitRequest struct {
+	Lease  string       `json:"lease"`
+	Limits limit.Limits `json:"limits,omitzero"`
 }
 
 // LeaseOpened says when the key came to be.
@@ -150,9 +163,10 @@ type LeaseList struct {
 
 // LeaseStatus is one lease that the engine holds.
 type LeaseStatus struct {
-	Lease  string `json:"lease"`
-	Slot   int    `json:"slot"`
-	Erased bool   `json:"erased"` // closed, but not drained yet
+	Lease  string       `json:"lease"`
+	Slot   int          `json:"slot"`
+	Erased bool         `json:"erased"` // closed, but not drained yet
+	Limits limit.Limits `json:"limits,omitzero"`
 }
 
 // Stats are counters since the engine started, a lease and a drive.

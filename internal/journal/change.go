@@ -1,9 +1,11 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
 
 	"vacate/internal/lease"
+	"vacate/internal/limit"
 )
 
 // This file has the changes, one method a transaction.
@@ -115,6 +117,9 @@ func (b *Bolt) OpenLease(l lease.Lease) (lease.Lease, error) {
 		if l.State != lease.Opening || l.Space != lease.Held || !lease.ValidID(l.ID) {
 			return fmt.Errorf("lease %q in state %s with space %s cannot be opened", l.ID, l.State, l.Space)
 		}
+		if err := errors.Join(l.Limits.Check(), l.OpenLimits.Check()); err != nil {
+			return err
+		}
 		for _, bucket := range [][]byte{leasesBucket, endedBucket} {
 			if t.tx.Bucket(bucket).Get([]byte(l.ID)) != nil {
 				return ErrExists
@@ -132,6 +137,30 @@ func (b *Bolt) OpenLease(l lease.Lease) (lease.Lease, error) {
 		out = l
 		out.OpenSeq = t.append(openRecord(l))
 		t.put(leasesBucket, []byte(l.ID), encode(leaseValue{Version, out}))
+		return nil
+	})
+	return out, err
+}
+
+// LimitLease implements [Store].
+func (b *Bolt) LimitLease(id string, limits limit.Limits) (lease.Lease, error) {
+	var out lease.Lease
+	err := b.update("limiting lease "+id, func(t *tables) error {
+		if err := limits.Check(); err != nil {
+			return err
+		}
+		old, live, err := t.find(id)
+		if err != nil {
+			return err
+		}
+		if !live || old.CloseSeq != 0 {
+			return fmt.Errorf("it is %s: %w", old.State, ErrNotFound)
+		}
+		if out = old; out.Limits == limits {
+			return nil
+		}
+		out.Limits = limits
+		t.put(leasesBucket, []byte(id), encode(leaseValue{Version, out}))
 		return nil
 	})
 	return out, err

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"vacate/internal/lease"
+	"vacate/internal/limit"
 )
 
 // vectors are the values of docs/spec/journal.md, with the name that each has
@@ -21,6 +22,9 @@ func vectors(t testing.TB) map[string][]byte {
 	l := fresh(0, piece(uuidA, 10, 5), piece(uuidA, 0, 1), piece(uuidB, 7, 2))
 	l.Tenant, l.Key, l.SizeBytes = "Müller & Söhne <eu>", "k1", 8<<20
 	l.OpenSeq = 3
+	limited := l
+	limited.Limits = limit.Limits{IOPS: 500, IOPSBurst: 3000, Bytes: 200 << 20, BytesBurst: 1 << 30}
+	limited.OpenLimits = limit.Limits{IOPS: 5000}
 	ended := erased(l)
 	ended.CloseSeq, ended.Space, ended.State = 4, lease.Free, lease.Closed
 
@@ -44,6 +48,7 @@ func vectors(t testing.TB) map[string][]byte {
 	v["meta"] = encode(tb.meta)
 	v["drive"] = encode(driveValue{Version, d})
 	v["lease"] = encode(leaseValue{Version, l})
+	v["lease, limited"] = encode(leaseValue{Version, limited})
 	v["lease, ended"] = encode(leaseValue{Version, ended})
 	v["extents"] = encode(extentValue{Version, 5, l.ID, lease.Held})
 	v["order"] = encode(refValue{Version, l.ID})

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"vacate/internal/lease"
+	"vacate/internal/limit"
 )
 
 // Sentinels, for callers that branch. The error around one says which folder or
@@ -84,6 +85,10 @@ type Store interface {
 	// OpenLease is rule J1. The lease is in state Opening with space Held; the
 	// answer has its OpenSeq.
 	OpenLease(l lease.Lease) (lease.Lease, error)
+
+	// LimitLease sets the limits of a lease whose CLOSE record is not written, and
+	// returns it. One that has ended, or never was, is ErrNotFound.
+	LimitLease(id string, limits limit.Limits) (lease.Lease, error)
 
 	// CloseLease writes the CLOSE record of a lease that is erased or lost, and
 	// what is in l of result, text, erasure and time. With free, nothing is in

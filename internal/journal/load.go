@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -63,6 +64,9 @@ func (t *tables) loadLive(s *State) error {
 			return fmt.Errorf("state %s, space %s, result %q, CLOSE record %d", v.State, v.Space, v.Result, v.CloseSeq)
 		case v.Slot < 0 || len(v.Pieces) == 0 || len(v.Pieces) > lease.MaxPieces:
 			return fmt.Errorf("slot %d, %d pieces", v.Slot, len(v.Pieces))
+		}
+		if err := errors.Join(v.Limits.Check(), v.OpenLimits.Check()); err != nil {
+			return err
 		}
 		s.Live = append(s.Live, v.Lease)
 		return t.checkSeqs(v.Lease)

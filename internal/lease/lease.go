@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"vacate/internal/extent"
+	"vacate/internal/limit"
 )
 
 // A Result says how a lease ended.
@@ -56,6 +57,9 @@ type Lease struct {
 	Key          string         `json:"key,omitempty"`   // idempotency key
 	Drive        string         `json:"drive,omitempty"` // the drive that was asked for, as it was asked
 	TTL          time.Duration  `json:"ttl,omitempty"`   // nanoseconds; 0 is for ever
+
+	Limits     limit.Limits `json:"limits,omitzero"`     // of its volume
+	OpenLimits limit.Limits `json:"openLimits,omitzero"` // with which it was opened
 
 	OpenedAt  time.Time `json:"openedAt,omitzero"`  // the node's wall clock, as all times here
 	ExpiresAt time.Time `json:"expiresAt,omitzero"` // zero: never

@@ -3,6 +3,7 @@ package nodesim
 import (
 	"vacate/internal/journal"
 	"vacate/internal/lease"
+	"vacate/internal/limit"
 )
 
 // Store is a journal whose calls can be struck. Reading and closing cannot.
@@ -35,6 +36,10 @@ func (s Store) ConfirmEpochs(uuids []string) error {
 
 func (s Store) OpenLease(l lease.Lease) (lease.Lease, error) {
 	return run(s.F, "journal OpenLease", func() (lease.Lease, error) { return s.Store.OpenLease(l) })
+}
+
+func (s Store) LimitLease(id string, limits limit.Limits) (lease.Lease, error) {
+	return run(s.F, "journal LimitLease", func() (lease.Lease, error) { return s.Store.LimitLease(id, limits) })
 }
 
 func (s Store) CloseLease(l lease.Lease, free bool) (lease.Lease, error) {
