@@ -41,7 +41,7 @@ const table = `
 
 	# data plane: a request moves down, a completion up
 	data     export/nbd:       blk mem plant sys
-	data     volume:           blk mem plant
+	data     volume:           blk mem plant sys
 	data     blockmap:         blk fail plant
 	data     crypt:            blk mem plant xts
 	data     drive:            blk mem plant sys uring
@@ -59,7 +59,7 @@ const table = `
 	control  lease:            extent limit
 	control  journal:          extent lease limit go.etcd.io/bbolt
 	control  node:             extent fail ipc journal lease limit sys
-	control  control:          config fail ipc journal lease metrics node sandbox server sys version volatile
+	control  control:          config fail ipc journal lease limit metrics node sandbox server sys version volatile
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease limit metrics node
@@ -87,6 +87,7 @@ const table = `
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow
 	test     node/nodesim:     extent ipc journal lease limit
 	test     test/daemon:
+	test     test/peers:       nbdclient test/daemon
 	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant test/daemon test/hunt/power test/search test/slow
 	                           connectrpc.com/connect
 	test     test/hunt/power:  journal plant test/daemon test/search test/vm test/vm/canary test/vm/disk test/vm/wire

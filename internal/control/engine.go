@@ -90,6 +90,11 @@ func (e *engine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listen
 	return call[ipc.LeaseOpened](ctx, e, ipc.MethodLeaseOpen, req, listener)
 }
 
+func (e *engine) LimitLease(ctx context.Context, req ipc.LeaseLimitRequest) error {
+	_, err := call[ipc.Empty](ctx, e, ipc.MethodLeaseLimit, req, nil)
+	return err
+}
+
 func (e *engine) CloseLease(ctx context.Context, id string) (ipc.Erasure, error) {
 	return call[ipc.Erasure](ctx, e, ipc.MethodLeaseClose, ipc.LeaseRef{Lease: id}, nil)
 }

@@ -217,6 +217,10 @@ func (w *world) handle(ctx context.Context, method string, body []byte, file *os
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseOpenRequest) (ipc.LeaseOpened, error) {
 			return e.OpenLease(ctx, r, file)
 		})
+	case ipc.MethodLeaseLimit:
+		return with(ctx, body, func(ctx context.Context, r ipc.LeaseLimitRequest) (ipc.Empty, error) {
+			return ipc.Empty{}, e.LimitLease(ctx, r)
+		})
 	case ipc.MethodLeaseClose:
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseRef) (ipc.Erasure, error) { return e.CloseLease(ctx, r.Lease) })
 	case ipc.MethodLeaseDrain:

@@ -32,6 +32,8 @@ import (
 //	E6: an engine that took the place of another has in Leases all that the other
 //	    had. If it is the same keeper's and has none of them, the keeper destroyed
 //	    every key.
+//	E7: after LimitLease a lease is held to these limits, by this engine and by
+//	    those that take its place. It never waits for a device.
 type Engine interface {
 	Hello(ctx context.Context) (ipc.Hello, error)
 	Inspect(ctx context.Context, req ipc.InspectRequest) (ipc.Inspection, error)
@@ -39,6 +41,7 @@ type Engine interface {
 	OpenDrive(ctx context.Context, req ipc.DriveOpenRequest) (ipc.DriveInfo, error)
 	CloseDrive(ctx context.Context, req ipc.DriveCloseRequest) error
 	OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listener *os.File) (ipc.LeaseOpened, error)
+	LimitLease(ctx context.Context, req ipc.LeaseLimitRequest) error
 	CloseLease(ctx context.Context, id string) (ipc.Erasure, error)
 	Drain(ctx context.Context, id string) error
 	Leases(ctx context.Context) (ipc.LeaseList, error)

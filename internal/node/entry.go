@@ -6,12 +6,14 @@ import (
 	"vacate/internal/lease"
 )
 
-// An entry is a lease whose space is not free. Node.mu guards its fields; the
-// channels are closed under it, once.
+// An entry is a lease whose space is not free. Node.mu guards its fields; opened,
+// settled and gone are closed under it, once.
 type entry struct {
 	opened  chan struct{} // its opening has ended, either way
 	settled chan struct{} // callers of Close have waited enough
 	gone    chan struct{} // its space is free; the entry is in no map any more
+
+	limiting chan struct{} // capacity 1; full while somebody sets its limits (limit.go)
 
 	l         lease.Lease
 	keyNs     int64       // when its key was generated, where this node saw it
@@ -24,7 +26,8 @@ type entry struct {
 }
 
 func newEntry(l lease.Lease) *entry {
-	return &entry{l: l, opened: make(chan struct{}), settled: make(chan struct{}), gone: make(chan struct{})}
+	return &entry{l: l, opened: make(chan struct{}), settled: make(chan struct{}), gone: make(chan struct{}),
+		limiting: make(chan struct{}, 1)}
 }
 
 // closeOnce closes a channel that is not closed yet. REQUIRES: Node.mu is held.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vacate/internal/lease"
+	"vacate/internal/limit"
 	"vacate/internal/node/nodesim"
 )
 
@@ -31,6 +32,11 @@ func life(w *world) {
 			try(w.n.Close(w.ctx, ids[i]))
 		}
 	}
+	hold := func(i int, l limit.Limits) {
+		if w.n != nil && i < len(ids) {
+			try(w.n.Limit(w.ctx, ids[i], l))
+		}
+	}
 	again := func() { // control ends and starts
 		w.stop()
 		if err := w.start(); err != nil { // it would be started again
@@ -50,6 +56,7 @@ func life(w *world) {
 	}
 	open(OpenRequest{SizeBytes: 4 * mib, Tenant: "one", Key: "k1"})
 	open(OpenRequest{SizeBytes: 6 * mib, Tenant: "two", Key: "k2", TTL: time.Minute}) // spans the drives
+	hold(1, slow)
 	shut(0)
 	open(OpenRequest{SizeBytes: 3 * mib, Tenant: "three", Key: "k3"}) // on what the first had
 	again()
@@ -74,7 +81,8 @@ func life(w *world) {
 	time.Sleep(time.Second)
 	w.e.With("/a", func(d *nodesim.Disk) { d.Hangs = false })
 	time.Sleep(10 * time.Second)
-	open(OpenRequest{SizeBytes: 1 * mib, Tenant: "five", Key: "k5", TTL: time.Hour})
+	open(OpenRequest{SizeBytes: 1 * mib, Tenant: "five", Key: "k5", TTL: time.Hour, Limits: slow})
+	hold(4, limit.Limits{IOPS: 9})
 	w.clock.Jump(30 * time.Minute)
 	next(w.e.CrashEngine)
 	next(w.e.GiveUp)
@@ -82,6 +90,23 @@ func life(w *world) {
 	w.e.CrashKeeper()
 	again()
 	open(OpenRequest{SizeBytes: 1 * mib, Tenant: "seven", Key: "k8"})
+	hold(6, slow)
+	again()
+	hold(6, limit.Limits{IOPS: 3})
+}
+
+// settle starts the node without faults, and checks that every lease is held to
+// the limits that the journal has. Then all is lost.
+func settle(w *world) {
+	w.f.Strike(0, 0, false)
+	w.stop()
+	w.mustStart()
+	time.Sleep(10 * time.Second)
+	for id, held := range w.e.Limits() {
+		if l, err := w.n.Get(id); err == nil && l.Limits != held {
+			w.t.Errorf("lease %s is held to %+v, and the journal has %+v", id, held, l.Limits)
+		}
+	}
 	w.stop()
 	w.e.Reboot()
 }
@@ -147,6 +172,7 @@ func TestEveryFault(t *testing.T) {
 			strike(w)
 			life(w)
 			calls = w.f.Calls()
+			settle(w)
 			aftermath(w)
 		})
 		return calls
@@ -156,6 +182,7 @@ func TestEveryFault(t *testing.T) {
 		t.Fatal("without a fault")
 	}
 	for _, want := range []string{"AddDrive", "FinishDrive", "IntendEpochs", "ConfirmEpochs", "journal OpenLease", "journal CloseLease", "FreeSpace",
+		"journal LimitLease", "engine LimitLease",
 		"Hello", "Inspect", "Enroll", "OpenDrive", "engine OpenLease", "engine CloseLease", "Drain", "Leases", "Make", "Remove", "Clean"} {
 		if !slices.Contains(calls, want) {
 			t.Errorf("the life never calls %s", want)

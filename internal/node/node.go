@@ -136,6 +136,9 @@ type Node struct {
 // errEnded is what callers get who wait while the node ends.
 var errEnded = &Error{Kind: Unavailable, Text: "the daemon is ending", Next: "try again when it is back"}
 
+// errRecovering is what callers get between two engines.
+var errRecovering = &Error{Kind: Recovering, Text: "the daemon is recovering from a restart", Next: "try again in a moment"}
+
 // New reads the journal. Nothing is asked of the engine before Start.
 func New(cfg Config) (*Node, error) {
 	cfg, err := cfg.withDefaults()

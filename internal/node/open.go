@@ -10,6 +10,7 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
 	"vacate/internal/lease"
+	"vacate/internal/limit"
 )
 
 // This file opens leases:
@@ -31,6 +32,7 @@ type OpenRequest struct {
 	UID          uint32        // who may connect, besides root and the daemon
 	TTL          time.Duration // 0 is for ever
 	Key          string        // idempotency key; see Open
+	Limits       limit.Limits  // how fast the volume may be used
 }
 
 func (r *OpenRequest) check() error {
@@ -63,13 +65,13 @@ func (r *OpenRequest) check() error {
 	case r.TTL < 0 || r.TTL > 0 && r.TTL < time.Second:
 		return invalid(r.TTL.String(), "a time to live of %v is too short: a second is the least", r.TTL)
 	}
-	return nil
+	return checkLimits(r.Limits)
 }
 
 // same reports whether l is what r asks for.
 func (r OpenRequest) same(l lease.Lease) bool {
 	return r.SizeBytes == l.SizeBytes && r.Tenant == l.Tenant && r.Drive == l.Drive && r.LogicalBlock == l.LogicalBlock &&
-		r.UID == l.UID && r.TTL == l.TTL
+		r.UID == l.UID && r.TTL == l.TTL && r.Limits == l.OpenLimits
 }
 
 // Open opens a lease and returns when it is open. With an idempotency key, a
@@ -145,7 +147,7 @@ func (n *Node) admit(req OpenRequest) (e *entry, done lease.Lease, err error) {
 	now := n.cfg.Clock().UTC().Round(0)
 	l := lease.Lease{
 		ID: id, Tenant: req.Tenant, SizeBytes: req.SizeBytes, LogicalBlock: req.LogicalBlock, UID: req.UID,
-		Pieces: pieces, Slot: slot, Key: req.Key, Drive: req.Drive, TTL: req.TTL, OpenedAt: now,
+		Pieces: pieces, Slot: slot, Key: req.Key, Drive: req.Drive, TTL: req.TTL, Limits: req.Limits, OpenLimits: req.Limits, OpenedAt: now,
 		Origin: lease.Origin{BootID: n.hello.BootID, KeeperID: n.hello.KeeperID, EngineID: n.hello.EngineID, Generation: n.hello.Generation},
 		State:  lease.Opening, Space: lease.Held,
 	}
@@ -193,7 +195,7 @@ func (n *Node) taking() error {
 		return &Error{Kind: Unavailable, Text: "the journal cannot be written, so leases can only be closed", Err: n.unwritable(),
 			Next: journalNext}
 	case !n.ready:
-		return &Error{Kind: Recovering, Text: "the daemon is recovering from a restart", Next: "try again in a moment"}
+		return errRecovering
 	}
 	for id := range n.strangers {
 		return &Error{Kind: Unavailable, Object: id,
@@ -274,7 +276,7 @@ func (n *Node) finishOpen(e *entry) {
 	}
 	// Not bound to the caller's patience: E1 and E2 hold for calls that have ended.
 	opened, err := n.cfg.Engine.OpenLease(n.ctx, ipc.LeaseOpenRequest{Lease: l.ID, Slot: l.Slot, SizeBytes: l.SizeBytes,
-		LogicalBlock: l.LogicalBlock, Pieces: l.Pieces, UID: l.UID}, listener)
+		LogicalBlock: l.LogicalBlock, Pieces: l.Pieces, UID: l.UID, Limits: l.Limits}, listener)
 	if cerr := listener.Close(); err == nil {
 		err = cerr
 	}

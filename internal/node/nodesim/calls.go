@@ -146,6 +146,21 @@ func (e *Engine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listen
 	})
 }
 
+func (e *Engine) LimitLease(ctx context.Context, req ipc.LeaseLimitRequest) error {
+	_, err := call(ctx, e, "engine LimitLease", func() (struct{}, error) {
+		v := e.leases[req.Lease]
+		switch {
+		case v == nil || v.erasure != nil:
+			return struct{}{}, refuse(ipc.CodeNotFound, "the engine holds no open lease %s", req.Lease)
+		case req.Limits.Check() != nil:
+			e.violated("lease %s: limits %+v: %v", req.Lease, req.Limits, req.Limits.Check())
+		}
+		v.req.Limits = req.Limits
+		return struct{}{}, nil
+	})
+	return err
+}
+
 func (e *Engine) CloseLease(ctx context.Context, id string) (ipc.Erasure, error) {
 	return call(ctx, e, "engine CloseLease", func() (ipc.Erasure, error) {
 		if old, ok := e.ended[id]; ok {
@@ -203,7 +218,7 @@ func (e *Engine) Leases(ctx context.Context) (ipc.LeaseList, error) {
 		var list ipc.LeaseList
 		for _, id := range slices.Sorted(maps.Keys(e.leases)) {
 			v := e.leases[id]
-			list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: id, Slot: v.req.Slot, Erased: v.erasure != nil})
+			list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: id, Slot: v.req.Slot, Erased: v.erasure != nil, Limits: v.req.Limits})
 		}
 		return list, nil
 	})

@@ -8,6 +8,7 @@ import (
 
 	"vacate/internal/extent"
 	"vacate/internal/ipc"
+	"vacate/internal/limit"
 )
 
 // A Disk is a medium: it outlives engines, keepers and boots.
@@ -209,6 +210,19 @@ func (e *Engine) Keys() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Sorted(maps.Keys(e.keys))
+}
+
+// Limits are what the leases that are open are held to.
+func (e *Engine) Limits() map[string]limit.Limits {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := map[string]limit.Limits{}
+	for id, v := range e.leases {
+		if v.erasure == nil {
+			all[id] = v.req.Limits
+		}
+	}
+	return all
 }
 
 func (e *Engine) violated(format string, args ...any) {
