@@ -47,6 +47,7 @@ type Record struct {
 	MapBytes     uint64 // of the map's file: MapBytes(SizeBytes / 4096, its extents)
 	Generation   uint64 // of the engine that wrote this, 1 ≤ Generation
 	UID          uint32 // who may connect to its exports, besides root and the daemon
+	Limits       Limits // how fast the volume may be used
 
 	// CLOCK_BOOTTIME in nanoseconds; 0 is not yet.
 	KeyGeneratedNs int64
@@ -54,6 +55,16 @@ type Record struct {
 	CiphersDoneNs  int64
 	KeyDestroyedNs int64
 }
+
+// Limits are how fast a volume may be used. 0 is no limit; a burst is how much
+// may come at once after a pause, and 0 what a second grants.
+type Limits struct {
+	IOPS, IOPSBurst   uint32 // requests
+	Bytes, BytesBurst uint64 // at most MaxBandwidth
+}
+
+// MaxBandwidth bounds bytes a second, and their burst.
+const MaxBandwidth = 1 << 50
 
 // recordSize is the size of one of the two copies that each slot has.
 const recordSize = 128
@@ -72,7 +83,11 @@ const (
 	recUID          = 80
 	recReserved     = 84 // 4 bytes
 	recCiphersDone  = 88
-	recReservedEnd  = 96
+	recIOPS         = 96
+	recIOPSBurst    = 100
+	recBytes        = 104
+	recBytesBurst   = 112
+	recReservedEnd  = 120 // 4 bytes
 	recCRC          = recordSize - 4
 )
 
@@ -100,6 +115,16 @@ func (r *Record) validate() error {
 	case r.KeyGeneratedNs < 0 || r.GateClosedNs < 0 || r.CiphersDoneNs < 0 || r.KeyDestroyedNs < 0:
 		return fmt.Errorf("negative time: %w", ErrFormat)
 	}
+	return r.Limits.validate()
+}
+
+func (l *Limits) validate() error {
+	switch {
+	case l.IOPS == 0 && l.IOPSBurst != 0 || l.Bytes == 0 && l.BytesBurst != 0:
+		return fmt.Errorf("a burst without a limit: %w", ErrFormat)
+	case l.Bytes > MaxBandwidth || l.BytesBurst > MaxBandwidth:
+		return fmt.Errorf("%d bytes a second, %d at once: %w", l.Bytes, l.BytesBurst, ErrFormat)
+	}
 	return nil
 }
 
@@ -116,6 +141,10 @@ func (r *Record) encode(b []byte) {
 	le.PutUint64(b[recKeyDestroyed:], uint64(r.KeyDestroyedNs))
 	le.PutUint32(b[recUID:], r.UID)
 	le.PutUint64(b[recCiphersDone:], uint64(r.CiphersDoneNs))
+	le.PutUint32(b[recIOPS:], r.Limits.IOPS)
+	le.PutUint32(b[recIOPSBurst:], r.Limits.IOPSBurst)
+	le.PutUint64(b[recBytes:], r.Limits.Bytes)
+	le.PutUint64(b[recBytesBurst:], r.Limits.BytesBurst)
 }
 
 func (r *Record) decode(b []byte) error {
@@ -134,6 +163,10 @@ func (r *Record) decode(b []byte) error {
 		CiphersDoneNs:  int64(le.Uint64(b[recCiphersDone:])),
 		KeyDestroyedNs: int64(le.Uint64(b[recKeyDestroyed:])),
 		UID:            le.Uint32(b[recUID:]),
+		Limits: Limits{
+			IOPS: le.Uint32(b[recIOPS:]), IOPSBurst: le.Uint32(b[recIOPSBurst:]),
+			Bytes: le.Uint64(b[recBytes:]), BytesBurst: le.Uint64(b[recBytesBurst:]),
+		},
 	}
 	copy(r.Lease[:], b[recLease:])
 	return nil

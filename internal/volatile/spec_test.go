@@ -57,6 +57,11 @@ func TestSpecVectors(t *testing.T) {
 		MapBytes: 16384, Generation: 4, KeyGeneratedNs: 1_000_000_001, GateClosedNs: 2_000_000_002,
 		CiphersDoneNs: 2_000_000_003, KeyDestroyedNs: 2_000_000_004, UID: 1000,
 	})
+	checkCopy(t, check, "record-limited", recordSize, 8, Record{
+		Lease: testLease, State: StateOpen, LogicalBlock: 512, SizeBytes: 1 << 40,
+		MapBytes: size, Generation: 3, KeyGeneratedNs: 1_000_000_001, UID: 1000,
+		Limits: Limits{IOPS: 5000, IOPSBurst: 60000, Bytes: 200 << 20, BytesBurst: 1 << 30},
+	})
 	checkCopy(t, check, "record-empty", recordSize, 8, Record{})
 	checkCopy(t, check, "drive", driveSize, 5, specDrive)
 	checkCopy(t, check, "drive-empty", driveSize, 6, DriveRecord{})

@@ -42,6 +42,7 @@ func testRecord(n uint64) Record {
 		Lease: LeaseID([]byte("abcdefghijklmn27")), State: StateOpen, LogicalBlock: 512,
 		SizeBytes: n * 4096, MapBytes: uint64(MapBytes(n, 1)), Generation: n, UID: uint32(n),
 		KeyGeneratedNs: int64(n), GateClosedNs: int64(n), CiphersDoneNs: int64(n), KeyDestroyedNs: int64(n),
+		Limits: Limits{IOPS: uint32(n), IOPSBurst: uint32(n), Bytes: n, BytesBurst: n},
 	}
 }
 
@@ -98,6 +99,10 @@ func TestTableRefuses(t *testing.T) {
 		"map":        func(r *Record) { r.MapBytes++ },
 		"generation": func(r *Record) { r.Generation = 0 },
 		"time":       func(r *Record) { r.KeyDestroyedNs = -1 },
+		"burst":      func(r *Record) { r.Limits = Limits{Bytes: 1, IOPSBurst: 1} },
+		"bytes":      func(r *Record) { r.Limits = Limits{IOPS: 1, BytesBurst: 1} },
+		"bandwidth":  func(r *Record) { r.Limits = Limits{Bytes: 1<<50 + 1} },
+		"at once":    func(r *Record) { r.Limits = Limits{Bytes: 1, BytesBurst: 1<<50 + 1} },
 		"empty":      func(r *Record) { r.State = StateEmpty },
 	} {
 		r := testRecord(1)
