@@ -5,10 +5,17 @@ import (
 	"testing"
 )
 
-func BenchmarkEncrypt(b *testing.B) { bench(b, (*Schedule).Encrypt) }
-func BenchmarkDecrypt(b *testing.B) { bench(b, (*Schedule).Decrypt) }
+func BenchmarkEncrypt(b *testing.B) {
+	for _, im := range impls {
+		b.Run(im.name, func(b *testing.B) { bench(b, im.encrypt) })
+	}
+}
 
-func BenchmarkGeneric(b *testing.B) { bench(b, encryptGeneric) }
+func BenchmarkDecrypt(b *testing.B) {
+	for _, im := range impls {
+		b.Run(im.name, func(b *testing.B) { bench(b, im.decrypt) })
+	}
+}
 
 func bench(b *testing.B, f func(s *Schedule, dst, src []byte, unitSize int, first uint64)) {
 	r := newRand(b)

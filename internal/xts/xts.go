@@ -23,18 +23,22 @@
 // # Implementations
 //
 // All write the same schedule and the same ciphertext, bit for bit, and are
-// chosen once, at start ([Implementation]).
+// chosen once, at start, by what the processor has and the system keeps
+// ([Implementation], [Implementations]).
 //
-//   - "aesni" (amd64): eight blocks in flight. It clears the vector registers and
-//     the stack it used before it returns.
+//   - "avx512" (amd64): sixteen blocks in flight in registers of 512 bits.
+//   - "vaes" (amd64): sixteen blocks in flight in registers of 256 bits.
+//   - "aesni" (amd64): eight blocks in flight. Like the other two it clears the
+//     vector registers and the stack it used before it returns.
 //   - "generic" (everywhere; alone with the build tag purego): bitsliced, so
 //     its time and its memory accesses do not depend on key or data. It
 //     clears its working state and overwrites the stack of what it called; what
 //     the Go compiler kept in general registers is out of its reach.
 //
 // A call that faults on its data (SIGBUS on a mapping, with SetPanicOnFault)
-// panics out of the middle and clears nothing. The assembly spills tweaks but
-// never a key; what was in the registers then is in docs/spec/cipher.md.
+// panics out of the middle and clears nothing: [Scrub] does, for whoever recovers.
+// The assembly spills tweaks but never a key; what was in the registers then is in
+// docs/spec/cipher.md.
 package xts
 
 import (
@@ -90,7 +94,7 @@ func (s *Schedule) Expand(key *[KeySize]byte) error {
 		clear(s[:])
 		return ErrWeakKey
 	}
-	expand(s, key)
+	active.expand(s, key)
 	return nil
 }
 
@@ -106,17 +110,14 @@ func (s *Schedule) Expand(key *[KeySize]byte) error {
 //   - s was expanded and is not wiped
 func (s *Schedule) Encrypt(dst, src []byte, unitSize int, first uint64) {
 	s.check(dst, src, unitSize, first)
-	encrypt(s, dst, src, unitSize, first)
+	active.encrypt(s, dst, src, unitSize, first)
 }
 
 // Decrypt is the inverse of Encrypt, and requires the same.
 func (s *Schedule) Decrypt(dst, src []byte, unitSize int, first uint64) {
 	s.check(dst, src, unitSize, first)
-	decrypt(s, dst, src, unitSize, first)
+	active.decrypt(s, dst, src, unitSize, first)
 }
-
-// Implementation names the code that runs on this machine: "aesni" or "generic".
-func Implementation() string { return implementation() }
 
 // check panics unless a call is as Encrypt requires. The kernels rely on it.
 func (s *Schedule) check(dst, src []byte, unitSize int, first uint64) {

@@ -2,75 +2,56 @@
 
 package xts
 
-import "golang.org/x/sys/cpu"
-
-// A kernel is one way to compute. Calls go through a switch: a func value would
-// make the arguments escape to the heap.
-type kernel uint8
-
-const (
-	kernelGeneric kernel = iota
-	kernelAESNI
-)
-
-// active is set once, before main.
-var active = choose()
-
-func choose() kernel {
-	switch {
-	case cpu.X86.HasAES: // implies SSE2, all that the kernel needs besides
-		return kernelAESNI
-	default:
-		return kernelGeneric
-	}
-}
-
-func implementation() string {
-	switch active {
-	case kernelAESNI:
-		return "aesni"
-	default:
-		return "generic"
-	}
-}
-
 // maxCall is how much data one call of the assembly handles, in bytes: a thread
 // in assembly can not be stopped, and all others would wait for it when the
-// collector stops the world. It is some ten microseconds. A single data unit that
-// is longer is not split.
+// collector stops the world. It is some microseconds. A single data unit that is
+// longer is not split.
 const maxCall = 64 << 10
 
-func expand(s *Schedule, key *[KeySize]byte) {
-	switch active {
-	case kernelAESNI:
-		expandAESNI(s, key)
-	default:
+func (k kernel) expand(s *Schedule, key *[KeySize]byte) {
+	if k == kernelGeneric {
 		expandGeneric(s, key)
+		return
 	}
+	expandAESNI(s, key)
 }
 
-func encrypt(s *Schedule, dst, src []byte, unitSize int, first uint64) {
-	if active == kernelGeneric {
+func (k kernel) encrypt(s *Schedule, dst, src []byte, unitSize int, first uint64) {
+	if k == kernelGeneric {
 		encryptGeneric(s, dst, src, unitSize, first)
 		return
 	}
 	for blocks := unitSize / blockSize; len(src) > 0; {
 		units := min(len(src)/unitSize, max(1, maxCall/unitSize))
 		n := units * unitSize
-		encryptAESNI(s, &dst[0], &src[0], blocks, units, first)
+		switch k {
+		case kernelAVX512:
+			encryptAVX512(s, &dst[0], &src[0], blocks, units, first)
+		case kernelVAES:
+			encryptVAES(s, &dst[0], &src[0], blocks, units, first)
+		default:
+			encryptAESNI(s, &dst[0], &src[0], blocks, units, first)
+		}
 		dst, src, first = dst[n:], src[n:], first+uint64(units)
 	}
 }
 
-func decrypt(s *Schedule, dst, src []byte, unitSize int, first uint64) {
-	if active == kernelGeneric {
+func (k kernel) decrypt(s *Schedule, dst, src []byte, unitSize int, first uint64) {
+	if k == kernelGeneric {
 		decryptGeneric(s, dst, src, unitSize, first)
 		return
 	}
 	for blocks := unitSize / blockSize; len(src) > 0; {
 		units := min(len(src)/unitSize, max(1, maxCall/unitSize))
 		n := units * unitSize
-		decryptAESNI(s, &dst[0], &src[0], blocks, units, first)
+		switch k {
+		case kernelAVX512:
+			decryptAVX512(s, &dst[0], &src[0], blocks, units, first)
+		case kernelVAES:
+			decryptVAES(s, &dst[0], &src[0], blocks, units, first)
+		default:
+			decryptAESNI(s, &dst[0], &src[0], blocks, units, first)
+		}
 		dst, src, first = dst[n:], src[n:], first+uint64(units)
 	}
 }
@@ -90,3 +71,17 @@ func encryptAESNI(s *Schedule, dst, src *byte, blocks, units int, first uint64)
 //
 //go:noescape
 func decryptAESNI(s *Schedule, dst, src *byte, blocks, units int, first uint64)
+
+// The following do the same in wider registers (_asm/main.go has their flow).
+
+//go:noescape
+func encryptVAES(s *Schedule, dst, src *byte, blocks, units int, first uint64)
+
+//go:noescape
+func decryptVAES(s *Schedule, dst, src *byte, blocks, units int, first uint64)
+
+//go:noescape
+func encryptAVX512(s *Schedule, dst, src *byte, blocks, units int, first uint64)
+
+//go:noescape
+func decryptAVX512(s *Schedule, dst, src *byte, blocks, units int, first uint64)

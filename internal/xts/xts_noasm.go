@@ -2,14 +2,16 @@
 
 package xts
 
-func implementation() string { return "generic" }
+func kernels() []kernel { return []kernel{kernelGeneric} }
 
-func expand(s *Schedule, key *[KeySize]byte) { expandGeneric(s, key) }
+func (kernel) expand(s *Schedule, key *[KeySize]byte) { expandGeneric(s, key) }
 
-func encrypt(s *Schedule, dst, src []byte, unitSize int, first uint64) {
+func (kernel) encrypt(s *Schedule, dst, src []byte, unitSize int, first uint64) {
 	encryptGeneric(s, dst, src, unitSize, first)
 }
 
-func decrypt(s *Schedule, dst, src []byte, unitSize int, first uint64) {
+func (kernel) decrypt(s *Schedule, dst, src []byte, unitSize int, first uint64) {
 	decryptGeneric(s, dst, src, unitSize, first)
 }
+
+func clearVectors() {}
