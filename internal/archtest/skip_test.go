@@ -26,6 +26,7 @@ var skips = map[string]string{
 	"test/e2e/state_test.go":            "needs root, to mount; fails without where CI is set",
 	"internal/server/admin_test.go":     "its last part calls as another user: only root may",
 	"internal/server/server_test.go":    "its last part calls as another user: only root may",
+	"internal/sys/attribute_test.go":    "needs root and the loop driver, to take a device away; test/vm does so with a drive",
 	"internal/volatile/keys_test.go":    "a kernel without memfd_secret; any other reason to lack it fails",
 }
 

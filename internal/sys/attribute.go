@@ -1,0 +1,37 @@
+package sys
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// OpenAttribute opens a file of sysfs to see later, by [Vanished], whether the
+// kernel has taken it away. Close it with [CloseFD].
+func OpenAttribute(path string) (int, error) {
+	fd, err := OpenStorage(path, 0)
+	if err != nil {
+		return -1, err
+	}
+	// Until it was read once, poll(2) says that it has news (kernfs_generic_poll).
+	if _, errno := Pread(fd, make([]byte, 64), 0); errno != 0 {
+		_ = CloseFD(fd) // nothing was done with it
+		return -1, fmt.Errorf("reading %s: %w", path, os.NewSyscallError("pread", errno))
+	}
+	return fd, nil
+}
+
+// Vanished reports whether the kernel has taken away the file of sysfs that fd
+// was opened from: one of the same name that came later is another. It takes a
+// system call that waits for nothing, and no lock (kernfs_fop_poll answers
+// POLLERR for a file that is not active any more).
+func Vanished(fd int) bool {
+	p := unix.PollFd{Fd: int32(fd)}
+	var now unix.Timespec
+	_, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	// Of a call that failed, nothing is known; EINTR comes only after waiting.
+	return errno != 0 && errno != syscall.EINTR || p.Revents&(unix.POLLERR|unix.POLLNVAL) != 0
+}

@@ -1,0 +1,77 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestAttributeStays(t *testing.T) {
+	fd, err := OpenAttribute("/sys/kernel/mm/transparent_hugepage/enabled")
+	if errors.Is(err, fs.ErrNotExist) {
+		fd, err = OpenAttribute("/sys/kernel/notes")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if Vanished(fd) {
+		t.Error("a file that is there has vanished")
+	}
+	if n := testing.AllocsPerRun(100, func() { Vanished(fd) }); n != 0 {
+		t.Errorf("looking allocates %v times", n)
+	}
+	if err := CloseFD(fd); err != nil {
+		t.Fatal(err)
+	}
+	if !Vanished(fd) {
+		t.Error("a descriptor that is closed vouches for a file")
+	}
+	if _, err := OpenAttribute(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("opening what is not there: %v", err)
+	}
+}
+
+// TestAttributeVanishes takes a device away: a loop device, which has nothing to
+// do with any other.
+func TestAttributeVanishes(t *testing.T) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("no loop device can be made: %v", err) // test/vm does the same with a drive
+	}
+	defer control.Close()
+	const number = 977
+	add := func() {
+		t.Helper()
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), unix.LOOP_CTL_ADD, number); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	remove := func() {
+		t.Helper()
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), unix.LOOP_CTL_REMOVE, number); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	path := fmt.Sprintf("/sys/block/loop%d/size", number)
+	add()
+	fd, err := OpenAttribute(path)
+	if err != nil {
+		remove()
+		t.Fatal(err)
+	}
+	defer CloseFD(fd) //nolint:errcheck // a test's
+	before := Vanished(fd)
+	remove()
+	after := Vanished(fd)
+	add() // again, under the same name
+	back := Vanished(fd)
+	remove()
+	if before || !after || !back {
+		t.Errorf("vanished: %v while it was there, %v when it was gone, %v when another had its name", before, after, back)
+	}
+}
