@@ -3,6 +3,8 @@ package volume
 import (
 	"errors"
 	"fmt"
+
+	"vacate/internal/sys"
 )
 
 // Limits bound what a volume's clients may ask for, over all its queues. Reads
@@ -28,10 +30,23 @@ func (l Limits) Validate() error {
 	return errors.Join(errs...)
 }
 
-// SetLimits changes the limits, also for requests that wait already. A burst
-// without its rate means nothing. It may be called from any goroutine, at any
-// time.
-func (v *Volume) SetLimits(l Limits) { v.limits.Store(&l) }
+// SetLimits changes the limits, also for requests that wait already. What was
+// used of the burst stays used. A burst without its rate means nothing. It may
+// be called from any goroutine, at any time.
+func (v *Volume) SetLimits(l Limits) {
+	v.mu.Lock()
+	old := v.limiter.Load()
+	if old == nil || old.limits != l {
+		v.limiter.Store(newLimiter(l, old, sys.MonotonicNs()))
+	}
+	v.mu.Unlock()
+	v.excl.ring() // who waits until it is due has to look
+}
 
 // Limits returns the limits. It may be called from any goroutine, at any time.
-func (v *Volume) Limits() Limits { return *v.limits.Load() }
+func (v *Volume) Limits() Limits {
+	if l := v.limiter.Load(); l != nil {
+		return l.limits
+	}
+	return Limits{}
+}

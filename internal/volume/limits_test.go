@@ -1,8 +1,15 @@
 package volume_test
 
 import (
+	"slices"
+	"syscall"
 	"testing"
+	"time"
 
+	"vacate/internal/blk"
+	"vacate/internal/blk/blktest"
+	"vacate/internal/sim"
+	"vacate/internal/sys"
 	"vacate/internal/volume"
 )
 
@@ -12,10 +19,11 @@ func TestLimitsAreKept(t *testing.T) {
 	if got := v.Limits(); got != first {
 		t.Errorf("%+v, want %+v", got, first)
 	}
-	second := volume.Limits{Bytes: 1 << 30}
-	v.SetLimits(second)
-	if got := v.Limits(); got != second {
-		t.Errorf("%+v, want %+v", got, second)
+	for _, l := range []volume.Limits{{Bytes: 1 << 30}, {}, {IOPS: 1, Bytes: 2, BytesBurst: 3}} {
+		v.SetLimits(l)
+		if got := v.Limits(); got != l {
+			t.Errorf("%+v, want %+v", got, l)
+		}
 	}
 }
 
@@ -36,5 +44,241 @@ func TestLimitsValidate(t *testing.T) {
 		if err := (volume.Config{Limits: tt.l}).Validate(); (err == nil) != tt.good {
 			t.Errorf("as a Config %+v: %v", tt.l, err)
 		}
+	}
+}
+
+// A client keeps requests in flight on a queue of a volume: each that completes
+// is submitted again, until it stops.
+type client struct {
+	q     blk.Queue
+	rs    []blk.Request
+	again []*blk.Request // completed, to be submitted
+	done  int
+}
+
+func newClient(t *testing.T, v *volume.Volume, op blk.Op, length int64, depth int) *client {
+	t.Helper()
+	c := &client{q: mustQueue(t, v, depth), rs: make([]blk.Request, depth)}
+	for i := range c.rs {
+		c.rs[i] = blk.Request{Op: op, Len: length, Done: c}
+		if op == blk.OpRead || op == blk.OpWrite {
+			c.rs[i].Buf = make([]byte, length)
+		}
+		c.again = append(c.again, &c.rs[i])
+	}
+	return c
+}
+
+func (c *client) Complete(r *blk.Request) {
+	c.done++
+	c.again = append(c.again, r)
+}
+
+func (c *client) submit() {
+	batch := slices.Clone(c.again)
+	c.again = c.again[:0]
+	c.q.Submit(batch)
+}
+
+// run works for a time, and waits in Reap, or as Pending says.
+func (c *client) run(t *testing.T, d time.Duration, pending bool) {
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		c.submit()
+		if !pending {
+			c.q.Reap(true)
+			continue
+		}
+		if before := c.done; c.q.Reap(false) == 0 && c.done == before && len(c.again) == 0 {
+			var w blk.Wait
+			blk.Pending(c.q, &w)
+			if w.Blind || len(w.FDs) != 0 || w.Due == 0 {
+				t.Errorf("a queue over its limit waits for %+v, want a time only", w)
+				return
+			}
+			time.Sleep(time.Duration(w.Due - sys.MonotonicNs()))
+		}
+	}
+}
+
+// finish lifts the limits, and waits for what is in flight.
+func (c *client) finish(t *testing.T, v *volume.Volume) {
+	t.Helper()
+	v.SetLimits(volume.Limits{})
+	for len(c.again) < len(c.rs) {
+		c.q.Reap(true)
+	}
+	for i := range c.rs {
+		if errno := c.rs[i].Errno; errno != 0 {
+			t.Error(errno)
+		}
+	}
+	closeAll(t, c.q)
+}
+
+// A limited is limits, what a client asks for, and what it then gets.
+type limited struct {
+	name   string
+	limits volume.Limits
+	op     blk.Op
+	length int64
+	depth  int
+	burst  float64 // requests
+	rate   float64 // requests a second
+}
+
+// TestLimitsHold: what is done is what the limits allow: the burst, and then the
+// rate, however the owner waits. A busy machine may take time away from us,
+// and never lets more through.
+func TestLimitsHold(t *testing.T) {
+	for _, tt := range []limited{
+		{"requests", volume.Limits{IOPS: 5000, IOPSBurst: 1}, blk.OpRead, 4096, 8, 1, 5000},
+		{"with a burst", volume.Limits{IOPS: 2000, IOPSBurst: 3000}, blk.OpRead, 4096, 8, 3000, 2000},
+		{"at depth 1", volume.Limits{IOPS: 1000, IOPSBurst: 5}, blk.OpWrite, 4096, 1, 5, 1000},
+		{"bytes", volume.Limits{Bytes: 20 << 20, BytesBurst: 1 << 20}, blk.OpWrite, 4096, 4, 256, 5120},
+		{"long requests", volume.Limits{Bytes: 100 << 20, BytesBurst: 4096}, blk.OpRead, blk.MaxTransfer, 4, 1, 400},
+		{"both", volume.Limits{IOPS: 1000, IOPSBurst: 10, Bytes: 1 << 20, BytesBurst: 4096}, blk.OpRead, 4096, 4, 1, 256},
+		{"discards have no bytes", volume.Limits{IOPS: 5000, IOPSBurst: 10, Bytes: 4096, BytesBurst: 4096}, blk.OpDiscard, 4096, 4, 10, 5000},
+	} {
+		for _, pending := range []bool{false, true} {
+			t.Run(tt.name, func(t *testing.T) {
+				share := 0.0
+				for try := 0; share < 0.9; try++ {
+					if try == 10 {
+						t.Fatalf("%.3f of the limit, at best of %d tries", share, try)
+					}
+					share = max(share, tt.run(t, 150*time.Millisecond, pending))
+				}
+			})
+		}
+	}
+}
+
+// run returns how much of its limits a client has had.
+func (tt *limited) run(t *testing.T, d time.Duration, pending bool) float64 {
+	v := newLease(t, newRAM(4<<20), 1).Volume
+	c := newClient(t, v, tt.op, tt.length, tt.depth)
+	v.SetLimits(tt.limits)
+	began := time.Now()
+	c.run(t, d, pending)
+	most, done := tt.burst+tt.rate*time.Since(began).Seconds(), float64(c.done)
+	if done > most+1+slackOf(tt.rate) {
+		t.Errorf("%v requests, want at most %.0f", done, most)
+	}
+	c.finish(t, v)
+	return done / most
+}
+
+// TestLimitsLeaveFlushes: a flush waits for no limit, if nothing before it does.
+func TestLimitsLeaveFlushes(t *testing.T) {
+	v := newLease(t, newRAM(4<<20), 1).Volume
+	c := newClient(t, v, blk.OpFlush, 0, 4)
+	v.SetLimits(volume.Limits{IOPS: 1, IOPSBurst: 1, Bytes: 1, BytesBurst: 1})
+	for range 100 {
+		c.submit()
+	}
+	if c.done != 400 {
+		t.Errorf("%d of 400 flushes", c.done)
+	}
+	c.finish(t, v)
+}
+
+// slackOf is what a queue may catch up with, in requests.
+func slackOf(rate float64) float64 { return rate * 0.010 }
+
+// TestLimitsAreShared: two queues of a volume have its limit together, and about
+// half of it each.
+func TestLimitsAreShared(t *testing.T) {
+	v := newLease(t, newRAM(4<<20), 1).Volume
+	one, two := newClient(t, v, blk.OpRead, 4096, 16), newClient(t, v, blk.OpRead, 64<<10, 2)
+	v.SetLimits(volume.Limits{IOPS: 4000, IOPSBurst: 1})
+	began := time.Now()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		two.run(t, 500*time.Millisecond, true)
+	}()
+	one.run(t, 500*time.Millisecond, true)
+	<-ended
+	took := time.Since(began).Seconds()
+	if sum := float64(one.done + two.done); sum > 4000*(took+0.020)+20 {
+		t.Errorf("%v requests in %.3f s", sum, took)
+	}
+	if one.done < two.done/2 || two.done < one.done/2 {
+		t.Errorf("%d requests on one queue, %d on the other", one.done, two.done)
+	}
+	one.finish(t, v)
+	two.finish(t, v)
+}
+
+// TestLimitsChangeWhileWaiting: who waits in Reap for a time that is far away is
+// woken when the limits are lifted.
+func TestLimitsChangeWhileWaiting(t *testing.T) {
+	v := newLease(t, newRAM(4<<20), 1).Volume
+	v.SetLimits(volume.Limits{Bytes: 1, BytesBurst: 1})
+	c := newClient(t, v, blk.OpRead, blk.BlockSize, 3)
+	c.submit()
+	c.q.Reap(false)
+	if c.done != 1 {
+		t.Fatalf("%d requests done, want the first", c.done)
+	}
+	time.AfterFunc(5*time.Millisecond, func() { v.SetLimits(volume.Limits{Bytes: 1 << 40}) })
+	began := time.Now()
+	for c.done < 3 {
+		c.q.Reap(true)
+	}
+	if took := time.Since(began); took < 4*time.Millisecond || took > 10*time.Second {
+		t.Errorf("the wait ended after %v", took)
+	}
+	closeAll(t, c.q)
+}
+
+// TestL1ShutWhileLimited: what waits for its time when the gate is shut is never
+// started, nobody waits for it, and who waits in Reap is woken.
+func TestL1ShutWhileLimited(t *testing.T) {
+	d := &counting{Device: newRAM(4 << 20)}
+	l := newLease(t, d, 1)
+	l.SetLimits(volume.Limits{IOPS: 1, IOPSBurst: 1})
+	c := newClient(t, l.Volume, blk.OpWrite, blk.BlockSize, 3)
+	for i := range c.rs {
+		c.rs[i].Off = int64(i) * blk.BlockSize
+	}
+	began := time.Now()
+	c.submit()
+	c.q.Reap(false)
+	if c.done != 1 || d.ops.Load() != 1 {
+		t.Fatalf("%d requests done, %d operations below, want the first", c.done, d.ops.Load())
+	}
+	time.AfterFunc(5*time.Millisecond, l.Shut)
+	for c.done < 3 {
+		c.q.Reap(true)
+	}
+	if took := time.Since(began); took > 900*time.Millisecond {
+		t.Errorf("the wait ended after %v", took)
+	}
+	if !drained(l.Volume) || d.ops.Load() != 1 {
+		t.Errorf("L1: drained: %v, %d operations below, want true and 1", drained(l.Volume), d.ops.Load())
+	}
+	for i := range c.rs[1:] {
+		if errno := c.rs[1+i].Errno; errno != syscall.ESHUTDOWN {
+			t.Errorf("request %d: %v, want ESHUTDOWN", 1+i, errno)
+		}
+	}
+	closeAll(t, c.q)
+}
+
+// TestConformanceLimited: a volume that makes requests wait breaks no rule.
+func TestConformanceLimited(t *testing.T) {
+	limits := volume.Limits{IOPS: 20_000, IOPSBurst: 1, Bytes: 1 << 30, BytesBurst: 4096}
+	for name, open := range map[string]func() blk.Device{
+		"sim":  func() blk.Device { return sim.New(sim.Config{Size: 4 << 20, Seed: 1, Fill: 0xA7}) },
+		"sync": func() blk.Device { return newRAM(4 << 20) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			blktest.Run(t, func(t *testing.T) blk.Device {
+				l := newLease(t, open(), 1)
+				l.SetLimits(limits)
+				return l
+			})
+		})
 	}
 }

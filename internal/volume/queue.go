@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"vacate/internal/blk"
 	"vacate/internal/mem"
 	"vacate/internal/plant"
+	"vacate/internal/sys"
 )
 
 // bouncePages bounds the pages of a queue: an op holds at most two, so eight
@@ -15,8 +17,8 @@ import (
 const bouncePages = 16
 
 // A queue is one goroutine's way into a volume. Its wait points are that of the
-// queue below and, when all that is left waits for other queues' requests,
-// exclusion.sleep.
+// queue below and, when all that is left waits for other queues' requests or for
+// a time, exclusion.sleep.
 //
 // Invariants:
 //
@@ -37,6 +39,13 @@ type queue struct {
 	free  []*op
 	line  []*op // wait for their turn, oldest first
 	count counters
+
+	// Of the oldest request in the backlog; see pay.
+	payer    *limiter    // where it has reserved its share, or nil
+	reserved int64       // when it is due there, CLOCK_MONOTONIC in ns
+	due      int64       // reserved, if it waits for that time; else 0
+	late     bool        // it has stood behind one that waited
+	alarm    *time.Timer // rings the bell at due; nil until it is needed
 
 	delivered int // completions since the queue was made
 }
@@ -87,6 +96,9 @@ func (q *queue) Close() error {
 	if q.backlog.Len() > 0 || len(q.free) < len(q.ops) {
 		panic("volume: queue closed with requests in flight")
 	}
+	if q.alarm != nil {
+		q.alarm.Stop()
+	}
 	q.v.excl.part(q.flights)
 	q.v.gates.Drop(q.gate)
 	q.v.mu.Lock()
@@ -105,8 +117,8 @@ func (q *queue) Submit(batch []*blk.Request) {
 }
 
 // Reap delivers completions. With wait it blocks below as long as something of
-// this queue is in flight there; a request whose turn comes meanwhile is started
-// after that.
+// this queue is in flight there; a request whose turn or time comes meanwhile is
+// started after that.
 func (q *queue) Reap(wait bool) int {
 	before := q.delivered
 	for {
@@ -116,7 +128,7 @@ func (q *queue) Reap(wait bool) int {
 			break
 		}
 		if q.feed.InFlight() == 0 {
-			if len(q.line) == 0 {
+			if len(q.line) == 0 && q.due == 0 {
 				break
 			}
 			q.sleep()
@@ -125,19 +137,49 @@ func (q *queue) Reap(wait bool) int {
 	return q.delivered - before
 }
 
-// sleep waits for other queues, unless a last look shows that there is no need.
+// sleep waits for other queues or until the backlog is due, unless a last look
+// shows that there is no need.
 func (q *queue) sleep() {
 	x, before := &q.v.excl, q.delivered
 	since := x.drowse()
 	q.feed.Run(q)
 	if q.delivered == before && q.feed.InFlight() == 0 {
+		if q.due != 0 {
+			q.wakeMe(time.Duration(q.due - sys.MonotonicNs()))
+		}
 		x.sleep(since)
 	}
 	x.wake()
 }
 
+// wakeMe has the bell rung after d.
+func (q *queue) wakeMe(d time.Duration) {
+	if q.alarm == nil {
+		q.alarm = time.AfterFunc(d, q.v.excl.ring)
+	} else {
+		q.alarm.Reset(d)
+	}
+}
+
+// glance is the longest that Pending lets an owner wait for the backlog to be
+// due, in ns: new limits, and the end of the lease, are seen by then.
+const glance = 20e6
+
+// Pending implements [blk.Waiter]. Only Reap(true) waits for other queues.
+func (q *queue) Pending(w *blk.Wait) {
+	if q.feed.InFlight() > 0 {
+		blk.Pending(q.below, w)
+	}
+	if len(q.line) > 0 {
+		w.Blind = true
+	}
+	if q.due != 0 {
+		w.Until(min(q.due, sys.MonotonicNs()+glance))
+	}
+}
+
 // Fill starts the ops whose turn it is, and then what is in the backlog, oldest
-// first, until pages run out.
+// first, until pages run out or the limits are reached.
 func (q *queue) Fill() {
 	if len(q.line) > 0 {
 		q.advance()
@@ -166,7 +208,8 @@ func (q *queue) advance() {
 	q.line = rest
 }
 
-// start begins r. It reports false when there are no pages for its edges.
+// start begins r. It reports false when there are no pages for its edges, or it
+// is over the limits.
 func (q *queue) start(r *blk.Request) bool {
 	if !r.InRange(q.size) {
 		q.refuse(r, syscall.EINVAL)
@@ -178,6 +221,9 @@ func (q *queue) start(r *blk.Request) bool {
 		if p = cut(r.Off, r.Len); p.count > q.pages.Free() {
 			return false
 		}
+	}
+	if (q.due != 0 || q.v.limiter.Load() != nil) && !q.pay(r) {
+		return false
 	}
 	admitted := q.gate.Enter()
 	if !admitted && !plant.Is(plant.GateSkipped) {

@@ -4,7 +4,7 @@
 // # How a request moves
 //
 //  1. Submit puts it at the end of the queue's backlog. The oldest is started
-//     when it can be: bounds, then the gate.
+//     when it can be: bounds, the limits, then the gate.
 //  2. A request in whole blocks becomes one child. It publishes the blocks that
 //     it covers, sees that nothing excludes it, and goes down: no lock, no
 //     allocation.
@@ -26,6 +26,8 @@
 //	V3: of a request that is cut into several parts and fails, N is 0: an
 //	    unknown part of it was carried out.
 //	V4: a bounce page is cleared when its request ends (L3).
+//	V5: a request that is over the limits waits at the head of its queue's backlog,
+//	    outside of the gate: closing waits for no limit.
 package volume
 
 import (
@@ -69,7 +71,7 @@ type Volume struct {
 	gates *blk.Gates
 	excl  exclusion
 
-	limits atomic.Pointer[Limits] // never nil
+	limiter atomic.Pointer[limiter] // nil: nothing is limited; stored under mu
 
 	mu     sync.Mutex
 	queues map[*queue]struct{}
@@ -115,7 +117,7 @@ func (v *Volume) Geometry() blk.Geometry { return v.geo }
 // again.
 func (v *Volume) Shut() {
 	v.gates.Shut()
-	v.excl.ring() // who waits for its turn has to look
+	v.excl.ring() // who waits for its turn, or until it is due, has to look
 }
 
 // Drained is closed when Shut has been called and every admitted request has
