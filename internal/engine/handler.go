@@ -25,6 +25,8 @@ func (e *Engine) Handle(ctx context.Context, method string, body []byte, file *o
 		return call(body, func(req *ipc.DriveCloseRequest) (*ipc.Empty, error) { return e.closeDrive(ctx, req) })
 	case ipc.MethodLeaseOpen:
 		return call(body, func(req *ipc.LeaseOpenRequest) (*ipc.LeaseOpened, error) { return e.openLease(req, file) })
+	case ipc.MethodLeaseLimit:
+		return call(body, func(req *ipc.LeaseLimitRequest) (*ipc.Empty, error) { return e.limitLease(req) })
 	case ipc.MethodLeaseClose:
 		return call(body, func(ref *ipc.LeaseRef) (*ipc.Erasure, error) { return e.closeLease(ref.Lease) })
 	case ipc.MethodLeaseDrain:
@@ -69,7 +71,7 @@ func (e *Engine) list() *ipc.LeaseList {
 	list := &ipc.LeaseList{Leases: []ipc.LeaseStatus{}}
 	for _, t := range e.tenancies() {
 		t.mu.Lock()
-		list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: t.id, Slot: t.slot, Erased: t.erasure != nil})
+		list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: t.id, Slot: t.slot, Erased: t.erasure != nil, Limits: fromRecord(t.rec.Limits)})
 		t.mu.Unlock()
 	}
 	return list

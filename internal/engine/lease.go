@@ -61,7 +61,7 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.L
 		rec: volatile.Record{
 			Lease: lease, LogicalBlock: uint32(req.LogicalBlock),
 			SizeBytes: uint64(req.SizeBytes), MapBytes: uint64(volatile.MapBytes(uint64(req.SizeBytes)/blk.BlockSize, len(req.Pieces))),
-			UID: req.UID,
+			UID: req.UID, Limits: toRecord(req.Limits),
 		},
 	}
 	close(t.fenced) // its drives are open
@@ -151,7 +151,7 @@ func (e *Engine) note(t *tenancy, s volatile.State) error {
 // build stacks the layers of t.
 func (e *Engine) build(t *tenancy, space []drive.SpanPiece, sched *xts.Schedule) (*path, error) {
 	return build(layers{
-		size: t.size, logical: int(t.rec.LogicalBlock), space: space, key: sched, lock: e.cfg.Lock,
+		size: t.size, logical: int(t.rec.LogicalBlock), limits: toVolume(t.rec.Limits), space: space, key: sched, lock: e.cfg.Lock,
 		bits: blockmap.Bits{Words: t.bits.Words(), Summary: t.bits.Summary(), Blocks: t.bits.Blocks()},
 	})
 }
@@ -187,6 +187,8 @@ func checkLease(req *ipc.LeaseOpenRequest, listener *os.File) error {
 		return invalid("lease %s: size %d is not a multiple of %d up to 2^62", req.Lease, req.SizeBytes, blk.BlockSize)
 	case req.LogicalBlock != 512 && req.LogicalBlock != 4096:
 		return invalid("lease %s: logical blocks of %d bytes, want 512 or 4096", req.Lease, req.LogicalBlock)
+	case req.Limits.Check() != nil:
+		return invalid("lease %s: %v", req.Lease, req.Limits.Check())
 	case len(req.Pieces) > volatile.MaxExtents:
 		return invalid("lease %s: %d pieces, at most %d can be remembered: free larger runs of extents first", req.Lease, len(req.Pieces), volatile.MaxExtents)
 	}

@@ -26,6 +26,7 @@ type path struct {
 type layers struct {
 	size    int64 // bytes
 	logical int   // bytes: 512 or 4096
+	limits  volume.Limits
 	space   []drive.SpanPiece
 	key     *xts.Schedule
 	bits    blockmap.Bits
@@ -42,7 +43,7 @@ func build(l layers) (*path, error) {
 	}
 	cipher := crypt.New(space, l.key, l.lock)
 	blocks := blockmap.New(cipher, l.bits)
-	vol := volume.New(blocks, volume.Config{Size: l.size, Logical: l.logical, Lock: l.lock})
+	vol := volume.New(blocks, volume.Config{Size: l.size, Logical: l.logical, Limits: l.limits, Lock: l.lock})
 	return &path{volume: vol, blocks: blocks, cipher: cipher}, nil
 }
 
