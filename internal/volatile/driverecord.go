@@ -18,6 +18,10 @@ type DriveRecord struct {
 	Epoch        uint64   // that the superblock has, or has not got yet: then it has Epoch-1
 	ForceForward bool     // flushes go to the device whatever it says of its cache
 	Path         string   // 1 ≤ len(Path) ≤ MaxDrivePath, without a zero byte
+	// Watched identifies what a drive with a volatile cache must still be for its
+	// completed writes to be there: one that lost them has another. Zero: flushes
+	// reach the drive, or there is no such cache.
+	Watched [16]byte
 }
 
 // driveSize is the size of one of the two copies that each drive slot has.
@@ -30,7 +34,8 @@ const (
 	drvFlags    = 48
 	drvPathLen  = 52
 	drvPath     = 56
-	drvReserved = drvPath + MaxDrivePath
+	drvWatched  = drvPath + MaxDrivePath
+	drvReserved = drvWatched + 16
 	drvCRC      = driveSize - 4
 
 	drvForceForward = 1 // the only flag
@@ -60,13 +65,14 @@ func (r *DriveRecord) encode(b []byte) {
 		le.PutUint32(b[drvFlags:], drvForceForward)
 	}
 	le.PutUint32(b[drvPathLen:], uint32(len(r.Path)))
-	copy(b[drvPath:drvReserved], r.Path)
+	copy(b[drvPath:drvWatched], r.Path)
+	copy(b[drvWatched:drvReserved], r.Watched[:])
 }
 
 func (r *DriveRecord) decode(b []byte) error {
 	le := binary.LittleEndian
 	n, flags := le.Uint32(b[drvPathLen:]), le.Uint32(b[drvFlags:])
-	if n > MaxDrivePath || flags&^drvForceForward != 0 || !allZero(b[drvPath+int(min(n, MaxDrivePath)):drvCRC]) {
+	if n > MaxDrivePath || flags&^drvForceForward != 0 || !allZero(b[drvPath+int(min(n, MaxDrivePath)):drvWatched]) || !allZero(b[drvReserved:drvCRC]) {
 		return fmt.Errorf("a drive with flags %#x and a path of %d bytes, or reserved bytes in use: %w", flags, n, ErrFormat)
 	}
 	copy(r.UUID[:], b[drvUUID:])
@@ -74,5 +80,6 @@ func (r *DriveRecord) decode(b []byte) error {
 	r.Epoch = le.Uint64(b[drvEpoch:])
 	r.ForceForward = flags&drvForceForward != 0
 	r.Path = string(b[drvPath : drvPath+n])
+	copy(r.Watched[:], b[drvWatched:])
 	return nil
 }

@@ -64,6 +64,9 @@ func TestSpecVectors(t *testing.T) {
 	})
 	checkCopy(t, check, "record-empty", recordSize, 8, Record{})
 	checkCopy(t, check, "drive", driveSize, 5, specDrive)
+	checkCopy(t, check, "drive-watched", driveSize, 9, DriveRecord{
+		UUID: upwards(0x30), Node: upwards(0x40), Epoch: 18, Path: "/dev/nvme0n1", Watched: upwards(0x60),
+	})
 	checkCopy(t, check, "drive-empty", driveSize, 6, DriveRecord{})
 
 	var mh [mapHeaderSize]byte

@@ -15,7 +15,7 @@ import (
 func testDrive(n uint64) DriveRecord {
 	return DriveRecord{
 		UUID: [16]byte{1, byte(n), byte(n >> 8)}, Node: [16]byte{2, byte(n)}, Epoch: n, ForceForward: n%2 == 1,
-		Path: "/" + strings.Repeat(string(rune('a'+n%26)), int(n%MaxDrivePath)),
+		Path: "/" + strings.Repeat(string(rune('a'+n%26)), int(n%MaxDrivePath)), Watched: [16]byte{byte(n), 15: byte(n >> 8)},
 	}
 }
 
@@ -288,7 +288,7 @@ func TestReservedBytes(t *testing.T) {
 	})
 	t.Run("drive", func(t *testing.T) {
 		r := testDrive(1)
-		reserved(t, r, driveSize, drvFlags+1, drvFlags+3, drvPath+len(r.Path), drvReserved-1, drvReserved, drvCRC-1)
+		reserved(t, r, driveSize, drvFlags+1, drvFlags+3, drvPath+len(r.Path), drvWatched-1, drvReserved, drvCRC-1)
 	})
 	t.Run("table", func(t *testing.T) {
 		for _, at := range []int{80, tableHeaderSize - 5} {
