@@ -37,7 +37,7 @@ func TestForced(t *testing.T) {
 // the look at the registers could use them for something else.
 func (c *residueCase) assemblyCalls() map[string]func() {
 	blocks, units := c.unit/blockSize, len(c.plain)/c.unit
-	m := make(map[string]func())
+	m := map[string]func(){"clearVectors": clearVectors}
 	for _, k := range usable {
 		enc, dec := encryptAESNI, decryptAESNI
 		switch k {

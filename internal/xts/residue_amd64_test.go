@@ -1,10 +1,15 @@
 package xts
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"runtime"
 	"runtime/debug"
+	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/cpu"
 
 	"vacate/internal/xts/internal/regs"
 )
@@ -52,8 +57,8 @@ func (c *residueCase) calls() map[string]func() {
 
 var pattern = [16]byte{0x5a, 0xc3, 0x96, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0x77}
 
-// residueUnits have groups of eight, tails, both, and neither.
-var residueUnits = []int{16, 7 * 16, 4096, 4096 + 48}
+// residueUnits have groups of eight and of sixteen, tails, both, and neither.
+var residueUnits = []int{16, 7 * 16, 15 * 16, 4096, 4096 + 48}
 
 // quiet keeps the collector and other goroutines away from this thread's registers
 // and this goroutine's stack while a test looks at them.
@@ -66,17 +71,68 @@ func quiet(t *testing.T) {
 	})
 }
 
-// TestRegistersCleared: after each call of the assembly X0 to X15 are zero, and so
-// they are if they were not before.
+// registers are the vector registers of this thread as a test sees them.
+type registers struct {
+	vectors [32][64]byte
+	masks   [8]uint64
+}
+
+// fill puts the pattern into all vector registers that there are but the one that
+// Go keeps zero. read copies them out.
+func (r *registers) fill() {
+	var p [64]byte
+	for i := 0; i < len(p); i += len(pattern) {
+		copy(p[i:], pattern[:])
+	}
+	switch widest() {
+	case 64:
+		regs.FillZ(&p)
+	case 32:
+		regs.FillY(&p)
+	default:
+		regs.Fill(&pattern)
+	}
+}
+
+func (r *registers) read() {
+	switch widest() {
+	case 64:
+		regs.ReadZ(&r.vectors, &r.masks)
+	case 32:
+		regs.ReadY(&r.vectors)
+	default:
+		var x [16][16]byte
+		regs.Read(&x)
+		for i := range x {
+			copy(r.vectors[i][:], x[i][:])
+		}
+	}
+}
+
+// widest is the width of this machine's vector registers in bytes.
+func widest() int {
+	switch {
+	case cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW:
+		return 64
+	case cpu.X86.HasAVX2:
+		return 32
+	default:
+		return 16
+	}
+}
+
+// TestRegistersCleared: after each call of the assembly the vector registers that
+// it may use are zero, in all their bits, and so are its masks.
 func TestRegistersCleared(t *testing.T) {
 	quiet(t)
-	var got [16][16]byte
-
-	regs.Fill(&pattern) // the control: what is left behind is seen
-	regs.Read(&got)
-	for i := range 15 {
-		if got[i] != pattern {
-			t.Fatalf("control: X%d is %x, want the pattern", i, got[i])
+	var got registers
+	got.fill() // the control: what is left behind is seen
+	got.read()
+	for i, x := range got.vectors[:max(16, widest()/2)] {
+		for at := 0; at < widest() && i != 15; at += len(pattern) {
+			if [16]byte(x[at:]) != pattern {
+				t.Fatalf("control: register %d is %x, want the pattern", i, x)
+			}
 		}
 	}
 
@@ -85,12 +141,27 @@ func TestRegistersCleared(t *testing.T) {
 		c := newResidueCase(unit, 9)
 		c.reset(r)
 		for name, f := range c.assemblyCalls() {
-			regs.Fill(&pattern)
+			n, width, masks := 16, 16, 0
+			switch {
+			case strings.HasSuffix(name, "vaes"):
+				width = widest() // VEX clears what lies above, too
+			case strings.HasSuffix(name, "avx512"):
+				n, width, masks = 32, 64, 5
+			case name == "clearVectors":
+				n, width, masks = max(16, widest()/2), widest(), 8
+			}
+			got = registers{}
+			got.fill()
 			f()
-			regs.Read(&got)
-			for i, x := range got {
-				if x != ([16]byte{}) {
-					t.Errorf("%s, unit of %d: X%d is %x, want 0", name, unit, i, x)
+			got.read()
+			for i, x := range got.vectors[:n] {
+				if !bytes.Equal(x[:width], make([]byte, width)) {
+					t.Errorf("%s, unit of %d: register %d is %x, want 0", name, unit, i, x)
+				}
+			}
+			for i, k := range got.masks[:masks] {
+				if k != 0 {
+					t.Errorf("%s, unit of %d: mask %d is %x, want 0", name, unit, i, k)
 				}
 			}
 		}
@@ -134,4 +205,33 @@ func leftOnStack(c *residueCase, r *rand.ChaCha8, f func()) (differ int) {
 		}
 	}
 	return differ
+}
+
+// TestScrub: after a fault in the assembly, and Scrub, the stack below the caller
+// is the same for every key and every plaintext. (TestRegistersCleared has the
+// registers.)
+func TestScrub(t *testing.T) {
+	quiet(t)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func(k kernel) { active = k }(active)
+	page := syscall.Getpagesize()
+	m := guarded(t, 2*page)
+	if err := syscall.Mprotect(m[page:], syscall.PROT_NONE); err != nil {
+		t.Fatal(err)
+	}
+	r := newRand(t)
+	for _, active = range usable {
+		c := newResidueCase(4096, 2)
+		fault := func() {
+			if _, ok := catch(func() { c.s.Encrypt(m, c.plain, c.unit, c.first) }).(error); !ok {
+				t.Fatalf("%v: no fault was reported", active)
+			}
+		}
+		if left := leftOnStack(c, r, fault); left < 16 {
+			t.Errorf("control: %v left %d bytes after a fault, want at least a tweak", active, left)
+		}
+		if left := leftOnStack(c, r, func() { fault(); Scrub() }); left != 0 {
+			t.Errorf("%v: %d bytes that depend on key or data survive Scrub", active, left)
+		}
+	}
 }

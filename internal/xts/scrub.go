@@ -13,14 +13,14 @@ func Scrub() {
 	clearVectors()
 }
 
-// scrubDeep overwrites 8 KiB of stack: the frames from the caller of Encrypt down
-// to the assembly are together less than 2, and those of the panic lay above.
+// scrubDeep overwrites 4 KiB of stack: twice what the calls from Encrypt down to
+// the assembly, or to the depths of the generic code, take.
 //
 //go:noinline
 func scrubDeep() {
-	var b [8 << 10]byte
+	var b [4 << 10]byte
 	touchDeep(&b)
 }
 
 //go:noinline
-func touchDeep(b *[8 << 10]byte) { clear(b[:]) }
+func touchDeep(b *[4 << 10]byte) { clear(b[:]) }
