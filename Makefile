@@ -15,7 +15,7 @@ PUREGO := $(wildcard internal/xts internal/crypt internal/volume internal/engine
 
 .DEFAULT_GOAL := help
 .PHONY: help build run demo test test-packages test-plain test-race test-purego \
-        test-planted test-vm hunts hunts-full fmt lint vuln cross generate generate-check bench cover fuzz clean
+        test-planted test-vm hunts hunts-full fmt lint vuln cross generate generate-check bench bench-peers cover fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ generate: ## regenerate the API's code from its protobuf
 
 generate-check: ## fail when the generated code is not what generate makes
 	@GO='$(GO)' tools/generate-check.sh
+
+bench-peers: test-packages ## measure every row of the table beside peers, about 8 minutes (PEERS="-only 4k-reads -rounds 9")
+	$(GO) run ./test/peers $(PEERS)
 
 bench: build ## measure: time to erasure, to open, memory, reads beside peers
 	$(GO) run ./test/bench

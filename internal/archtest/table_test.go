@@ -37,6 +37,7 @@ const table = `
 	leaf     xts:              golang.org/x/sys/cpu
 	leaf     uring:            sys
 	leaf     nbdclient:
+	leaf     bench:
 	leaf     version:
 
 	# data plane: a request moves down, a completion up
@@ -69,15 +70,16 @@ const table = `
 	public   api/vacate/v1:                  google.golang.org/protobuf
 	public   api/vacate/v1/vacatev1connect:  api/vacate/v1 connectrpc.com/connect
 	public   client:                         api/vacate/v1 api/vacate/v1/vacatev1connect connectrpc.com/connect
-	control  cli:              api/vacate/v1 client config version
+	control  cli:              api/vacate/v1 bench client config version
 	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra github.com/spf13/pflag
 	                           go.yaml.in/yaml/v3 golang.org/x/term google.golang.org/protobuf
 
 	# wiring
 	wiring   scratch:          api/vacate/v1 client
+	wiring   bench/measure:    api/vacate/v1 bench drive nbdclient scratch sys uring version xts
 	wiring   demo:             api/vacate/v1 nbdclient scratch
 	wiring   daemon:           config control engine fail handoff keeper plant sandbox sys version
-	wiring   cmd/vacate:       cli daemon demo
+	wiring   cmd/vacate:       bench bench/measure cli daemon demo
 
 	# tests only
 	test     archtest:

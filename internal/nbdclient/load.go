@@ -48,7 +48,8 @@ type Result struct {
 	Errors     int64 // requests answered with an error
 	FirstError syscall.Errno
 	Elapsed    time.Duration
-	P50, P99   time.Duration // of a request, from sent to seen answered
+	// Of a request, from sent to seen answered.
+	P50, P99, P999 time.Duration
 }
 
 // PerSecond returns the requests answered a second.
@@ -101,7 +102,7 @@ func (l Load) Run(c *Client) (Result, error) {
 		c.broken = err
 		err = fmt.Errorf("NBD load: %w", err)
 	}
-	r.result.P50, r.result.P99 = r.times.quantile(0.50), r.times.quantile(0.99)
+	r.result.P50, r.result.P99, r.result.P999 = r.times.quantile(0.50), r.times.quantile(0.99), r.times.quantile(0.999)
 	return r.result, err
 }
 

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"vacate/internal/nbdclient"
+)
+
+const (
+	exportBytes = 1 << 30 // of each export: all of it is written, and asked for
+	fillStep    = 1 << 20
+)
+
+// A server is an export that runs, and the process that serves it.
+type server struct {
+	target string // socket or URI
+	pid    int
+	stop   func() error
+}
+
+// dial connects, and waits for a server that has just been started.
+func dial(target string, o nbdclient.Options) (c *nbdclient.Client, err error) {
+	for range 250 {
+		if c, err = nbdclient.Dial(target, o); err == nil {
+			return c, nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return nil, err
+}
+
+// fill writes the first n bytes of an export, then reads some of them back: what
+// is measured is a server that keeps what it is given.
+func fill(target string, n int64) error {
+	c, err := dial(target, nbdclient.Options{})
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, fillStep)
+	for i := 0; i < len(buf); i += 8 {
+		binary.LittleEndian.PutUint64(buf[i:], rand.Uint64()|1)
+	}
+	for off := int64(0); off < n && err == nil; off += fillStep {
+		mark(buf, off)
+		_, err = c.WriteAt(buf[:min(fillStep, n-off)], off)
+	}
+	if err == nil {
+		err = c.Flush()
+	}
+	block := make([]byte, 4096)
+	for i := 0; i < 256 && err == nil; i++ {
+		off := rand.Int64N(n/4096) * 4096
+		if _, err = c.ReadAt(block, off); err == nil && binary.LittleEndian.Uint64(block) != uint64(off)|1<<63 {
+			err = fmt.Errorf("at %d it tells something else than what was written there", off)
+		}
+	}
+	return errors.Join(err, c.Close())
+}
+
+// mark puts each block's place into its first 8 bytes.
+func mark(buf []byte, off int64) {
+	for at := 0; at < len(buf); at += 4096 {
+		binary.LittleEndian.PutUint64(buf[at:], uint64(off+int64(at))|1<<63)
+	}
+}
+
+// spawn starts a peer that listens on a socket.
+func spawn(socket string, args ...string) (*server, error) {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting %s: %w (make test-packages installs it)", args[0], err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	return &server{target: socket, pid: cmd.Process.Pid, stop: func() error {
+		select {
+		case err := <-ended:
+			return fmt.Errorf("%s ended on its own: %w", args[0], err)
+		default:
+		}
+		err := cmd.Process.Kill()
+		<-ended
+		return err
+	}}, nil
+}
+
+// sparse makes a file of n bytes.
+func sparse(path string, n int64) error {
+	return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, n))
+}
+
+// qemuRaw is qemu-nbd on a raw file.
+func qemuRaw(dir, name string, more ...string) (*server, error) {
+	image, socket := filepath.Join(dir, name), filepath.Join(dir, name+".sock")
+	if err := sparse(image, exportBytes); err != nil {
+		return nil, err
+	}
+	return spawn(socket, append([]string{"qemu-nbd", "-t", "-e", "8", "-f", "raw", "-k", socket}, append(more, image)...)...)
+}
+
+// createImage makes an image with qemu-img.
+func createImage(args ...string) error {
+	for try := 1; ; try++ {
+		out, err := exec.Command("qemu-img", append([]string{"create", "-q"}, args...)...).CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		// On a busy machine: "Unable to get accurate CPU usage", for the time that
+		// a password takes.
+		if try == 5 {
+			return fmt.Errorf("qemu-img create: %w: %s", err, out)
+		}
+	}
+}
+
+const luksSecret = "secret,id=s,data=bench"
+
+// createLUKS makes an image that QEMU and nbdkit take: AES-256-XTS, plain64.
+func createLUKS(image string) error {
+	return createImage("-f", "luks", "--object", luksSecret, "-o", "key-secret=s,iter-time=10,cipher-alg=aes-256,cipher-mode=xts", image, fmt.Sprint(exportBytes))
+}
+
+func qemuLUKS(dir string) (*server, error) {
+	image, socket := filepath.Join(dir, "qemu-luks"), filepath.Join(dir, "qemu-luks.sock")
+	if err := createLUKS(image); err != nil {
+		return nil, err
+	}
+	return spawn(socket, "qemu-nbd", "-t", "-e", "8", "-k", socket, "--object", luksSecret,
+		"--image-opts", "driver=luks,key-secret=s,file.driver=file,file.filename="+image)
+}
+
+// qemuEmpty is qemu-nbd on a qcow2 that nothing was ever written to.
+func qemuEmpty(dir string) (*server, error) {
+	image, socket := filepath.Join(dir, "empty.qcow2"), filepath.Join(dir, "empty.sock")
+	if err := createImage("-f", "qcow2", image, fmt.Sprint(exportBytes)); err != nil {
+		return nil, err
+	}
+	return spawn(socket, "qemu-nbd", "-t", "-e", "8", "-f", "qcow2", "-k", socket, image)
+}
+
+func kitMemory(dir string) (*server, error) {
+	socket := filepath.Join(dir, "kit-memory.sock")
+	return spawn(socket, "nbdkit", "-f", "-U", socket, "memory", fmt.Sprint(exportBytes))
+}
+
+func kitFile(dir string) (*server, error) {
+	file, socket := filepath.Join(dir, "kit-file"), filepath.Join(dir, "kit-file.sock")
+	if err := sparse(file, exportBytes); err != nil {
+		return nil, err
+	}
+	return spawn(socket, "nbdkit", "-f", "-U", socket, "file", file)
+}
+
+func kitLUKS(dir string) (*server, error) {
+	image, socket := filepath.Join(dir, "kit-luks"), filepath.Join(dir, "kit-luks.sock")
+	if err := createLUKS(image); err != nil {
+		return nil, err
+	}
+	return spawn(socket, "nbdkit", "-f", "-U", socket, "--filter=luks", "file", image, "passphrase=bench")
+}
