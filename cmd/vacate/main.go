@@ -7,6 +7,8 @@ import (
 	"context"
 	"os"
 
+	"vacate/internal/bench"
+	"vacate/internal/bench/measure"
 	"vacate/internal/cli"
 	"vacate/internal/daemon"
 	"vacate/internal/demo"
@@ -23,6 +25,16 @@ func main() {
 				return err
 			}
 			return demo.Run(ctx, demo.Config{Out: o.Out, Self: self, Dir: o.Dir})
+		},
+		Bench: cli.BenchHooks{
+			Plan: measure.Plan,
+			Run: func(ctx context.Context, p bench.Plan, tell func(bench.Event)) (bench.Report, error) {
+				self, err := os.Executable()
+				if err != nil {
+					return bench.Report{}, err
+				}
+				return measure.Run(ctx, measure.Config{Self: self, Plan: p, Tell: tell})
+			},
 		},
 	}, cli.Standard()))
 }

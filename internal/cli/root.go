@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"vacate/client"
+	"vacate/internal/bench"
 	"vacate/internal/config"
 	"vacate/internal/version"
 )
@@ -34,6 +35,17 @@ type Hooks struct {
 	Engine, Control func() error
 	// Demo tells the story on a terminal or a pipe. ctx ends on an interrupt.
 	Demo func(ctx context.Context, opts DemoOptions) error
+	// Bench measures a drive.
+	Bench BenchHooks
+}
+
+// BenchHooks are what `vacate bench` runs.
+type BenchHooks struct {
+	// Plan says what Run would do, and changes nothing.
+	Plan func(o bench.Options) (bench.Plan, error)
+	// Run does what was planned. ctx ends on an interrupt; tell is called before each
+	// of its steps. With an error the report is not complete.
+	Run func(ctx context.Context, p bench.Plan, tell func(bench.Event)) (bench.Report, error)
 }
 
 // DemoOptions are what `vacate demo` was asked.
@@ -137,7 +149,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().VarP(&a.format, "output", "o", "how to print: table, json or yaml")
 	complete(root, "output", "table", "json", "yaml")
 	root.AddCommand(a.serveCommand(), a.demoCommand(), a.stopCommand(), a.upgradeCommand(), a.statusCommand(),
-		a.driveCommand(), a.leaseCommand(), a.versionCommand())
+		a.driveCommand(), a.leaseCommand(), a.benchCommand(), a.versionCommand())
 	return root
 }
 
