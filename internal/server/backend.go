@@ -5,6 +5,7 @@ import (
 
 	"vacate/internal/ipc"
 	"vacate/internal/lease"
+	"vacate/internal/limit"
 	"vacate/internal/node"
 )
 
@@ -13,6 +14,7 @@ import (
 // error that is no [*node.Error] is an internal one.
 type Node interface {
 	Open(ctx context.Context, req node.OpenRequest) (lease.Lease, error)
+	Limit(ctx context.Context, id string, limits limit.Limits) (lease.Lease, error)
 	Close(ctx context.Context, id string) (lease.Lease, error)
 	Get(id string) (lease.Lease, error)
 	List(ended bool) []lease.Lease

@@ -11,6 +11,7 @@ import (
 	vacatev1 "vacate/api/vacate/v1"
 	"vacate/internal/ipc"
 	"vacate/internal/lease"
+	"vacate/internal/limit"
 	"vacate/internal/node"
 )
 
@@ -61,6 +62,10 @@ func leaseMessage(l lease.Lease, paths map[string]string) *vacatev1.Lease {
 		OpenedAt: timestamp(l.OpenedAt), ExpiresAt: timestamp(l.ExpiresAt), ClosedAt: timestamp(l.ClosedAt),
 		Result: string(l.Result), Text: l.Text, Space: string(l.Space), OpenSeq: l.OpenSeq, CloseSeq: l.CloseSeq,
 	}
+	if l.Limits != (limit.Limits{}) {
+		m.Limits = &vacatev1.Limits{Iops: l.Limits.IOPS, IopsBurst: l.Limits.IOPSBurst,
+			BandwidthBytes: l.Limits.Bytes, BandwidthBurstBytes: l.Limits.BytesBurst}
+	}
 	for _, p := range l.Pieces {
 		m.Pieces = append(m.Pieces, &vacatev1.Piece{Drive: paths[p.Drive], DriveUuid: p.Drive, FirstExtent: p.First, Extents: p.Count})
 	}
@@ -78,6 +83,11 @@ func leaseMessage(l lease.Lease, paths map[string]string) *vacatev1.Lease {
 		}
 	}
 	return m
+}
+
+// limitsOf are the limits that a caller asks for.
+func limitsOf(m *vacatev1.Limits) limit.Limits {
+	return limit.Limits{IOPS: m.GetIops(), IOPSBurst: m.GetIopsBurst(), Bytes: m.GetBandwidthBytes(), BytesBurst: m.GetBandwidthBurstBytes()}
 }
 
 // nbdExport is an NBD export over a unix socket, with the URI that nbdinfo, qemu

@@ -17,6 +17,7 @@ import (
 	"vacate/internal/extent"
 	"vacate/internal/ipc"
 	"vacate/internal/lease"
+	"vacate/internal/limit"
 	"vacate/internal/node"
 )
 
@@ -42,7 +43,8 @@ type fakeNode struct {
 	opened  []node.OpenRequest
 	enrols  []node.EnrollRequest
 	stopped bool
-	fail    error         // of Open and Close
+	limited []limit.Limits
+	fail    error         // of Open, Limit and Close
 	hold    chan struct{} // Close waits for it, if not nil
 	engine  bool          // an engine answers
 }
@@ -78,7 +80,7 @@ func (n *fakeNode) Open(_ context.Context, req node.OpenRequest) (lease.Lease, e
 		return lease.Lease{}, n.fail
 	}
 	l := fakeLease(fmt.Sprintf("%016d", len(n.opened)), req.UID, lease.Open)
-	l.Tenant, l.SizeBytes = req.Tenant, req.SizeBytes
+	l.Tenant, l.SizeBytes, l.Limits = req.Tenant, req.SizeBytes, req.Limits
 	n.put(l)
 	return l, nil
 }
@@ -89,6 +91,19 @@ func (n *fakeNode) put(l lease.Lease) {
 	for w := range n.watches {
 		w.ch <- node.Change{Lease: l}
 	}
+}
+
+func (n *fakeNode) Limit(_ context.Context, id string, limits limit.Limits) (lease.Lease, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.limited = append(n.limited, limits)
+	if n.fail != nil {
+		return lease.Lease{}, n.fail
+	}
+	l := n.leases[id]
+	l.Limits = limits
+	n.put(l)
+	return l, nil
 }
 
 func (n *fakeNode) Close(_ context.Context, id string) (lease.Lease, error) {

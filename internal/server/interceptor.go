@@ -119,11 +119,13 @@ func (s *Server) answered(ctx context.Context, procedure string, start time.Time
 func subject(req, res any) []slog.Attr {
 	switch r := req.(type) {
 	case *vacatev1.LeaseServiceOpenRequest:
-		attrs := []slog.Attr{slog.String("tenant", r.GetTenant()), slog.Int64("size_bytes", r.GetSizeBytes())}
+		attrs := append([]slog.Attr{slog.String("tenant", r.GetTenant()), slog.Int64("size_bytes", r.GetSizeBytes())}, limitAttrs(r.GetLimits())...)
 		if res, ok := res.(*vacatev1.LeaseServiceOpenResponse); ok {
 			attrs = append(attrs, slog.String("lease_id", res.GetLease().GetId()))
 		}
 		return attrs
+	case *vacatev1.LeaseServiceLimitRequest:
+		return append([]slog.Attr{slog.String("lease_id", r.GetId())}, limitAttrs(r.GetLimits())...)
 	case *vacatev1.LeaseServiceCloseRequest:
 		attrs := []slog.Attr{slog.String("lease_id", r.GetId())}
 		if res, ok := res.(*vacatev1.LeaseServiceCloseResponse); ok {
@@ -136,6 +138,17 @@ func subject(req, res any) []slog.Attr {
 		return []slog.Attr{slog.Bool("erase", r.GetErase()), slog.Bool("plan", r.GetPlan())}
 	}
 	return nil
+}
+
+// limitAttrs are those of the limits that are set.
+func limitAttrs(l *vacatev1.Limits) (attrs []slog.Attr) {
+	for _, a := range []slog.Attr{slog.Uint64("iops", l.GetIops()), slog.Uint64("iops_burst", l.GetIopsBurst()),
+		slog.Uint64("bandwidth_bytes", l.GetBandwidthBytes()), slog.Uint64("bandwidth_burst_bytes", l.GetBandwidthBurstBytes())} {
+		if a.Value.Uint64() != 0 {
+			attrs = append(attrs, a)
+		}
+	}
+	return attrs
 }
 
 // callName is "Lease.Open" for "/vacate.v1.LeaseService/Open".

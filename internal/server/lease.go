@@ -20,7 +20,8 @@ type leases struct{ s *Server }
 // Open implements LeaseService.
 func (h leases) Open(ctx context.Context, req *vacatev1.LeaseServiceOpenRequest) (*vacatev1.LeaseServiceOpenResponse, error) {
 	r := node.OpenRequest{SizeBytes: req.GetSizeBytes(), Tenant: req.GetTenant(), Drive: req.GetDrive(),
-		LogicalBlock: int(req.GetLogicalBlock()), UID: callerOf(ctx).UID, Key: req.GetIdempotencyKey()}
+		LogicalBlock: int(req.GetLogicalBlock()), UID: callerOf(ctx).UID, Key: req.GetIdempotencyKey(),
+		Limits: limitsOf(req.GetLimits())}
 	if req.Uid != nil {
 		if r.UID = req.GetUid(); r.UID == 1<<32-1 {
 			return nil, &node.Error{Kind: node.Invalid, Object: "uid", Text: fmt.Sprintf("no user has the uid %d", r.UID), Next: "give the uid as `id -u NAME` prints it"}
@@ -71,6 +72,19 @@ func (h leases) Get(ctx context.Context, req *vacatev1.LeaseServiceGetRequest) (
 		return nil, err
 	}
 	return &vacatev1.LeaseServiceGetResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
+}
+
+// Limit implements LeaseService. A caller that goes away does not stop it.
+func (h leases) Limit(ctx context.Context, req *vacatev1.LeaseServiceLimitRequest) (*vacatev1.LeaseServiceLimitResponse, error) {
+	ctx = context.WithoutCancel(ctx)
+	if _, err := h.s.find(ctx, req.GetId()); err != nil {
+		return nil, err
+	}
+	l, err := h.s.cfg.Node.Limit(ctx, req.GetId(), limitsOf(req.GetLimits()))
+	if err != nil {
+		return nil, err
+	}
+	return &vacatev1.LeaseServiceLimitResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
 }
 
 // Close implements LeaseService. A caller that goes away does not stop a close.

@@ -32,6 +32,7 @@ var access = map[string]map[Role]Access{
 	vacatev1connect.LeaseServiceOpenProcedure:   {Operator: All, Auditor: No, Tenant: No},
 	vacatev1connect.LeaseServiceListProcedure:   {Operator: All, Auditor: All, Tenant: Own},
 	vacatev1connect.LeaseServiceGetProcedure:    {Operator: All, Auditor: All, Tenant: Own},
+	vacatev1connect.LeaseServiceLimitProcedure:  {Operator: All, Auditor: No, Tenant: No},
 	vacatev1connect.LeaseServiceCloseProcedure:  {Operator: All, Auditor: No, Tenant: Own},
 	vacatev1connect.LeaseServiceWatchProcedure:  {Operator: All, Auditor: All, Tenant: Own},
 	vacatev1connect.DriveServiceEnrollProcedure: {Operator: All, Auditor: No, Tenant: No},
@@ -45,6 +46,7 @@ var access = map[string]map[Role]Access{
 // mutating are the calls that change something: each leaves a line in the log.
 var mutating = map[string]bool{
 	vacatev1connect.LeaseServiceOpenProcedure:   true,
+	vacatev1connect.LeaseServiceLimitProcedure:  true,
 	vacatev1connect.LeaseServiceCloseProcedure:  true,
 	vacatev1connect.DriveServiceEnrollProcedure: true,
 	vacatev1connect.NodeServiceStopProcedure:    true,

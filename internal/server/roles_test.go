@@ -49,6 +49,10 @@ var probes = map[string]probe{
 		res, err := c.Leases.Get(ctx, &vacatev1.LeaseServiceGetRequest{Id: id})
 		return res.GetLease(), err
 	}),
+	"Lease.Limit": onLease(func(ctx context.Context, c *client.Client, id string) (*vacatev1.Lease, error) {
+		res, err := c.Leases.Limit(ctx, &vacatev1.LeaseServiceLimitRequest{Id: id})
+		return res.GetLease(), err
+	}),
 	"Lease.Close": onLease(func(ctx context.Context, c *client.Client, id string) (*vacatev1.Lease, error) {
 		res, err := c.Leases.Close(ctx, &vacatev1.LeaseServiceCloseRequest{Id: id})
 		return res.GetLease(), err

@@ -138,7 +138,9 @@ type Lease struct {
 	// Number of the OPEN record.
 	OpenSeq uint64 `protobuf:"varint,19,opt,name=open_seq,json=openSeq,proto3" json:"open_seq,omitempty"`
 	// Number of the CLOSE record; 0 until it is durable.
-	CloseSeq      uint64 `protobuf:"varint,20,opt,name=close_seq,json=closeSeq,proto3" json:"close_seq,omitempty"`
+	CloseSeq uint64 `protobuf:"varint,20,opt,name=close_seq,json=closeSeq,proto3" json:"close_seq,omitempty"`
+	// How fast the volume may be used; unset: as fast as it can.
+	Limits        *Limits `protobuf:"bytes,21,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -313,6 +315,90 @@ func (x *Lease) GetCloseSeq() uint64 {
 	return 0
 }
 
+func (x *Lease) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// Limits are how much a volume grants in a second. What is over it waits; nothing
+// fails. Reads and writes count. A discard or write-zeroes is one request of no
+// bytes, a flush is none.
+type Limits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Requests a second, at most 2^32 - 1; 0: unlimited.
+	Iops uint64 `protobuf:"varint,1,opt,name=iops,proto3" json:"iops,omitempty"`
+	// Requests that may come at once after a pause; 0: what a second grants. Only
+	// with iops.
+	IopsBurst uint64 `protobuf:"varint,2,opt,name=iops_burst,json=iopsBurst,proto3" json:"iops_burst,omitempty"`
+	// Bytes a second, 4096 to 2^50; 0: unlimited.
+	BandwidthBytes uint64 `protobuf:"varint,3,opt,name=bandwidth_bytes,json=bandwidthBytes,proto3" json:"bandwidth_bytes,omitempty"`
+	// Bytes that may come at once after a pause, 4096 to 2^50; 0: what a second
+	// grants. Only with bandwidth_bytes.
+	BandwidthBurstBytes uint64 `protobuf:"varint,4,opt,name=bandwidth_burst_bytes,json=bandwidthBurstBytes,proto3" json:"bandwidth_burst_bytes,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Limits) GetIops() uint64 {
+	if x != nil {
+		return x.Iops
+	}
+	return 0
+}
+
+func (x *Limits) GetIopsBurst() uint64 {
+	if x != nil {
+		return x.IopsBurst
+	}
+	return 0
+}
+
+func (x *Limits) GetBandwidthBytes() uint64 {
+	if x != nil {
+		return x.BandwidthBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetBandwidthBurstBytes() uint64 {
+	if x != nil {
+		return x.BandwidthBurstBytes
+	}
+	return 0
+}
+
 // Piece is a run of extents on one drive.
 type Piece struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -330,7 +416,7 @@ type Piece struct {
 
 func (x *Piece) Reset() {
 	*x = Piece{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[1]
+	mi := &file_vacate_v1_lease_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +428,7 @@ func (x *Piece) String() string {
 func (*Piece) ProtoMessage() {}
 
 func (x *Piece) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[1]
+	mi := &file_vacate_v1_lease_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +441,7 @@ func (x *Piece) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Piece.ProtoReflect.Descriptor instead.
 func (*Piece) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{1}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Piece) GetDrive() string {
@@ -401,7 +487,7 @@ type Export struct {
 
 func (x *Export) Reset() {
 	*x = Export{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[2]
+	mi := &file_vacate_v1_lease_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +499,7 @@ func (x *Export) String() string {
 func (*Export) ProtoMessage() {}
 
 func (x *Export) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[2]
+	mi := &file_vacate_v1_lease_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +512,7 @@ func (x *Export) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Export.ProtoReflect.Descriptor instead.
 func (*Export) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{2}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Export) GetKind() string {
@@ -470,7 +556,7 @@ type Erasure struct {
 
 func (x *Erasure) Reset() {
 	*x = Erasure{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[3]
+	mi := &file_vacate_v1_lease_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -482,7 +568,7 @@ func (x *Erasure) String() string {
 func (*Erasure) ProtoMessage() {}
 
 func (x *Erasure) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[3]
+	mi := &file_vacate_v1_lease_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -495,7 +581,7 @@ func (x *Erasure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Erasure.ProtoReflect.Descriptor instead.
 func (*Erasure) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{3}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Erasure) GetGateToKeyDestroyedNs() int64 {
@@ -560,7 +646,7 @@ type LeaseStats struct {
 
 func (x *LeaseStats) Reset() {
 	*x = LeaseStats{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[4]
+	mi := &file_vacate_v1_lease_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +658,7 @@ func (x *LeaseStats) String() string {
 func (*LeaseStats) ProtoMessage() {}
 
 func (x *LeaseStats) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[4]
+	mi := &file_vacate_v1_lease_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +671,7 @@ func (x *LeaseStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseStats.ProtoReflect.Descriptor instead.
 func (*LeaseStats) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{4}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LeaseStats) GetConnections() uint32 {
@@ -674,13 +760,15 @@ type LeaseServiceOpenRequest struct {
 	// the lease, and only a second call with its key finds it. (Without one, look
 	// for it with List, and close it.)
 	IdempotencyKey string `protobuf:"bytes,7,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How fast the volume may be used; unset: as fast as it can.
+	Limits        *Limits `protobuf:"bytes,8,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LeaseServiceOpenRequest) Reset() {
 	*x = LeaseServiceOpenRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[5]
+	mi := &file_vacate_v1_lease_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +780,7 @@ func (x *LeaseServiceOpenRequest) String() string {
 func (*LeaseServiceOpenRequest) ProtoMessage() {}
 
 func (x *LeaseServiceOpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[5]
+	mi := &file_vacate_v1_lease_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +793,7 @@ func (x *LeaseServiceOpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceOpenRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceOpenRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{5}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LeaseServiceOpenRequest) GetSizeBytes() int64 {
@@ -757,6 +845,13 @@ func (x *LeaseServiceOpenRequest) GetIdempotencyKey() string {
 	return ""
 }
 
+func (x *LeaseServiceOpenRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 // LeaseServiceOpenResponse carries the open lease.
 type LeaseServiceOpenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -768,7 +863,7 @@ type LeaseServiceOpenResponse struct {
 
 func (x *LeaseServiceOpenResponse) Reset() {
 	*x = LeaseServiceOpenResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[6]
+	mi := &file_vacate_v1_lease_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +875,7 @@ func (x *LeaseServiceOpenResponse) String() string {
 func (*LeaseServiceOpenResponse) ProtoMessage() {}
 
 func (x *LeaseServiceOpenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[6]
+	mi := &file_vacate_v1_lease_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +888,7 @@ func (x *LeaseServiceOpenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceOpenResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceOpenResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{6}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LeaseServiceOpenResponse) GetLease() *Lease {
@@ -816,7 +911,7 @@ type LeaseServiceListRequest struct {
 
 func (x *LeaseServiceListRequest) Reset() {
 	*x = LeaseServiceListRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[7]
+	mi := &file_vacate_v1_lease_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +923,7 @@ func (x *LeaseServiceListRequest) String() string {
 func (*LeaseServiceListRequest) ProtoMessage() {}
 
 func (x *LeaseServiceListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[7]
+	mi := &file_vacate_v1_lease_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +936,7 @@ func (x *LeaseServiceListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceListRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceListRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{7}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LeaseServiceListRequest) GetTenant() string {
@@ -869,7 +964,7 @@ type LeaseServiceListResponse struct {
 
 func (x *LeaseServiceListResponse) Reset() {
 	*x = LeaseServiceListResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[8]
+	mi := &file_vacate_v1_lease_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +976,7 @@ func (x *LeaseServiceListResponse) String() string {
 func (*LeaseServiceListResponse) ProtoMessage() {}
 
 func (x *LeaseServiceListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[8]
+	mi := &file_vacate_v1_lease_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +989,7 @@ func (x *LeaseServiceListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceListResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceListResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{8}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LeaseServiceListResponse) GetLeases() []*Lease {
@@ -915,7 +1010,7 @@ type LeaseServiceGetRequest struct {
 
 func (x *LeaseServiceGetRequest) Reset() {
 	*x = LeaseServiceGetRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[9]
+	mi := &file_vacate_v1_lease_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1022,7 @@ func (x *LeaseServiceGetRequest) String() string {
 func (*LeaseServiceGetRequest) ProtoMessage() {}
 
 func (x *LeaseServiceGetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[9]
+	mi := &file_vacate_v1_lease_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1035,7 @@ func (x *LeaseServiceGetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceGetRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceGetRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{9}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LeaseServiceGetRequest) GetId() string {
@@ -961,7 +1056,7 @@ type LeaseServiceGetResponse struct {
 
 func (x *LeaseServiceGetResponse) Reset() {
 	*x = LeaseServiceGetResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[10]
+	mi := &file_vacate_v1_lease_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1068,7 @@ func (x *LeaseServiceGetResponse) String() string {
 func (*LeaseServiceGetResponse) ProtoMessage() {}
 
 func (x *LeaseServiceGetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[10]
+	mi := &file_vacate_v1_lease_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,10 +1081,111 @@ func (x *LeaseServiceGetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceGetResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceGetResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{10}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LeaseServiceGetResponse) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+// LeaseServiceLimitRequest names a lease and its limits.
+type LeaseServiceLimitRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease's id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// All limits that the lease shall have; unset: none.
+	Limits        *Limits `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceLimitRequest) Reset() {
+	*x = LeaseServiceLimitRequest{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceLimitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceLimitRequest) ProtoMessage() {}
+
+func (x *LeaseServiceLimitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceLimitRequest.ProtoReflect.Descriptor instead.
+func (*LeaseServiceLimitRequest) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *LeaseServiceLimitRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LeaseServiceLimitRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// LeaseServiceLimitResponse carries the lease with its limits.
+type LeaseServiceLimitResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease.
+	Lease         *Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceLimitResponse) Reset() {
+	*x = LeaseServiceLimitResponse{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceLimitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceLimitResponse) ProtoMessage() {}
+
+func (x *LeaseServiceLimitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceLimitResponse.ProtoReflect.Descriptor instead.
+func (*LeaseServiceLimitResponse) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *LeaseServiceLimitResponse) GetLease() *Lease {
 	if x != nil {
 		return x.Lease
 	}
@@ -1007,7 +1203,7 @@ type LeaseServiceCloseRequest struct {
 
 func (x *LeaseServiceCloseRequest) Reset() {
 	*x = LeaseServiceCloseRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[11]
+	mi := &file_vacate_v1_lease_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1215,7 @@ func (x *LeaseServiceCloseRequest) String() string {
 func (*LeaseServiceCloseRequest) ProtoMessage() {}
 
 func (x *LeaseServiceCloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[11]
+	mi := &file_vacate_v1_lease_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1228,7 @@ func (x *LeaseServiceCloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceCloseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceCloseRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{11}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LeaseServiceCloseRequest) GetId() string {
@@ -1053,7 +1249,7 @@ type LeaseServiceCloseResponse struct {
 
 func (x *LeaseServiceCloseResponse) Reset() {
 	*x = LeaseServiceCloseResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[12]
+	mi := &file_vacate_v1_lease_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1261,7 @@ func (x *LeaseServiceCloseResponse) String() string {
 func (*LeaseServiceCloseResponse) ProtoMessage() {}
 
 func (x *LeaseServiceCloseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[12]
+	mi := &file_vacate_v1_lease_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1274,7 @@ func (x *LeaseServiceCloseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceCloseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceCloseResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{12}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LeaseServiceCloseResponse) GetLease() *Lease {
@@ -1101,7 +1297,7 @@ type LeaseServiceWatchRequest struct {
 
 func (x *LeaseServiceWatchRequest) Reset() {
 	*x = LeaseServiceWatchRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[13]
+	mi := &file_vacate_v1_lease_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1309,7 @@ func (x *LeaseServiceWatchRequest) String() string {
 func (*LeaseServiceWatchRequest) ProtoMessage() {}
 
 func (x *LeaseServiceWatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[13]
+	mi := &file_vacate_v1_lease_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1322,7 @@ func (x *LeaseServiceWatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceWatchRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceWatchRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{13}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaseServiceWatchRequest) GetIds() []string {
@@ -1154,7 +1350,7 @@ type LeaseServiceWatchResponse struct {
 
 func (x *LeaseServiceWatchResponse) Reset() {
 	*x = LeaseServiceWatchResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[14]
+	mi := &file_vacate_v1_lease_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1362,7 @@ func (x *LeaseServiceWatchResponse) String() string {
 func (*LeaseServiceWatchResponse) ProtoMessage() {}
 
 func (x *LeaseServiceWatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[14]
+	mi := &file_vacate_v1_lease_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1375,7 @@ func (x *LeaseServiceWatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceWatchResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceWatchResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{14}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeaseServiceWatchResponse) GetLease() *Lease {
@@ -1193,7 +1389,7 @@ var File_vacate_v1_lease_proto protoreflect.FileDescriptor
 
 const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\n" +
-	"\x15vacate/v1/lease.proto\x12\tvacate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x05\n" +
+	"\x15vacate/v1/lease.proto\x12\tvacate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x05\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1d\n" +
@@ -1217,7 +1413,14 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x04text\x18\x11 \x01(\tR\x04text\x12\x14\n" +
 	"\x05space\x18\x12 \x01(\tR\x05space\x12\x19\n" +
 	"\bopen_seq\x18\x13 \x01(\x04R\aopenSeq\x12\x1b\n" +
-	"\tclose_seq\x18\x14 \x01(\x04R\bcloseSeq\"y\n" +
+	"\tclose_seq\x18\x14 \x01(\x04R\bcloseSeq\x12)\n" +
+	"\x06limits\x18\x15 \x01(\v2\x11.vacate.v1.LimitsR\x06limits\"\x98\x01\n" +
+	"\x06Limits\x12\x12\n" +
+	"\x04iops\x18\x01 \x01(\x04R\x04iops\x12\x1d\n" +
+	"\n" +
+	"iops_burst\x18\x02 \x01(\x04R\tiopsBurst\x12'\n" +
+	"\x0fbandwidth_bytes\x18\x03 \x01(\x04R\x0ebandwidthBytes\x122\n" +
+	"\x15bandwidth_burst_bytes\x18\x04 \x01(\x04R\x13bandwidthBurstBytes\"y\n" +
 	"\x05Piece\x12\x14\n" +
 	"\x05drive\x18\x01 \x01(\tR\x05drive\x12\x1d\n" +
 	"\n" +
@@ -1246,7 +1449,7 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\vwrite_bytes\x18\a \x01(\x04R\n" +
 	"writeBytes\x12\x16\n" +
 	"\x06errors\x18\b \x01(\x04R\x06errors\x12#\n" +
-	"\rwritten_bytes\x18\t \x01(\x04R\fwrittenBytes\"\x80\x02\n" +
+	"\rwritten_bytes\x18\t \x01(\x04R\fwrittenBytes\"\xab\x02\n" +
 	"\x17LeaseServiceOpenRequest\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12\x16\n" +
@@ -1255,7 +1458,8 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\rlogical_block\x18\x04 \x01(\rR\flogicalBlock\x12\x15\n" +
 	"\x03uid\x18\x05 \x01(\rH\x00R\x03uid\x88\x01\x01\x12+\n" +
 	"\x03ttl\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12'\n" +
-	"\x0fidempotency_key\x18\a \x01(\tR\x0eidempotencyKeyB\x06\n" +
+	"\x0fidempotency_key\x18\a \x01(\tR\x0eidempotencyKey\x12)\n" +
+	"\x06limits\x18\b \x01(\v2\x11.vacate.v1.LimitsR\x06limitsB\x06\n" +
 	"\x04_uid\"B\n" +
 	"\x18LeaseServiceOpenResponse\x12&\n" +
 	"\x05lease\x18\x01 \x01(\v2\x10.vacate.v1.LeaseR\x05lease\"V\n" +
@@ -1267,6 +1471,11 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x16LeaseServiceGetRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"A\n" +
 	"\x17LeaseServiceGetResponse\x12&\n" +
+	"\x05lease\x18\x01 \x01(\v2\x10.vacate.v1.LeaseR\x05lease\"U\n" +
+	"\x18LeaseServiceLimitRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
+	"\x06limits\x18\x02 \x01(\v2\x11.vacate.v1.LimitsR\x06limits\"C\n" +
+	"\x19LeaseServiceLimitResponse\x12&\n" +
 	"\x05lease\x18\x01 \x01(\v2\x10.vacate.v1.LeaseR\x05lease\"*\n" +
 	"\x18LeaseServiceCloseRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"C\n" +
@@ -1285,11 +1494,12 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x13LEASE_STATE_CLOSING\x10\x03\x12\x16\n" +
 	"\x12LEASE_STATE_ERASED\x10\x04\x12\x16\n" +
 	"\x12LEASE_STATE_CLOSED\x10\x05\x12\x14\n" +
-	"\x10LEASE_STATE_LOST\x10\x062\xa8\x03\n" +
+	"\x10LEASE_STATE_LOST\x10\x062\xfc\x03\n" +
 	"\fLeaseService\x12O\n" +
 	"\x04Open\x12\".vacate.v1.LeaseServiceOpenRequest\x1a#.vacate.v1.LeaseServiceOpenResponse\x12O\n" +
 	"\x04List\x12\".vacate.v1.LeaseServiceListRequest\x1a#.vacate.v1.LeaseServiceListResponse\x12L\n" +
 	"\x03Get\x12!.vacate.v1.LeaseServiceGetRequest\x1a\".vacate.v1.LeaseServiceGetResponse\x12R\n" +
+	"\x05Limit\x12#.vacate.v1.LeaseServiceLimitRequest\x1a$.vacate.v1.LeaseServiceLimitResponse\x12R\n" +
 	"\x05Close\x12#.vacate.v1.LeaseServiceCloseRequest\x1a$.vacate.v1.LeaseServiceCloseResponse\x12T\n" +
 	"\x05Watch\x12#.vacate.v1.LeaseServiceWatchRequest\x1a$.vacate.v1.LeaseServiceWatchResponse0\x01B\x1fZ\x1dvacate/api/vacate/v1;vacatev1b\x06proto3"
 
@@ -1306,57 +1516,66 @@ func file_vacate_v1_lease_proto_rawDescGZIP() []byte {
 }
 
 var file_vacate_v1_lease_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vacate_v1_lease_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_vacate_v1_lease_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_vacate_v1_lease_proto_goTypes = []any{
 	(LeaseState)(0),                   // 0: vacate.v1.LeaseState
 	(*Lease)(nil),                     // 1: vacate.v1.Lease
-	(*Piece)(nil),                     // 2: vacate.v1.Piece
-	(*Export)(nil),                    // 3: vacate.v1.Export
-	(*Erasure)(nil),                   // 4: vacate.v1.Erasure
-	(*LeaseStats)(nil),                // 5: vacate.v1.LeaseStats
-	(*LeaseServiceOpenRequest)(nil),   // 6: vacate.v1.LeaseServiceOpenRequest
-	(*LeaseServiceOpenResponse)(nil),  // 7: vacate.v1.LeaseServiceOpenResponse
-	(*LeaseServiceListRequest)(nil),   // 8: vacate.v1.LeaseServiceListRequest
-	(*LeaseServiceListResponse)(nil),  // 9: vacate.v1.LeaseServiceListResponse
-	(*LeaseServiceGetRequest)(nil),    // 10: vacate.v1.LeaseServiceGetRequest
-	(*LeaseServiceGetResponse)(nil),   // 11: vacate.v1.LeaseServiceGetResponse
-	(*LeaseServiceCloseRequest)(nil),  // 12: vacate.v1.LeaseServiceCloseRequest
-	(*LeaseServiceCloseResponse)(nil), // 13: vacate.v1.LeaseServiceCloseResponse
-	(*LeaseServiceWatchRequest)(nil),  // 14: vacate.v1.LeaseServiceWatchRequest
-	(*LeaseServiceWatchResponse)(nil), // 15: vacate.v1.LeaseServiceWatchResponse
-	(*timestamppb.Timestamp)(nil),     // 16: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 17: google.protobuf.Duration
+	(*Limits)(nil),                    // 2: vacate.v1.Limits
+	(*Piece)(nil),                     // 3: vacate.v1.Piece
+	(*Export)(nil),                    // 4: vacate.v1.Export
+	(*Erasure)(nil),                   // 5: vacate.v1.Erasure
+	(*LeaseStats)(nil),                // 6: vacate.v1.LeaseStats
+	(*LeaseServiceOpenRequest)(nil),   // 7: vacate.v1.LeaseServiceOpenRequest
+	(*LeaseServiceOpenResponse)(nil),  // 8: vacate.v1.LeaseServiceOpenResponse
+	(*LeaseServiceListRequest)(nil),   // 9: vacate.v1.LeaseServiceListRequest
+	(*LeaseServiceListResponse)(nil),  // 10: vacate.v1.LeaseServiceListResponse
+	(*LeaseServiceGetRequest)(nil),    // 11: vacate.v1.LeaseServiceGetRequest
+	(*LeaseServiceGetResponse)(nil),   // 12: vacate.v1.LeaseServiceGetResponse
+	(*LeaseServiceLimitRequest)(nil),  // 13: vacate.v1.LeaseServiceLimitRequest
+	(*LeaseServiceLimitResponse)(nil), // 14: vacate.v1.LeaseServiceLimitResponse
+	(*LeaseServiceCloseRequest)(nil),  // 15: vacate.v1.LeaseServiceCloseRequest
+	(*LeaseServiceCloseResponse)(nil), // 16: vacate.v1.LeaseServiceCloseResponse
+	(*LeaseServiceWatchRequest)(nil),  // 17: vacate.v1.LeaseServiceWatchRequest
+	(*LeaseServiceWatchResponse)(nil), // 18: vacate.v1.LeaseServiceWatchResponse
+	(*timestamppb.Timestamp)(nil),     // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 20: google.protobuf.Duration
 }
 var file_vacate_v1_lease_proto_depIdxs = []int32{
 	0,  // 0: vacate.v1.Lease.state:type_name -> vacate.v1.LeaseState
-	2,  // 1: vacate.v1.Lease.pieces:type_name -> vacate.v1.Piece
-	3,  // 2: vacate.v1.Lease.exports:type_name -> vacate.v1.Export
-	16, // 3: vacate.v1.Lease.opened_at:type_name -> google.protobuf.Timestamp
-	16, // 4: vacate.v1.Lease.expires_at:type_name -> google.protobuf.Timestamp
-	16, // 5: vacate.v1.Lease.closed_at:type_name -> google.protobuf.Timestamp
-	4,  // 6: vacate.v1.Lease.erasure:type_name -> vacate.v1.Erasure
-	5,  // 7: vacate.v1.Lease.stats:type_name -> vacate.v1.LeaseStats
-	17, // 8: vacate.v1.LeaseServiceOpenRequest.ttl:type_name -> google.protobuf.Duration
-	1,  // 9: vacate.v1.LeaseServiceOpenResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 10: vacate.v1.LeaseServiceListResponse.leases:type_name -> vacate.v1.Lease
-	1,  // 11: vacate.v1.LeaseServiceGetResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 12: vacate.v1.LeaseServiceCloseResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 13: vacate.v1.LeaseServiceWatchResponse.lease:type_name -> vacate.v1.Lease
-	6,  // 14: vacate.v1.LeaseService.Open:input_type -> vacate.v1.LeaseServiceOpenRequest
-	8,  // 15: vacate.v1.LeaseService.List:input_type -> vacate.v1.LeaseServiceListRequest
-	10, // 16: vacate.v1.LeaseService.Get:input_type -> vacate.v1.LeaseServiceGetRequest
-	12, // 17: vacate.v1.LeaseService.Close:input_type -> vacate.v1.LeaseServiceCloseRequest
-	14, // 18: vacate.v1.LeaseService.Watch:input_type -> vacate.v1.LeaseServiceWatchRequest
-	7,  // 19: vacate.v1.LeaseService.Open:output_type -> vacate.v1.LeaseServiceOpenResponse
-	9,  // 20: vacate.v1.LeaseService.List:output_type -> vacate.v1.LeaseServiceListResponse
-	11, // 21: vacate.v1.LeaseService.Get:output_type -> vacate.v1.LeaseServiceGetResponse
-	13, // 22: vacate.v1.LeaseService.Close:output_type -> vacate.v1.LeaseServiceCloseResponse
-	15, // 23: vacate.v1.LeaseService.Watch:output_type -> vacate.v1.LeaseServiceWatchResponse
-	19, // [19:24] is the sub-list for method output_type
-	14, // [14:19] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	3,  // 1: vacate.v1.Lease.pieces:type_name -> vacate.v1.Piece
+	4,  // 2: vacate.v1.Lease.exports:type_name -> vacate.v1.Export
+	19, // 3: vacate.v1.Lease.opened_at:type_name -> google.protobuf.Timestamp
+	19, // 4: vacate.v1.Lease.expires_at:type_name -> google.protobuf.Timestamp
+	19, // 5: vacate.v1.Lease.closed_at:type_name -> google.protobuf.Timestamp
+	5,  // 6: vacate.v1.Lease.erasure:type_name -> vacate.v1.Erasure
+	6,  // 7: vacate.v1.Lease.stats:type_name -> vacate.v1.LeaseStats
+	2,  // 8: vacate.v1.Lease.limits:type_name -> vacate.v1.Limits
+	20, // 9: vacate.v1.LeaseServiceOpenRequest.ttl:type_name -> google.protobuf.Duration
+	2,  // 10: vacate.v1.LeaseServiceOpenRequest.limits:type_name -> vacate.v1.Limits
+	1,  // 11: vacate.v1.LeaseServiceOpenResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 12: vacate.v1.LeaseServiceListResponse.leases:type_name -> vacate.v1.Lease
+	1,  // 13: vacate.v1.LeaseServiceGetResponse.lease:type_name -> vacate.v1.Lease
+	2,  // 14: vacate.v1.LeaseServiceLimitRequest.limits:type_name -> vacate.v1.Limits
+	1,  // 15: vacate.v1.LeaseServiceLimitResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 16: vacate.v1.LeaseServiceCloseResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 17: vacate.v1.LeaseServiceWatchResponse.lease:type_name -> vacate.v1.Lease
+	7,  // 18: vacate.v1.LeaseService.Open:input_type -> vacate.v1.LeaseServiceOpenRequest
+	9,  // 19: vacate.v1.LeaseService.List:input_type -> vacate.v1.LeaseServiceListRequest
+	11, // 20: vacate.v1.LeaseService.Get:input_type -> vacate.v1.LeaseServiceGetRequest
+	13, // 21: vacate.v1.LeaseService.Limit:input_type -> vacate.v1.LeaseServiceLimitRequest
+	15, // 22: vacate.v1.LeaseService.Close:input_type -> vacate.v1.LeaseServiceCloseRequest
+	17, // 23: vacate.v1.LeaseService.Watch:input_type -> vacate.v1.LeaseServiceWatchRequest
+	8,  // 24: vacate.v1.LeaseService.Open:output_type -> vacate.v1.LeaseServiceOpenResponse
+	10, // 25: vacate.v1.LeaseService.List:output_type -> vacate.v1.LeaseServiceListResponse
+	12, // 26: vacate.v1.LeaseService.Get:output_type -> vacate.v1.LeaseServiceGetResponse
+	14, // 27: vacate.v1.LeaseService.Limit:output_type -> vacate.v1.LeaseServiceLimitResponse
+	16, // 28: vacate.v1.LeaseService.Close:output_type -> vacate.v1.LeaseServiceCloseResponse
+	18, // 29: vacate.v1.LeaseService.Watch:output_type -> vacate.v1.LeaseServiceWatchResponse
+	24, // [24:30] is the sub-list for method output_type
+	18, // [18:24] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_vacate_v1_lease_proto_init() }
@@ -1364,14 +1583,14 @@ func file_vacate_v1_lease_proto_init() {
 	if File_vacate_v1_lease_proto != nil {
 		return
 	}
-	file_vacate_v1_lease_proto_msgTypes[5].OneofWrappers = []any{}
+	file_vacate_v1_lease_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vacate_v1_lease_proto_rawDesc), len(file_vacate_v1_lease_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

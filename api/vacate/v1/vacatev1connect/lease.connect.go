@@ -39,6 +39,8 @@ const (
 	LeaseServiceListProcedure = "/vacate.v1.LeaseService/List"
 	// LeaseServiceGetProcedure is the fully-qualified name of the LeaseService's Get RPC.
 	LeaseServiceGetProcedure = "/vacate.v1.LeaseService/Get"
+	// LeaseServiceLimitProcedure is the fully-qualified name of the LeaseService's Limit RPC.
+	LeaseServiceLimitProcedure = "/vacate.v1.LeaseService/Limit"
 	// LeaseServiceCloseProcedure is the fully-qualified name of the LeaseService's Close RPC.
 	LeaseServiceCloseProcedure = "/vacate.v1.LeaseService/Close"
 	// LeaseServiceWatchProcedure is the fully-qualified name of the LeaseService's Watch RPC.
@@ -53,12 +55,16 @@ type LeaseServiceClient interface {
 	List(context.Context, *v1.LeaseServiceListRequest) (*v1.LeaseServiceListResponse, error)
 	// Get returns one lease, closed ones included while the journal knows them.
 	Get(context.Context, *v1.LeaseServiceGetRequest) (*v1.LeaseServiceGetResponse, error)
+	// Limit sets how fast an open lease's volume may be used, in place of what was
+	// set before. When this returns, requests that come are held to it. It may be
+	// called again; after an error of kind "recovering" it should be.
+	Limit(context.Context, *v1.LeaseServiceLimitRequest) (*v1.LeaseServiceLimitResponse, error)
 	// Close destroys the lease's key, then drains its I/O. It is idempotent. It
 	// returns when the lease is closed, or erased and past the drain deadline:
 	// then its space stays quarantined until the I/O has drained.
 	Close(context.Context, *v1.LeaseServiceCloseRequest) (*v1.LeaseServiceCloseResponse, error)
 	// Watch sends every lease that the caller may see as it stands, then each one
-	// again whenever its state changes. It ends when the caller or the daemon goes.
+	// again whenever its state or its limits change. It ends when the caller or the daemon goes.
 	Watch(context.Context, *v1.LeaseServiceWatchRequest) (*connect.ServerStreamForClient[v1.LeaseServiceWatchResponse], error)
 }
 
@@ -91,6 +97,12 @@ func NewLeaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(leaseServiceMethods.ByName("Get")),
 			connect.WithClientOptions(opts...),
 		),
+		limit: connect.NewClient[v1.LeaseServiceLimitRequest, v1.LeaseServiceLimitResponse](
+			httpClient,
+			baseURL+LeaseServiceLimitProcedure,
+			connect.WithSchema(leaseServiceMethods.ByName("Limit")),
+			connect.WithClientOptions(opts...),
+		),
 		close: connect.NewClient[v1.LeaseServiceCloseRequest, v1.LeaseServiceCloseResponse](
 			httpClient,
 			baseURL+LeaseServiceCloseProcedure,
@@ -111,6 +123,7 @@ type leaseServiceClient struct {
 	open  *connect.Client[v1.LeaseServiceOpenRequest, v1.LeaseServiceOpenResponse]
 	list  *connect.Client[v1.LeaseServiceListRequest, v1.LeaseServiceListResponse]
 	get   *connect.Client[v1.LeaseServiceGetRequest, v1.LeaseServiceGetResponse]
+	limit *connect.Client[v1.LeaseServiceLimitRequest, v1.LeaseServiceLimitResponse]
 	close *connect.Client[v1.LeaseServiceCloseRequest, v1.LeaseServiceCloseResponse]
 	watch *connect.Client[v1.LeaseServiceWatchRequest, v1.LeaseServiceWatchResponse]
 }
@@ -142,6 +155,15 @@ func (c *leaseServiceClient) Get(ctx context.Context, req *v1.LeaseServiceGetReq
 	return nil, err
 }
 
+// Limit calls vacate.v1.LeaseService.Limit.
+func (c *leaseServiceClient) Limit(ctx context.Context, req *v1.LeaseServiceLimitRequest) (*v1.LeaseServiceLimitResponse, error) {
+	response, err := c.limit.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Close calls vacate.v1.LeaseService.Close.
 func (c *leaseServiceClient) Close(ctx context.Context, req *v1.LeaseServiceCloseRequest) (*v1.LeaseServiceCloseResponse, error) {
 	response, err := c.close.CallUnary(ctx, connect.NewRequest(req))
@@ -164,12 +186,16 @@ type LeaseServiceHandler interface {
 	List(context.Context, *v1.LeaseServiceListRequest) (*v1.LeaseServiceListResponse, error)
 	// Get returns one lease, closed ones included while the journal knows them.
 	Get(context.Context, *v1.LeaseServiceGetRequest) (*v1.LeaseServiceGetResponse, error)
+	// Limit sets how fast an open lease's volume may be used, in place of what was
+	// set before. When this returns, requests that come are held to it. It may be
+	// called again; after an error of kind "recovering" it should be.
+	Limit(context.Context, *v1.LeaseServiceLimitRequest) (*v1.LeaseServiceLimitResponse, error)
 	// Close destroys the lease's key, then drains its I/O. It is idempotent. It
 	// returns when the lease is closed, or erased and past the drain deadline:
 	// then its space stays quarantined until the I/O has drained.
 	Close(context.Context, *v1.LeaseServiceCloseRequest) (*v1.LeaseServiceCloseResponse, error)
 	// Watch sends every lease that the caller may see as it stands, then each one
-	// again whenever its state changes. It ends when the caller or the daemon goes.
+	// again whenever its state or its limits change. It ends when the caller or the daemon goes.
 	Watch(context.Context, *v1.LeaseServiceWatchRequest, *connect.ServerStream[v1.LeaseServiceWatchResponse]) error
 }
 
@@ -198,6 +224,12 @@ func NewLeaseServiceHandler(svc LeaseServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(leaseServiceMethods.ByName("Get")),
 		connect.WithHandlerOptions(opts...),
 	)
+	leaseServiceLimitHandler := connect.NewUnaryHandlerSimple(
+		LeaseServiceLimitProcedure,
+		svc.Limit,
+		connect.WithSchema(leaseServiceMethods.ByName("Limit")),
+		connect.WithHandlerOptions(opts...),
+	)
 	leaseServiceCloseHandler := connect.NewUnaryHandlerSimple(
 		LeaseServiceCloseProcedure,
 		svc.Close,
@@ -218,6 +250,8 @@ func NewLeaseServiceHandler(svc LeaseServiceHandler, opts ...connect.HandlerOpti
 			leaseServiceListHandler.ServeHTTP(w, r)
 		case LeaseServiceGetProcedure:
 			leaseServiceGetHandler.ServeHTTP(w, r)
+		case LeaseServiceLimitProcedure:
+			leaseServiceLimitHandler.ServeHTTP(w, r)
 		case LeaseServiceCloseProcedure:
 			leaseServiceCloseHandler.ServeHTTP(w, r)
 		case LeaseServiceWatchProcedure:
@@ -241,6 +275,10 @@ func (UnimplementedLeaseServiceHandler) List(context.Context, *v1.LeaseServiceLi
 
 func (UnimplementedLeaseServiceHandler) Get(context.Context, *v1.LeaseServiceGetRequest) (*v1.LeaseServiceGetResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.Get is not implemented"))
+}
+
+func (UnimplementedLeaseServiceHandler) Limit(context.Context, *v1.LeaseServiceLimitRequest) (*v1.LeaseServiceLimitResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.Limit is not implemented"))
 }
 
 func (UnimplementedLeaseServiceHandler) Close(context.Context, *v1.LeaseServiceCloseRequest) (*v1.LeaseServiceCloseResponse, error) {
