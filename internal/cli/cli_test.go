@@ -13,7 +13,9 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/proto"
 
+	vacatev1 "vacate/api/vacate/v1"
 	"vacate/internal/config"
 )
 
@@ -53,6 +55,8 @@ func TestGolden(t *testing.T) {
 		{"lease-list-none", "lease list --tenant nobody", 0},
 		{"lease-show", "lease show " + idOpen, 0},
 		{"lease-show-lost", "lease show " + idLost, 0},
+		{"lease-limit", "lease limit " + idOpen + " --limit iops=500,bandwidth=200MiB/s --limit iops-burst=3000", 0},
+		{"lease-limit-none", "lease limit " + idOpen + " --limit none", 0},
 		{"lease-close", "lease close " + idClosed, 0},
 		{"lease-close-all", "lease close " + idClosed + " " + idErased + " " + idLost, 0},
 		{"lease-watch", "lease watch " + idClosed + " " + idLost, 0},
@@ -127,6 +131,20 @@ func TestErrors(t *testing.T) {
 		{"lease open --size=-5GiB", ExitUsage, []string{"is negative"}},
 		{"lease open --size 1GiB --uid nosuchuser", ExitUsage, []string{"no such user"}},
 		{"lease open --size 1GiB extra", ExitUsage, []string{`takes no arguments, and was given "extra"`}},
+		{"lease open --size 1GiB --limit 5000", ExitUsage, []string{`"5000" is not a limit; write iops=5000`, "see `vacate lease open --help`"}},
+		{"lease limit " + idOpen, ExitUsage, []string{"the limits are missing", "--limit none"}},
+		{"lease limit --limit none", ExitUsage, []string{"wants one lease id"}},
+		{"lease limit --limit iops=1k x", ExitUsage, []string{`iops: "1k" is not a number of requests`}},
+		{"lease limit --limit iops=4294967296 x", ExitUsage, []string{"up to 2^32 - 1"}},
+		{"lease limit --limit iops=-1 x", ExitUsage, []string{"is not a number of requests"}},
+		{"lease limit --limit iops=0 x", ExitUsage, []string{"a limit of 0 lets nothing through"}},
+		{"lease limit --limit iops=1,iops=2 x", ExitUsage, []string{"iops is given twice"}},
+		{"lease limit --limit iops=1, x", ExitUsage, []string{`"" is not a limit`}},
+		{"lease limit --limit bandwidth=200M x", ExitUsage, []string{"bandwidth: size", "200MiB (powers of 1024)"}},
+		{"lease limit --limit none --limit iops=1 x", ExitUsage, []string{"none takes every limit away"}},
+		{"lease limit --limit iops=1 --limit none x", ExitUsage, []string{"none takes every limit away"}},
+		{"lease limit --limit none nope", ExitNotFound, []string{`there is no lease "nope"`}},
+		{"lease limit --limit none " + idClosed, ExitRefused, []string{"only an open lease can be limited"}},
 		{"lease close", ExitUsage, []string{"wants at least one lease id"}},
 		{"lease clsoe x", ExitUsage, []string{`there is no command "vacate lease clsoe"`, "did you mean `vacate lease close`?"}},
 		{"laese", ExitUsage, []string{`there is no command "vacate laese"`, "did you mean `vacate lease`?"}},
@@ -195,6 +213,20 @@ func TestRequests(t *testing.T) {
 	}
 	run(t, sock, Hooks{}, "lease", "open", "--size", "4096", "--uid", "root")
 	if o := f.opened; o.Uid == nil || o.GetUid() != 0 {
+		t.Errorf("request %v", o)
+	}
+	run(t, sock, Hooks{}, "lease", "open", "--size", "4096", "--limit", "iops=7,bandwidth-burst=1GiB", "--limit", "bandwidth=1kB,iops-burst=9")
+	want := &vacatev1.Limits{Iops: 7, IopsBurst: 9, BandwidthBytes: 1000, BandwidthBurstBytes: 1 << 30}
+	if o := f.opened; !proto.Equal(o.GetLimits(), want) {
+		t.Errorf("request %v", o)
+	}
+	f.recovers = 2
+	if r := run(t, sock, Hooks{}, "lease", "limit", idOpen, "--limit", "iops=7,bandwidth=1kB,bandwidth-burst=1GiB,iops-burst=9"); r.code != 0 || f.recovers != 0 ||
+		f.limit.GetId() != idOpen || !proto.Equal(f.limit.GetLimits(), want) {
+		t.Errorf("request %v, exit code %d, %s", f.limit, r.code, r.err)
+	}
+	run(t, sock, Hooks{}, "lease", "open", "--size", "4096", "--limit", "none")
+	if o := f.opened; o.Limits != nil {
 		t.Errorf("request %v", o)
 	}
 	run(t, sock, Hooks{}, "drive", "enroll", "--force", "--confirm", "S123", "./used")
@@ -307,6 +339,9 @@ func TestCompletion(t *testing.T) {
 		{sock, []string{"lease", "open", "--drive", ""}, []string{"/dev/nvme1n1"}},
 		{sock, []string{"lease", "list", "-o", ""}, []string{"table", "json", "yaml"}},
 		{sock, []string{"lease", "open", "--logical-block", ""}, []string{"512", "4096"}},
+		{sock, []string{"lease", "limit", ""}, []string{idOpen}},
+		{sock, []string{"lease", "open", "--limit", ""}, []string{"iops=", "bandwidth-burst=", "none"}},
+		{sock, []string{"lease", "limit", "--limit", "iops=5,"}, []string{"iops=5,bandwidth="}},
 		{sock, []string{"le"}, []string{"lease"}},
 		{"/nonexistent/sock", []string{"lease", "close", ""}, []string{":4"}},
 	}

@@ -22,12 +22,13 @@ import (
 // A fake is a daemon with canned answers. The requests that it got are kept.
 type fake struct {
 	opened *vacatev1.LeaseServiceOpenRequest
+	limit  *vacatev1.LeaseServiceLimitRequest
 	enroll *vacatev1.DriveServiceEnrollRequest
 	stop   *vacatev1.NodeServiceStopRequest
 	sock   string
 
 	cut      int      // how many calls of Open and Close are cut off
-	recovers int      // how many calls of Open meet a daemon that recovers
+	recovers int      // how many calls of Open and Limit meet a daemon that recovers
 	keys     []string // of the calls of Open
 	program  string   // at the daemon's path
 	upgrade  string   // what the next upgrade ends with; or a connect error's text
@@ -68,6 +69,7 @@ func fakeLease(id string) *vacatev1.Lease {
 	case idOpen:
 		l.State = vacatev1.LeaseState_LEASE_STATE_OPEN
 		l.ExpiresAt = timestamppb.New(fakeTime.Add(24 * time.Hour))
+		l.Limits = &vacatev1.Limits{Iops: 5000, BandwidthBytes: 200 << 20, BandwidthBurstBytes: 1 << 30}
 		l.Exports = []*vacatev1.Export{{Kind: "nbd", Uri: "nbd+unix:///?socket=/run/vacate/leases/" + id + "/nbd.sock", Socket: "/run/vacate/leases/" + id + "/nbd.sock"}}
 		l.Stats = &vacatev1.LeaseStats{Connections: 2, Reads: 10, Writes: 20, Discards: 3, Flushes: 4, ReadBytes: 40960, WriteBytes: 81920, Errors: 1, WrittenBytes: 1 << 20}
 	case idClosed:
@@ -130,6 +132,22 @@ func (f leaseFake) Get(_ context.Context, req *vacatev1.LeaseServiceGetRequest) 
 		return &vacatev1.LeaseServiceGetResponse{Lease: l}, nil
 	}
 	return nil, noSuchLease(req.GetId())
+}
+
+func (f leaseFake) Limit(_ context.Context, req *vacatev1.LeaseServiceLimitRequest) (*vacatev1.LeaseServiceLimitResponse, error) {
+	f.limit = req
+	if err := f.recovering(); err != nil {
+		return nil, err
+	}
+	l := fakeLease(req.GetId())
+	switch {
+	case l == nil:
+		return nil, noSuchLease(req.GetId())
+	case l.GetState() != vacatev1.LeaseState_LEASE_STATE_OPEN:
+		return nil, fakeError(connect.CodeFailedPrecondition, "lease is closed: only an open lease can be limited", &vacatev1.Problem{Kind: "refused"})
+	}
+	l.Limits = req.GetLimits()
+	return &vacatev1.LeaseServiceLimitResponse{Lease: l}, nil
 }
 
 func (f leaseFake) Close(_ context.Context, req *vacatev1.LeaseServiceCloseRequest) (*vacatev1.LeaseServiceCloseResponse, error) {

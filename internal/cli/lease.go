@@ -18,12 +18,13 @@ import (
 )
 
 func (a *app) leaseCommand() *cobra.Command {
-	return group("lease", "Open, show and close leases: one tenant's hold on one volume",
-		a.leaseOpenCommand(), a.leaseListCommand(), a.leaseShowCommand(), a.leaseCloseCommand(), a.leaseWatchCommand())
+	return group("lease", "Open, show, limit and close leases: one tenant's hold on one volume",
+		a.leaseOpenCommand(), a.leaseListCommand(), a.leaseShowCommand(), a.leaseLimitCommand(), a.leaseCloseCommand(), a.leaseWatchCommand())
 }
 
 func (a *app) leaseOpenCommand() *cobra.Command {
 	var size sizeFlag
+	var limits limitsFlag
 	var tenant, drive, uid, key string
 	var logical uint32
 	var ttl time.Duration
@@ -32,14 +33,16 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 		Short: "Open a lease: a new volume that reads zeros, and a way to reach it",
 		Example: "vacate lease open --size 10GiB --tenant acme\n" +
 			"# for another user's process, on one drive, gone after a day at the latest\n" +
-			"vacate lease open --size 1TiB --tenant acme --uid libvirt-qemu --drive /dev/nvme1n1 --ttl 24h",
+			"vacate lease open --size 1TiB --tenant acme --uid libvirt-qemu --drive /dev/nvme1n1 --ttl 24h\n" +
+			"# a share of a drive\n" +
+			"vacate lease open --size 100GiB --tenant acme --limit iops=5000,bandwidth=200MiB",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !size.set {
 				return usageErrorf("the lease's size is missing: write --size 1GiB")
 			}
 			req := &vacatev1.LeaseServiceOpenRequest{SizeBytes: size.bytes, Tenant: tenant, Drive: driveName(drive),
-				LogicalBlock: logical, IdempotencyKey: key}
+				LogicalBlock: logical, IdempotencyKey: key, Limits: limits.limits}
 			if c.Flags().Changed("ttl") {
 				req.Ttl = durationpb.New(ttl)
 			}
@@ -68,7 +71,9 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 	f.Uint32Var(&logical, "logical-block", 0, "logical block size in bytes, 512 or 4096 (default 512)")
 	f.StringVar(&key, "idempotency-key", "", "a second open with the same key returns the lease of the first (default: random)")
 	f.StringVar(&uid, "uid", "", "user, by name or number, that may connect to the volume (default: you)")
+	f.Var(&limits, "limit", limitsUsage+" (default: unlimited)")
 	complete(c, "size")
+	a.completeLimits(c)
 	complete(c, "logical-block", "512", "4096")
 	a.completeDrives(c, "drive")
 	return c
@@ -123,6 +128,7 @@ func (a *app) printOpened(l *vacatev1.Lease) error {
 		{"size", plain(formatSize(l.GetSizeBytes()))},
 		{"tenant", plain(l.GetTenant())},
 		{"drive", plain(driveOf(l))},
+		{"limits", plain(limitsText(l.GetLimits()))},
 		{"expires", plain(shortTime(l.GetExpiresAt(), a.loc))},
 	}
 	for _, e := range l.GetExports() {
@@ -241,6 +247,7 @@ func (a *app) showLease(l *vacatev1.Lease) {
 		{"note", plain(l.GetText())},
 		{"size", plain(formatSize(l.GetSizeBytes()))},
 		{"logical block", plain(fmt.Sprintf("%d bytes", l.GetLogicalBlock()))},
+		{"limits", plain(limitsText(l.GetLimits()))},
 		{"tenant", plain(l.GetTenant())},
 		{"uid", plain(strconv.Itoa(int(l.GetUid())))},
 		{"opened", plain(shortTime(l.GetOpenedAt(), a.loc))},
@@ -302,7 +309,7 @@ func (a *app) leaseWatchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "watch [ID…]",
 		Short: "Print leases as they change, until interrupted or all that were named have ended",
-		Long: "Print leases as they are, and each again whenever its state changes. " +
+		Long: "Print leases as they are, and each again whenever its state or its limits change. " +
 			"With ids, it ends when all of them have ended. With -o json each line is one lease.",
 		Args:              needArgs(0, -1, "lease ids"),
 		ValidArgsFunction: a.completeLeases,
@@ -356,6 +363,9 @@ func (a *app) printChange(w io.Writer, l *vacatev1.Lease) error {
 		p.state(state)+strings.Repeat(" ", max(0, len("opening")-len(state))), formatSize(l.GetSizeBytes()))
 	if l.GetTenant() != "" {
 		line += "  " + printable(l.GetTenant())
+	}
+	if text := limitsText(l.GetLimits()); text != "" {
+		line += "  " + text
 	}
 	if l.GetErasure() != nil {
 		line += "  " + erasureText(l)

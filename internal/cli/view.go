@@ -36,6 +36,16 @@ type leaseView struct {
 	Erasure      *erasureView `json:"erasure,omitempty"`
 	Pieces       []pieceView  `json:"pieces"`
 	Stats        *statsView   `json:"stats,omitempty"`
+	Limits       *limitsView  `json:"limits,omitempty"`
+}
+
+// limitsView is what a lease is held to; 0 is no limit, and no burst beyond a
+// second's worth.
+type limitsView struct {
+	IOPS                uint64 `json:"iops"`
+	IOPSBurst           uint64 `json:"iopsBurst"`
+	BandwidthBytes      uint64 `json:"bandwidthBytes"`
+	BandwidthBurstBytes uint64 `json:"bandwidthBurstBytes"`
 }
 
 type exportView struct {
@@ -92,6 +102,10 @@ func leaseViewOf(l *vacatev1.Lease) leaseView {
 	if s := l.GetStats(); s != nil {
 		v.Stats = &statsView{Connections: s.GetConnections(), Reads: s.GetReads(), Writes: s.GetWrites(), Discards: s.GetDiscards(),
 			Flushes: s.GetFlushes(), ReadBytes: s.GetReadBytes(), WriteBytes: s.GetWriteBytes(), Errors: s.GetErrors(), WrittenBytes: s.GetWrittenBytes()}
+	}
+	if m := l.GetLimits(); m != nil {
+		v.Limits = &limitsView{IOPS: m.GetIops(), IOPSBurst: m.GetIopsBurst(), BandwidthBytes: m.GetBandwidthBytes(),
+			BandwidthBurstBytes: m.GetBandwidthBurstBytes()}
 	}
 	return v
 }
