@@ -49,6 +49,8 @@ type OpenOptions struct {
 	ForceForward bool
 	// Engine is the engine to use, if the drive can; "" is the best that it can.
 	Engine string
+	// Watched is what an engine before this one watched, as it said then; zero: nothing.
+	Watched Watched
 	// FenceWait is how long the fence is waited for; 0 means 5 seconds.
 	FenceWait time.Duration
 }
@@ -86,6 +88,11 @@ type Drive struct {
 	// What lies past it was lost, although a later write would bring the space
 	// back, filled with zeros.
 	limit atomic.Int64
+
+	guarded  bool                   // its completed writes may be lost, and are watched (watch.go)
+	watched  Watched                // for the next engine
+	loss     atomic.Pointer[string] // how they were lost; nil: they were not
+	lossSeen chan struct{}          // closed when loss is set
 
 	lastError atomic.Pointer[blk.Error]
 
@@ -125,10 +132,11 @@ func (h host) openDrive(ctx context.Context, path string, o OpenOptions) (*Drive
 	d := &Drive{
 		t: t, info: t.info(o.ForceForward, o.Engine),
 		offset: sb.DataOffset, size: int64(sb.Extents) * sb.ExtentSize,
-		lanes: make(map[*lane]struct{}),
+		lanes: make(map[*lane]struct{}), lossSeen: make(chan struct{}),
 	}
 	d.flush = d.info.Flush == FlushForward
 	d.limit.Store(t.size)
+	d.guard(o.Watched)
 	d.mapArea()
 	d.info.add(sb)
 	d.info.Repaired, d.info.FenceWaited = repaired, waited
@@ -246,6 +254,7 @@ func (d *Drive) Close() error {
 	if err != nil || fd < 0 {
 		return err
 	}
+	d.t.watch.close()
 	if d.area != nil { // it holds the fence, too
 		err = sys.Unmap(d.area)
 		d.area = nil

@@ -25,10 +25,6 @@ const (
 	FlushForward FlushClass = "forward"
 )
 
-// watching says whether this version watches for the loss of a volatile cache.
-// Without that the class "watched" would be a lie, and "forward" is used.
-const watching = false
-
 // flushFacts is all that a drive's flush class depends on.
 type flushFacts struct {
 	Kind       string // as in Info
@@ -38,8 +34,9 @@ type flushFacts struct {
 	Transport  string // of block devices, see transport
 	Model      string
 	WriteCache string // queue/write_cache in sysfs: "write through", "write back"
-	Watching   bool
-	Forced     bool // danger_zone asks for forward
+	Watching   bool   // the loss of its volatile cache is watched for
+	Unwatched  error  // why not
+	Forced     bool   // danger_zone asks for forward
 }
 
 // localTransports are those behind which a drive in this machine is.
@@ -82,7 +79,7 @@ func classify(f flushFacts) (FlushClass, string) {
 		if f.Watching {
 			return FlushWatched, "local (" + name + "), direct I/O, volatile cache: its loss is watched for, and ends the leases"
 		}
-		return FlushForward, "local (" + name + "), direct I/O, volatile cache: the class would be watched, but this version does not watch for its loss"
+		return FlushForward, fmt.Sprintf("local (%s), direct I/O, volatile cache: %v", name, f.Unwatched)
 	}
 	return FlushForward, "local (" + name + "), but the kernel does not say whether it has a volatile cache"
 }

@@ -97,6 +97,8 @@ type lane struct {
 	d     *Drive
 	fd    int
 	count counters
+	// vouched: the drive was looked at after it had completed what is finished now.
+	vouched bool
 }
 
 // counters are written by the queue's goroutine and read by any. The padding
@@ -151,6 +153,7 @@ func (l *lane) fua(r *blk.Request) bool { return l.d.flush && r.Flags&blk.FUA !=
 
 // carryOut does what r asks for, waits for it, and completes it.
 func (l *lane) carryOut(r *blk.Request) {
+	l.vouched = false // what is done here comes after that look
 	off, errno := l.admit(r)
 	n := int64(0)
 	switch {
@@ -168,8 +171,19 @@ func (l *lane) carryOut(r *blk.Request) {
 	l.finish(r, n, errno)
 }
 
+// vouch reports whether a request that the drive has completed may succeed (W1).
+func (l *lane) vouch() bool {
+	if l.vouched {
+		return true
+	}
+	return l.d.intact()
+}
+
 // finish counts r and completes it.
 func (l *lane) finish(r *blk.Request, n int64, errno syscall.Errno) {
+	if errno == 0 && !l.vouch() {
+		n, errno = 0, syscall.EIO
+	}
 	switch {
 	case errno != 0 || n != r.Len:
 		if errno == 0 {

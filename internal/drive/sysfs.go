@@ -17,7 +17,8 @@ import (
 type host struct {
 	root string // "" for the real one
 	stat func(path string) (sys.FileStat, error)
-	ring func() error // why there is no io_uring; nil: ask the kernel
+	ring func() error      // why there is no io_uring; nil: ask the kernel
+	gone func(fd int) bool // whether a file of sysfs was taken away; nil: ask the kernel
 }
 
 var thisHost = host{stat: sys.Stat}
@@ -28,6 +29,14 @@ func (h host) probeRing() error {
 		return h.ring()
 	}
 	return uring.Probe()
+}
+
+// vanished reports whether the file of sysfs that fd was opened from is gone.
+func (h host) vanished(fd int) bool {
+	if h.gone != nil {
+		return h.gone(fd)
+	}
+	return sys.Vanished(fd)
 }
 
 func (h host) path(elem ...string) string { return h.root + "/" + filepath.Join(elem...) }

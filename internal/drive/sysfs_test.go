@@ -208,7 +208,7 @@ func TestClassify(t *testing.T) {
 		{"its partition", flushFacts{Kind: "partition", Direct: true, Transport: "nvme-pcie", WriteCache: "write through"}, FlushNone, "no volatile cache"},
 		{"the same, buffered", flushFacts{Kind: "block device", Transport: "nvme-pcie", WriteCache: "write through"}, FlushForward, "page cache"},
 		{"nvme with a cache, watched", flushFacts{Kind: "block device", Direct: true, Transport: "nvme-pcie", WriteCache: "write back", Watching: true}, FlushWatched, "watched for"},
-		{"nvme with a cache", flushFacts{Kind: "block device", Direct: true, Transport: "nvme-pcie", WriteCache: "write back"}, FlushForward, "does not watch"},
+		{"nvme with a cache", flushFacts{Kind: "block device", Direct: true, Transport: "nvme-pcie", WriteCache: "write back", Unwatched: errUnwatched}, FlushForward, "cannot be watched"},
 		{"nvme that does not say", flushFacts{Kind: "block device", Direct: true, Transport: "nvme-pcie"}, FlushForward, "does not say"},
 		{"nvme over tcp", flushFacts{Kind: "block device", Direct: true, Transport: "nvme-tcp", WriteCache: "write through"}, FlushForward, "nvme-tcp"},
 		{"a cloud's network volume", flushFacts{Kind: "block device", Direct: true, Transport: "nvme-pcie", Model: "Amazon Elastic Block Store", WriteCache: "write through"}, FlushForward, "network-attached"},

@@ -27,8 +27,9 @@ type target struct {
 	logical, physical int
 	readOnly          bool
 	direct            bool
-	dax               bool // a file that is mapped without a page cache
-	refused           int  // how often others held the fence, when it was asked for
+	dax               bool   // a file that is mapped without a page cache
+	refused           int    // how often others held the fence, when it was asked for
+	watch             *watch // of a drive with a volatile cache, if it can be; begun by flush
 }
 
 // open opens a path, with direct I/O where there is any. An error is about the
@@ -128,13 +129,18 @@ func (t *target) inMemory() bool { return t.fileSystem == "tmpfs" || t.fileSyste
 
 func (t *target) isFile() bool { return t.stat.Type == sys.RegularFile }
 
-// flush returns the flush class and why.
+// flush returns the flush class and why. A volatile cache is watched from then on,
+// where that can be.
 func (t *target) flush(forced bool) (FlushClass, string) {
-	f := flushFacts{Kind: t.kind, FileSystem: t.fileSystem, Direct: t.direct, DAX: t.dax, Model: t.model, Watching: watching, Forced: forced, Transport: "unknown"}
+	f := flushFacts{Kind: t.kind, FileSystem: t.fileSystem, Direct: t.direct, DAX: t.dax, Model: t.model, Forced: forced, Transport: "unknown"}
 	if t.dir != "" {
 		f.Transport = t.host.transport(t.dir)
 		f.WriteCache = attr(diskDir(t.dir), "queue/write_cache")
 	}
+	if f.WriteCache == "write back" && t.watch == nil {
+		t.watch, f.Unwatched = t.host.watch(diskDir(t.dir), f.Transport)
+	}
+	f.Watching = t.watch != nil
 	return classify(f)
 }
 
@@ -203,6 +209,7 @@ func (t *target) info(forced bool, asked string) Info {
 
 // close gives up the descriptor, and with it every lock on it.
 func (t *target) close() {
+	t.watch.close()
 	if t.fd >= 0 {
 		_ = sys.CloseFD(t.fd) // nothing was written through it that was not flushed
 		t.fd = -1

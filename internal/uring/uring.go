@@ -239,6 +239,10 @@ func (r *Ring) Enter(wait bool) syscall.Errno {
 // empty reports whether no completion has been posted that was not taken out.
 func (r *Ring) empty() bool { return r.head == atomic.LoadUint32(r.cqTail) }
 
+// Ready is how many completions [Ring.Next] will give without another Enter; more
+// may come meanwhile.
+func (r *Ring) Ready() int { return int(atomic.LoadUint32(r.cqTail) - r.head) }
+
 // deferred reports whether completions wait for this thread to fetch them. On
 // kernels that do not tell, none do: they come by themselves.
 func (r *Ring) deferred() bool {
