@@ -1,11 +1,8 @@
 package nbdclient
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"runtime"
 	"syscall"
 	"time"
@@ -31,6 +28,9 @@ func (p Pattern) writes() bool { return p == RandomWrite || p == SequentialWrite
 // A Load keeps Depth requests in flight on one connection. Each round it reads
 // all replies that are there with one large read, and sends a new request for
 // each with one write.
+//
+// What a read is answered with must cover all of it, in data or in holes; it is
+// not looked at.
 type Load struct {
 	Pattern   Pattern
 	Depth     int           // default 32
@@ -39,6 +39,10 @@ type Load struct {
 	Requests  int64         // end after as many; 0 means no limit
 	Duration  time.Duration // end after this time; 0 means no limit
 	Seed      uint64
+
+	// Flush sends a flush after each write that was answered; the pair counts as
+	// one request, from the write's sending to the flush's answer.
+	Flush bool
 }
 
 // A Result is what a [Load] did.
@@ -77,6 +81,8 @@ func (l *Load) setDefaults(c *Client) error {
 		return fmt.Errorf("NBD load: block size %d does not fit %d bytes", l.BlockSize, l.Span)
 	case l.Off < 0 || l.Off+l.Span > c.size:
 		return fmt.Errorf("NBD load: %d bytes at %d lie outside the export of %d", l.Span, l.Off, c.size)
+	case l.Flush && !l.Pattern.writes():
+		return fmt.Errorf("NBD load: flushes after a %v", l.Pattern)
 	case l.Requests == 0 && l.Duration == 0:
 		return errors.New("NBD load: neither a number of requests nor a duration is given")
 	}
@@ -126,204 +132,4 @@ func withBlocking(c *Client, f func(fd int) error) error {
 		}
 	})
 	return errors.Join(err, inner)
-}
-
-// A run is a [Load] under way.
-type run struct {
-	load     Load
-	c        *Client
-	rng      *rand.Rand
-	result   Result
-	times    histogram
-	start    time.Time
-	now      time.Time // read once a round
-	sent     int64
-	inFlight int
-	cursor   int64 // sequential: the next offset
-
-	out    []byte      // requests to send; each payload lies behind its header for good
-	outLen int         // bytes of out
-	stride int         // bytes of one request
-	sentAt []time.Time // by cookie
-	idle   []uint64    // cookies without a request
-
-	in     []byte // received, from the front
-	inLen  int
-	skip   int    // bytes of payload to come
-	whose  uint64 // cookie of the message being received
-	last   bool   // it is the last of its reply
-	failed syscall.Errno
-}
-
-func newRun(l Load, c *Client) *run {
-	r := &run{load: l, c: c, rng: rand.New(rand.NewPCG(l.Seed, 1)), stride: 28, in: make([]byte, 512<<10)}
-	if l.Pattern.writes() {
-		r.stride += l.BlockSize
-	}
-	r.out = make([]byte, l.Depth*r.stride)
-	for i := 0; i+8 <= len(r.out); i += 8 {
-		binary.LittleEndian.PutUint64(r.out[i:], r.rng.Uint64())
-	}
-	r.sentAt = make([]time.Time, l.Depth)
-	for i := range l.Depth {
-		r.idle = append(r.idle, uint64(i))
-	}
-	return r
-}
-
-// loop runs rounds until the load is done and everything is answered.
-func (r *run) loop(fd int) error {
-	r.start = time.Now()
-	r.now = r.start
-	for {
-		r.compose()
-		if r.inFlight == 0 {
-			r.result.Elapsed = r.now.Sub(r.start)
-			return nil
-		}
-		if err := writeFull(fd, r.out[:r.outLen]); err != nil {
-			return err
-		}
-		n, err := syscall.Read(fd, r.in[r.inLen:])
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err != nil:
-			return err
-		case n == 0:
-			return io.ErrUnexpectedEOF
-		}
-		r.now = time.Now()
-		if err := r.parse(r.in[:r.inLen+n]); err != nil {
-			return err
-		}
-	}
-}
-
-func (r *run) over() bool {
-	return r.load.Requests > 0 && r.sent >= r.load.Requests ||
-		r.load.Duration > 0 && r.now.Sub(r.start) >= r.load.Duration
-}
-
-// compose makes a request for each idle cookie.
-func (r *run) compose() {
-	r.outLen = 0
-	cmd := uint16(cmdRead)
-	if r.load.Pattern.writes() {
-		cmd = cmdWrite
-	}
-	for len(r.idle) > 0 && !r.over() {
-		cookie := r.idle[len(r.idle)-1]
-		r.idle = r.idle[:len(r.idle)-1]
-		putRequest(r.out[r.outLen:], 0, cmd, cookie, uint64(r.offset()), uint32(r.load.BlockSize))
-		r.outLen += r.stride
-		r.sentAt[cookie] = r.now
-		r.sent++
-		r.inFlight++
-	}
-}
-
-func (r *run) offset() int64 {
-	bs := int64(r.load.BlockSize)
-	if p := r.load.Pattern; p == RandomRead || p == RandomWrite {
-		return r.load.Off + r.rng.Int64N(r.load.Span/bs)*bs
-	}
-	if r.cursor+bs > r.load.Span {
-		r.cursor = 0
-	}
-	r.cursor += bs
-	return r.load.Off + r.cursor - bs
-}
-
-// parse takes whole messages off b, and keeps the start of one that is not whole.
-func (r *run) parse(b []byte) error {
-	for {
-		n := min(r.skip, len(b))
-		b, r.skip = b[n:], r.skip-n
-		if r.skip > 0 {
-			break
-		}
-		if r.last {
-			r.complete()
-		}
-		n, err := r.header(b)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			break
-		}
-		b = b[n:]
-	}
-	r.inLen = copy(r.in, b)
-	return nil
-}
-
-// header takes the header of a message off b: 0 bytes if it is not whole.
-func (r *run) header(b []byte) (int, error) {
-	if len(b) < 16 {
-		return 0, nil
-	}
-	n := 16
-	r.whose = binary.BigEndian.Uint64(b[8:])
-	switch binary.BigEndian.Uint32(b) {
-	case simpleMagic:
-		r.failed = syscall.Errno(binary.BigEndian.Uint32(b[4:]))
-		r.last = true
-		if r.failed == 0 && !r.load.Pattern.writes() {
-			r.skip = r.load.BlockSize
-		}
-	case structuredMagic:
-		n = 20
-		if len(b) < n {
-			return 0, nil
-		}
-		typ := binary.BigEndian.Uint16(b[6:])
-		r.last = binary.BigEndian.Uint16(b[4:])&chunkDone != 0
-		r.skip = int(binary.BigEndian.Uint32(b[16:]))
-		if typ&chunkErrors != 0 {
-			if len(b) < n+4 {
-				return 0, nil
-			}
-			r.failed = syscall.Errno(binary.BigEndian.Uint32(b[n:]))
-		}
-	default:
-		return 0, fmt.Errorf("no NBD reply: %x", b[:16])
-	}
-	if r.whose >= uint64(len(r.sentAt)) || r.sentAt[r.whose].IsZero() {
-		return 0, fmt.Errorf("a reply to request %#x, which was not sent", r.whose)
-	}
-	return n, nil
-}
-
-// complete counts the request whose last message has been received.
-func (r *run) complete() {
-	r.result.Requests++
-	if r.failed != 0 {
-		r.result.Errors++
-		if r.result.FirstError == 0 {
-			r.result.FirstError = r.failed
-		}
-	} else {
-		r.result.Bytes += int64(r.load.BlockSize)
-	}
-	r.times.add(r.now.Sub(r.sentAt[r.whose]))
-	r.sentAt[r.whose] = time.Time{}
-	r.idle = append(r.idle, r.whose)
-	r.inFlight--
-	r.last, r.failed = false, 0
-}
-
-func writeFull(fd int, p []byte) error {
-	for len(p) > 0 {
-		n, err := syscall.Write(fd, p)
-		if err == syscall.EINTR {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		p = p[n:]
-	}
-	return nil
 }
