@@ -1056,7 +1056,7 @@ done:
 	RET
 
 // func encryptAVX512(s *byte, dst *byte, src *byte, blocks int, units int, first uint64)
-// Requires: AVX, AVX512BW, AVX512F, BMI2, CMOV, MMX+, VAES, VPCLMULQDQ
+// Requires: AVX, AVX512BW, AVX512F, BMI2, MMX+, VAES, VPCLMULQDQ
 TEXT ·encryptAVX512(SB), NOSPLIT, $320-48
 	MOVQ            s+0(FP), AX
 	MOVQ            dst+8(FP), DI
@@ -1167,26 +1167,11 @@ batch:
 	VAESENCLAST     Z14, Z1, Z1
 	VAESENCLAST     Z14, Z2, Z2
 	VAESENCLAST     Z14, Z3, Z3
-	MOVQ            R8, CX
-	SHLQ            $0x04, CX
-	MOVQ            $0x00001000, R10
-	CMPQ            CX, R10
-	CMOVQGT         R10, CX
-	MOVQ            SI, R10
-
-ahead:
-	PREFETCHT0 (R10)
-	PREFETCHT0 64(R10)
-	PREFETCHT0 128(R10)
-	PREFETCHT0 192(R10)
-	ADDQ       $0x00000100, R10
-	SUBQ       $0x00000100, CX
-	JG         ahead
-	VMOVDQA64  Z0, (R12)
-	VMOVDQA64  Z1, 64(R12)
-	VMOVDQA64  Z2, 128(R12)
-	VMOVDQA64  Z3, 192(R12)
-	MOVQ       R12, R13
+	VMOVDQA64       Z0, (R12)
+	VMOVDQA64       Z1, 64(R12)
+	VMOVDQA64       Z2, 128(R12)
+	VMOVDQA64       Z3, 192(R12)
+	MOVQ            R12, R13
 
 unit:
 	CMPQ DX, $0x01
@@ -1458,7 +1443,7 @@ done:
 	RET
 
 // func decryptAVX512(s *byte, dst *byte, src *byte, blocks int, units int, first uint64)
-// Requires: AVX, AVX512BW, AVX512F, BMI2, CMOV, MMX+, VAES, VPCLMULQDQ
+// Requires: AVX, AVX512BW, AVX512F, BMI2, MMX+, VAES, VPCLMULQDQ
 TEXT ·decryptAVX512(SB), NOSPLIT, $320-48
 	MOVQ            s+0(FP), AX
 	MOVQ            dst+8(FP), DI
@@ -1570,26 +1555,11 @@ batch:
 	VAESENCLAST     Z14, Z1, Z1
 	VAESENCLAST     Z14, Z2, Z2
 	VAESENCLAST     Z14, Z3, Z3
-	MOVQ            R8, CX
-	SHLQ            $0x04, CX
-	MOVQ            $0x00001000, R10
-	CMPQ            CX, R10
-	CMOVQGT         R10, CX
-	MOVQ            SI, R10
-
-ahead:
-	PREFETCHT0 (R10)
-	PREFETCHT0 64(R10)
-	PREFETCHT0 128(R10)
-	PREFETCHT0 192(R10)
-	ADDQ       $0x00000100, R10
-	SUBQ       $0x00000100, CX
-	JG         ahead
-	VMOVDQA64  Z0, (R12)
-	VMOVDQA64  Z1, 64(R12)
-	VMOVDQA64  Z2, 128(R12)
-	VMOVDQA64  Z3, 192(R12)
-	MOVQ       R12, R13
+	VMOVDQA64       Z0, (R12)
+	VMOVDQA64       Z1, 64(R12)
+	VMOVDQA64       Z2, 128(R12)
+	VMOVDQA64       Z3, 192(R12)
+	MOVQ            R12, R13
 
 unit:
 	CMPQ DX, $0x01

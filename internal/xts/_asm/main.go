@@ -7,10 +7,10 @@
 //
 //  1. batch: encrypt the numbers of the next data units; they are the units'
 //     first tweaks. (Fewer units may be left; the others' tweaks are not used.)
-//     While that goes through the rounds, prefetch the first unit's source.
 //  2. unit:  from its first tweak, compute the tweaks of its first 16 blocks.
 //  3. group: 16 blocks go through the rounds. Between the rounds the tweaks of
-//     the next group are computed: each is x^16 times one of this group.
+//     the next group are computed: each is x^16 times one of this group. What
+//     lies 4096 bytes ahead in the source is prefetched.
 //  4. tail:  up to 15 blocks that are left: one at a time, or under a mask.
 //  5. done:  clear the vector registers and the frame.
 //
@@ -49,7 +49,9 @@ const (
 // group is how many blocks are in flight.
 const group = 16
 
-// ahead is how far the source is prefetched within a call, in bytes.
+// ahead is how far the source is prefetched within a call, in bytes. A processor's
+// own prefetching stops at the end of a page; on a Sapphire Rapids, 128 KiB from
+// memory are 1.3 times as fast with this.
 const ahead = 4096
 
 // A width is what differs between registers of 256 and of 512 bits.
@@ -162,8 +164,12 @@ func function(w width, verb string, keys int, dir aes) {
 	RET()
 }
 
-// prefetchUnit prefetches the source of a unit, or the first 4096 bytes of it.
-// Uses CX and R10.
+// prefetchUnit prefetches the source of a unit, or the first 4096 bytes of it,
+// while the instructions before it wait for each other. Uses CX and R10.
+//
+// Only VAES does it: on the processors that have no more (Zen 3) it made units of
+// 4096 bytes from memory a fifth faster; on a Sapphire Rapids it makes no
+// difference to VAES, and AVX-512 slower by 8 percent.
 func prefetchUnit() {
 	const step = 4 * 64
 	MOVQ(R8, RCX)

@@ -55,7 +55,6 @@ func zmmStart(keys int) {
 			op(key, b, b)
 		}
 	}
-	prefetchUnit()
 	for i, b := range zmmBlocks {
 		VMOVDQA64(b, at(R12, 64*i))
 	}
