@@ -44,7 +44,7 @@ const table = `
 	data     export/nbd:       blk mem plant sys
 	data     volume:           blk mem plant sys
 	data     blockmap:         blk fail plant
-	data     crypt:            blk mem plant xts
+	data     crypt:            blk mem plant sys xts
 	data     drive:            blk mem plant sys uring
 	data     engine:           blk blockmap crypt drive export/nbd extent fail ipc limit mem plant sandbox sys volatile volume xts
 

@@ -13,6 +13,7 @@
 //     decrypted into the parent's buffer, inside the cipher gate: one pass, and
 //     the parent's buffer may have any alignment.
 //  4. Flushes and discards pass down unchanged.
+//  5. Where the device below lies in memory, steps 2 and 3 are one (window.go).
 //
 // # Rules
 //
@@ -132,6 +133,7 @@ func (c *Crypt) NewQueue(depth int) (blk.Queue, error) {
 		slots:   make([]slot, depth),
 		free:    make([]*slot, 0, depth),
 	}
+	q.windows, _ = below.(blk.Windower)
 	for i := range q.slots {
 		q.slots[i].q = q
 		q.free = append(q.free, &q.slots[i])

@@ -216,7 +216,8 @@ func TestL5RevokeWaitsForCiphers(t *testing.T) {
 	want := bytes.Repeat([]byte{0x5C}, blk.BlockSize)
 	for round := range rounds {
 		s, key := newSchedule(t, uint64(round))
-		d := newRAM(size)
+		d := newInMemory(t, size)
+		d.windows = func(int64) bool { return round%2 == 0 } // by both ways
 		c := New(d, s, mem.TryLock)
 		q := newQueue(t, c, 1)
 		var acknowledged atomic.Int64

@@ -7,6 +7,7 @@ import (
 	"vacate/internal/blk"
 	"vacate/internal/mem"
 	"vacate/internal/plant"
+	"vacate/internal/sys"
 	"vacate/internal/xts"
 )
 
@@ -22,11 +23,13 @@ type queue struct {
 	size    int64 // bytes
 	gate    *blk.Gate
 	below   blk.Queue
+	windows blk.Windower // below, or nil
 	feed    blk.Feeder
 	waiting blk.FIFO // parents that have not been started
 	scratch *scratch
 	slots   []slot
 	free    []*slot
+	busy    bool // a cipher call is under way
 
 	delivered int // completions since the queue was made
 }
@@ -76,7 +79,8 @@ func (q *queue) Close() error {
 	return errors.Join(q.below.Close(), q.scratch.close())
 }
 
-// Fill starts what waits, oldest first, until scratch runs out. A request that
+// Fill carries out what it can in place, and starts what waits, oldest first,
+// until scratch runs out. A request that
 // does not fit holds back those behind it, or it might wait for ever.
 func (q *queue) Fill() {
 	for r := q.waiting.Peek(); r != nil; r = q.waiting.Peek() {
@@ -86,6 +90,18 @@ func (q *queue) Fill() {
 			if errno := q.check(r); errno != 0 {
 				q.refuse(r, errno)
 				continue
+			}
+			if q.windows != nil {
+				if w := q.windows.Window(r.Op, r.Off, r.Len); w != nil {
+					q.waiting.Pop()
+					n, errno := q.inPlace(r, w)
+					if errno == syscall.EIO {
+						xts.Scrub() // the stack of the call, which has only now unwound
+					}
+					q.delivered++
+					r.Finish(n, errno)
+					continue
+				}
 			}
 			count = int(r.Len / blk.BlockSize)
 			if at = q.scratch.take(count); at < 0 {
@@ -198,28 +214,44 @@ func (q *queue) decrypt(dst, src []byte, first uint64) bool {
 }
 
 // seal and open are the cipher calls: one stretch, inside the gate that Enter
-// has opened, and that is left even if a fault on the caller's memory unwinds.
+// has opened.
 
 func (q *queue) seal(dst, src []byte, first uint64) {
-	defer q.gate.Leave()
-	if plant.Is(plant.CipherNull) {
+	q.busy = true
+	defer q.leave()
+	switch {
+	case plant.Is(plant.CipherNull):
 		copy(dst, src)
-		return
-	}
-	if plant.Is(plant.ScheduleLeft) {
+	case plant.Is(plant.ScheduleLeft):
 		left = *q.c.sched
+		fallthrough
+	default:
+		q.c.sched.Encrypt(dst, src, blk.BlockSize, first)
 	}
-	q.c.sched.Encrypt(dst, src, blk.BlockSize, first)
+	q.busy = false
 }
 
 // left is where the planted bug leaves its copy.
 var left xts.Schedule //nolint:unused // by builds with the tag planted
 
 func (q *queue) open(dst, src []byte, first uint64) {
-	defer q.gate.Leave()
+	q.busy = true
+	defer q.leave()
 	if plant.Is(plant.CipherNull) {
 		copy(dst, src)
-		return
+	} else {
+		q.c.sched.Decrypt(dst, src, blk.BlockSize, first)
 	}
-	q.c.sched.Decrypt(dst, src, blk.BlockSize, first)
+	q.busy = false
+}
+
+// leave leaves the gate. If a fault unwinds a cipher call, the keys that it had in
+// registers are cleared first, there and where the kernel has saved them.
+func (q *queue) leave() {
+	if q.busy {
+		q.busy = false
+		xts.Scrub()
+		sys.OverwriteSignalFrame()
+	}
+	q.gate.Leave()
 }

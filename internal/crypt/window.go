@@ -1,0 +1,80 @@
+package crypt
+
+import (
+	"runtime/debug"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"vacate/internal/blk"
+	"vacate/internal/mem"
+)
+
+// Where the device lies in memory, a read or write is carried out at once, and
+// in place: there is no scratch, no child and no copy.
+//
+//  1. The queue below gives a window of the device, or nil: then the request
+//     takes the ordinary way.
+//  2. One byte of each page of the window is touched, outside of the gate. A page
+//     that must be fetched from swap is fetched here, and one that is gone
+//     faults here: while no key is in a register, and with nobody waiting.
+//  3. The cipher works between the window and the parent's buffer, inside the
+//     gate, a stretch at a time (C1). A page that goes away after step 2 still
+//     faults here; leave then clears what the cipher left.
+//  4. A fault on the window, in either step, is an EIO of this request, and its
+//     buffer holds nothing that was decrypted for it.
+
+// inPlace carries out r, which check has let pass, in the window w.
+func (q *queue) inPlace(r *blk.Request, w []byte) (n int64, errno syscall.Errno) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer q.caught(r, w, &n, &errno)
+	done := false
+	if r.Op == blk.OpWrite {
+		touchStore(w)
+		done = q.encrypt(w, r.Buf, block(r))
+	} else {
+		touchLoad(w)
+		done = q.decrypt(r.Buf, w, block(r))
+	}
+	if !done {
+		return 0, syscall.ESHUTDOWN
+	}
+	return r.Len, 0
+}
+
+// caught makes a fault on w the result of r. It is deferred. What else panics is
+// no fault of the device.
+func (q *queue) caught(r *blk.Request, w []byte, n *int64, errno *syscall.Errno) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	fault, ok := p.(interface{ Addr() uintptr }) // debug.SetPanicOnFault
+	if !ok || fault.Addr()-uintptr(unsafe.Pointer(unsafe.SliceData(w))) >= uintptr(len(w)) {
+		panic(p)
+	}
+	q.windows.Faulted(r.Op, r.Off, r.Len)
+	if r.Op == blk.OpRead {
+		mem.Wipe(r.Buf)
+	}
+	*n, *errno = 0, syscall.EIO
+}
+
+// touchLoad reads a byte of each page of w.
+//
+//go:noinline
+func touchLoad(w []byte) (all byte) {
+	for i := 0; i < len(w); i += blk.BlockSize {
+		all |= w[i]
+	}
+	return all // so that the loads are made
+}
+
+// touchStore stores to each page of w, and changes nothing, also where another
+// queue stores at the same time. A load would not do: a page may be there to
+// read, and need space to be written.
+func touchStore(w []byte) {
+	for i := 0; i < len(w); i += blk.BlockSize {
+		atomic.OrUint32((*uint32)(unsafe.Pointer(&w[i])), 0)
+	}
+}
