@@ -246,6 +246,12 @@ func (q *ringQueue) retreat(errno syscall.Errno) (n int) {
 	return n
 }
 
+// Register implements [blk.Registrar]. Memory that is refused (RLIMIT_MEMLOCK, for
+// one) is looked up for each request, as any other.
+func (q *ringQueue) Register(memory []byte) {
+	_ = q.ring.Register(memory)
+}
+
 // Pending implements [blk.Waiter]: the ring is readable when it holds a completion.
 func (q *ringQueue) Pending(w *blk.Wait) {
 	if q.busy() > 0 {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -38,9 +39,11 @@ const UringSQTaskrun = 1 << 2
 
 // Operations of submissions.
 const (
-	UringOpFsync = 3
-	UringOpRead  = 22
-	UringOpWrite = 23
+	UringOpFsync      = 3
+	UringOpReadFixed  = 4 // as UringOpRead, to memory that RegisterMemory has told of
+	UringOpWriteFixed = 5
+	UringOpRead       = 22
+	UringOpWrite      = 23
 )
 
 // UringFsyncDatasync goes into OpFlags of UringOpFsync: fdatasync(2), not fsync(2).
@@ -60,7 +63,8 @@ type UringSQE struct {
 	Len      uint32
 	OpFlags  uint32
 	UserData uint64
-	_        [3]uint64
+	BufIndex uint16 // of UringOpReadFixed and UringOpWriteFixed: which registered memory
+	_        [22]byte
 }
 
 // A UringCQE is a completion: a count of bytes, or a negative errno.
@@ -114,6 +118,24 @@ func SetupUring(entries uint32, p *UringParams) (int, syscall.Errno) {
 func EnterUring(fd int, submit, wait, flags uint32) syscall.Errno {
 	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(submit), uintptr(wait), uintptr(flags), 0, 0)
 	return errno
+}
+
+// RegisterMemory tells a ring of memory that transfers will use: the kernel looks
+// up its pages once, and keeps them in memory until the ring is closed
+// (io_uring_register(2)). They count against RLIMIT_MEMLOCK, apart from locked
+// ones. It becomes registered memory 0; at most 1 GiB, and once a ring.
+func RegisterMemory(fd int, b []byte) error {
+	var pin runtime.Pinner // the vector holds an address that only the kernel follows
+	defer pin.Unpin()
+	pin.Pin(unsafe.SliceData(b))
+	iov := unix.Iovec{Base: unsafe.SliceData(b)}
+	iov.SetLen(len(b))
+	const registerBuffers = 0 // IORING_REGISTER_BUFFERS
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(fd), registerBuffers, uintptr(unsafe.Pointer(&iov)), 1, 0, 0)
+	if errno != 0 {
+		return os.NewSyscallError("io_uring_register", errno)
+	}
+	return nil
 }
 
 // Offsets at which a ring's descriptor is mapped.

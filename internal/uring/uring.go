@@ -18,7 +18,8 @@
 // # Buffers
 //
 // A buffer belongs to the kernel from the submission to the completion. It does
-// not move meanwhile, and the caller keeps it alive: the ring does not.
+// not move meanwhile, and the caller keeps it alive: the ring does not. Transfers
+// to and from memory that [Ring.Register] has told of are cheaper.
 //
 // # What a killed process leaves
 //
@@ -61,6 +62,7 @@ type Ring struct {
 	sqHead, cqTail  *uint32 // the kernel's
 	sqTail, cqHead  *uint32 // ours
 	sqFlags         *uint32 // nil if the kernel does not set them
+	fixed           []byte  // registered
 	tail, head      uint32  // what *sqTail and *cqHead hold, or will
 }
 
@@ -157,10 +159,32 @@ func (r *Ring) next() *sys.UringSQE {
 	return s
 }
 
+// Register tells the kernel of memory that buffers will lie in. It stays mapped
+// until the ring is closed. An error (ENOMEM: over RLIMIT_MEMLOCK; EFAULT: it is
+// not mapped, or may not be pinned) leaves the ring as it was. At most once.
+func (r *Ring) Register(memory []byte) error {
+	if err := sys.RegisterMemory(r.fd, memory); err != nil {
+		return fmt.Errorf("registering %d bytes with a ring: %w", len(memory), err)
+	}
+	r.fixed = memory
+	return nil
+}
+
+// registered reports whether all of p lies in memory that was registered.
+func (r *Ring) registered(p []byte) bool {
+	start := uintptr(unsafe.Pointer(unsafe.SliceData(r.fixed)))
+	from := uintptr(unsafe.Pointer(unsafe.SliceData(p))) - start // huge if before it
+	return len(p) <= len(r.fixed) && from <= uintptr(len(r.fixed)-len(p))
+}
+
 // Read fills in a read at off into p. Like Write and Sync it reports false if
 // the ring is full: Enter makes room.
 func (r *Ring) Read(id uint64, fd int, p []byte, off int64) bool {
-	return r.transfer(sys.UringOpRead, id, fd, p, off, 0)
+	op := uint8(sys.UringOpRead)
+	if r.registered(p) {
+		op = sys.UringOpReadFixed
+	}
+	return r.transfer(op, id, fd, p, off, 0)
 }
 
 // Write fills in a write of p at off, with sync one that completes only when it
@@ -170,7 +194,11 @@ func (r *Ring) Write(id uint64, fd int, p []byte, off int64, sync bool) bool {
 	if sync {
 		opFlags = sys.UringDsync
 	}
-	return r.transfer(sys.UringOpWrite, id, fd, p, off, opFlags)
+	op := uint8(sys.UringOpWrite)
+	if r.registered(p) {
+		op = sys.UringOpWriteFixed
+	}
+	return r.transfer(op, id, fd, p, off, opFlags)
 }
 
 func (r *Ring) transfer(op uint8, id uint64, fd int, p []byte, off int64, opFlags uint32) bool {

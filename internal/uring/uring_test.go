@@ -262,6 +262,78 @@ func TestTakeBack(t *testing.T) {
 	runtime.KeepAlive(buf)
 }
 
+// TestRegister: transfers within registered memory, across its ends, and outside.
+func TestRegister(t *testing.T) {
+	with(t, func(t *testing.T) {
+		f, fd := file(t)
+		r := ring(t, 8)
+		all, err := sys.MapAnonymous(8 * 4096)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = sys.Unmap(all) })
+		if err := r.Register(all[4096 : 6*4096]); err != nil {
+			t.Fatal(err)
+		}
+		one := func() Completion {
+			enter(t, r, true)
+			c, _ := r.Next()
+			return c
+		}
+		for _, tt := range []struct {
+			from, n int
+			fixed   bool
+		}{
+			{4096, 4096, true}, {5 * 4096, 4096, true}, {4096, 5 * 4096, true}, {8192, 512, true},
+			{0, 4096, false}, {6 * 4096, 4096, false}, {0, 8192, false}, {5 * 4096, 8192, false}, {0, 8 * 4096, false},
+		} {
+			p := all[tt.from : tt.from+tt.n]
+			if r.registered(p) != tt.fixed {
+				t.Errorf("%d bytes at %d are registered: %v", tt.n, tt.from, !tt.fixed)
+			}
+			r.Read(1, fd, p, 3*4096)
+			if c := one(); c != (Completion{ID: 1, N: tt.n}) || p[0] != 3 || p[tt.n-1] != byte(3+(tt.n-1)/4096) {
+				t.Errorf("a read to %d bytes at %d: %+v, %d", tt.n, tt.from, c, p[0])
+			}
+			for i := range p {
+				p[i] = byte(tt.from>>12 + 100)
+			}
+			for _, sync := range []bool{false, true} {
+				r.Write(2, fd, p, 128*4096, sync)
+				if c := one(); c != (Completion{ID: 2, N: tt.n}) {
+					t.Errorf("a write of %d bytes at %d: %+v", tt.n, tt.from, c)
+				}
+			}
+			got := make([]byte, tt.n)
+			if _, err := f.ReadAt(got, 128*4096); err != nil || !bytes.Equal(got, p) {
+				t.Errorf("a write of %d bytes at %d is not in the file: %v", tt.n, tt.from, err)
+			}
+		}
+	})
+}
+
+// TestRegisterRefused: memory that cannot be registered is used all the same.
+func TestRegisterRefused(t *testing.T) {
+	_, fd := file(t)
+	r := ring(t, 1)
+	m, err := sys.MapAnonymous(2 * 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sys.Unmap(m) }()
+	if err := sys.Guard(m[4096:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Register(m); !errors.Is(err, syscall.EFAULT) {
+		t.Fatalf("half of it cannot be touched: %v, want EFAULT", err)
+	}
+	r.Read(1, fd, m[:4096], 7*4096)
+	enter(t, r, true)
+	if c, _ := r.Next(); c != (Completion{ID: 1, N: 4096}) || m[0] != 7 {
+		t.Errorf("%+v, %d", c, m[0])
+	}
+}
+
 func TestRefused(t *testing.T) {
 	for _, n := range []int{-1, 0, MaxEntries + 1} {
 		if _, err := New(n); !errors.Is(err, syscall.EINVAL) {
