@@ -101,8 +101,9 @@ cross: ## build and vet for arm64
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 
-generate: ## regenerate the API's code from its protobuf
+generate: ## regenerate the API's code from its protobuf, and the ciphers' assembly
 	$(TOOL) buf generate
+	@GO='$(GO)' tools/generate-asm.sh
 
 generate-check: ## fail when the generated code is not what generate makes
 	@GO='$(GO)' tools/generate-check.sh

@@ -265,7 +265,7 @@ type Engine struct {
 	KeyStore string `protobuf:"bytes,5,opt,name=key_store,json=keyStore,proto3" json:"key_store,omitempty"`
 	// "locked", or why the buffers are not.
 	Buffers string `protobuf:"bytes,6,opt,name=buffers,proto3" json:"buffers,omitempty"`
-	// Implementation of AES-XTS in use: "aesni", "generic".
+	// Implementation of AES-XTS in use: "avx512", "vaes", "aesni", "generic".
 	Cipher string `protobuf:"bytes,7,opt,name=cipher,proto3" json:"cipher,omitempty"`
 	// Most connections that the host admits.
 	MaxConnections uint32 `protobuf:"varint,8,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
