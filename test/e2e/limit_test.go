@@ -1,0 +1,148 @@
+package e2e
+
+import (
+	"encoding/json"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"vacate/internal/nbdclient"
+	"vacate/test/daemon"
+)
+
+// A rate is what fio measured in a second.
+type rate struct{ requests, bytes float64 }
+
+// measure has fio use a volume for two seconds.
+func measure(t *testing.T, l daemon.Lease, args ...string) rate {
+	t.Helper()
+	out := command(t, "fio", append([]string{"--name=limit", "--ioengine=nbd", "--uri=" + l.URI(), "--size=16M",
+		"--time_based", "--runtime=2", "--group_reporting", "--output-format=json", "--aux-path=" + t.TempDir()}, args...)...)
+	type direction struct {
+		IOPS    float64 `json:"iops"`
+		BWBytes float64 `json:"bw_bytes"`
+	}
+	var got struct {
+		Jobs []struct {
+			Read, Write direction
+			Error       int
+		}
+	}
+	_, report, _ := strings.Cut(out, "\n{") // before it fio says that it connects
+	if err := json.Unmarshal([]byte("{"+report), &got); err != nil || len(got.Jobs) != 1 || got.Jobs[0].Error != 0 {
+		t.Fatalf("fio: %v\n%s", err, out)
+	}
+	j := got.Jobs[0]
+	return rate{j.Read.IOPS + j.Write.IOPS, j.Read.BWBytes + j.Write.BWBytes}
+}
+
+func near(t *testing.T, what string, got, want float64) {
+	t.Helper()
+	t.Logf("%s: %.0f, limit %.0f", what, got, want)
+	if math.Abs(got-want) > 0.1*want {
+		t.Errorf("%s: %.0f, want %.0f within a tenth", what, got, want)
+	}
+}
+
+// setLimits holds a lease to limits, and checks that it is shown so.
+func setLimits(t *testing.T, d *daemon.Daemon, l daemon.Lease, limits string) {
+	t.Helper()
+	if out, err := d.Run("lease", "limit", l.ID, "--limit", limits); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TestLimits: what fio gets is what the lease was limited to, over all of its
+// connections, before and after it was limited anew, and after engine and control
+// were killed. A volume beside it has no part in that.
+func TestLimits(t *testing.T) {
+	d := start(t, daemon.Options{})
+	l := open(t, d, "--size", "64MiB", "--limit", "iops=2000,iops-burst=20")
+	free := open(t, d, "--size", "64MiB")
+
+	near(t, "reads/s", measure(t, l, "--rw=randread", "--bs=4k", "--iodepth=16").requests, 2000)
+	near(t, "reads and writes/s of two connections",
+		measure(t, l, "--rw=randrw", "--bs=4k", "--iodepth=16", "--numjobs=2").requests, 2000)
+	if got := measure(t, free, "--rw=randread", "--bs=4k", "--iodepth=16").requests; got < 3*2000 {
+		t.Errorf("the volume without limits: %.0f reads/s", got)
+	}
+
+	setLimits(t, d, l, "bandwidth=16MiB,bandwidth-burst=256KiB")
+	near(t, "bytes/s written", measure(t, l, "--rw=write", "--bs=64k", "--iodepth=8").bytes, 16<<20)
+
+	setLimits(t, d, l, "iops=1000,iops-burst=1,bandwidth=8MiB,bandwidth-burst=64KiB")
+	kill(t, d, "engine")
+	if err := dialAgain(t, l).Close(); err != nil {
+		t.Error(err)
+	}
+	kill(t, d, "control")
+	near(t, "reads/s after a take-over", measure(t, l, "--rw=randread", "--bs=4k", "--iodepth=16").requests, 1000)
+	near(t, "bytes/s after a take-over", measure(t, l, "--rw=randread", "--bs=32k", "--iodepth=16").bytes, 8<<20)
+	var shown struct {
+		Limits struct{ IOPS, IOPSBurst, BandwidthBytes, BandwidthBurstBytes int }
+	}
+	if err := d.JSON(&shown, "lease", "show", l.ID); err != nil {
+		t.Fatal(err)
+	}
+	if s := shown.Limits; s.IOPS != 1000 || s.IOPSBurst != 1 || s.BandwidthBytes != 8<<20 || s.BandwidthBurstBytes != 64<<10 {
+		t.Errorf("shown as %+v", s)
+	}
+}
+
+// TestLimitWhileInUse: limits that are set reach requests that wait already; a
+// burst is there after a pause, and no more than it; none of it costs an error.
+func TestLimitWhileInUse(t *testing.T) {
+	d := start(t, daemon.Options{})
+	l := open(t, d, "--size", "64MiB", "--limit", "iops=100,iops-burst=1")
+	c, err := nbdclient.Dial(l.URI(), nbdclient.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	use := func(requests int64) time.Duration {
+		t.Helper()
+		r, err := nbdclient.Load{Pattern: nbdclient.RandomWrite, Requests: requests, Depth: 32}.Run(c)
+		if err != nil || r.Errors != 0 || r.Requests != requests {
+			t.Fatalf("%v: %v", r, err)
+		}
+		return r.Elapsed
+	}
+
+	// 5,000 requests would take 50 seconds.
+	freed := time.AfterFunc(300*time.Millisecond, func() { setLimits(t, d, l, "none") })
+	defer freed.Stop()
+	if took := use(5000); took < 200*time.Millisecond || took > 10*time.Second {
+		t.Errorf("a load that was freed took %v", took)
+	}
+
+	setLimits(t, d, l, "iops=200,iops-burst=1000")
+	if took := use(1000); took > 2*time.Second {
+		t.Errorf("a burst of 1000 requests took %v", took)
+	}
+	if took := use(400); took < 1600*time.Millisecond || took > 2600*time.Millisecond {
+		t.Errorf("400 requests right after it, 200 a second, took %v", took)
+	}
+	time.Sleep(2 * time.Second) // 400 requests more
+	if took := use(400); took > time.Second {
+		t.Errorf("what was saved up took %v", took)
+	}
+	// A lease whose requests wait is closed like any other.
+	setLimits(t, d, l, "iops=1,iops-burst=1")
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if r, err := (nbdclient.Load{Requests: 1000, Depth: 32}).Run(c); err == nil && r.Errors == 0 {
+			t.Errorf("1000 requests at 1 a second are done: %v", r)
+		}
+	}()
+	time.Sleep(200 * time.Millisecond)
+	began := time.Now()
+	if _, err := d.Run("lease", "close", l.ID); err != nil {
+		t.Error(err)
+	}
+	<-ended
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("closing with requests that wait took %v", took)
+	}
+}
