@@ -261,6 +261,7 @@ type configView struct {
 	Dev             string   `json:"dev,omitempty"`
 	StateDir        string   `json:"stateDir"`
 	RunDir          string   `json:"runDir"`
+	DriveEngine     string   `json:"driveEngine"`
 	MaxConnections  int      `json:"maxConnections"`
 	DrainDeadlineNs int64    `json:"drainDeadlineNs"`
 	Operators       []uint32 `json:"operators"`
@@ -279,7 +280,7 @@ type configView struct {
 }
 
 func configViewOf(c config.Config) configView {
-	v := configView{Dev: c.Dev, StateDir: c.StateDir, RunDir: c.RunDir, MaxConnections: c.MaxConnections,
+	v := configView{Dev: c.Dev, StateDir: c.StateDir, RunDir: c.RunDir, DriveEngine: c.DriveEngine, MaxConnections: c.MaxConnections,
 		DrainDeadlineNs: c.DrainDeadline.Nanoseconds(), Operators: orEmpty(c.Operators), Auditors: orEmpty(c.Auditors)}
 	v.Log.Level, v.Log.Format = strings.ToLower(c.Log.Level.String()), c.Log.Format
 	v.Metrics.PerLease = c.Metrics.PerLease

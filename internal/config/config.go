@@ -46,6 +46,9 @@ type Config struct {
 	// can open nothing else (package sandbox). Absolute; the folder of the state
 	// is not beneath one.
 	DriveDirs []string `json:"driveDirs,omitempty"`
+	// DriveEngine is how requests reach the drives, where it is possible: one of
+	// [DriveEngines].
+	DriveEngine string `json:"driveEngine"`
 	// MaxConnections is how many clients may be connected at once, over all
 	// leases. 1 ≤ MaxConnections ≤ 65536.
 	MaxConnections int `json:"maxConnections"`
@@ -91,12 +94,17 @@ type DangerZone struct {
 	LockedMemfd bool `json:"lockedMemfd,omitempty"`
 }
 
+// DriveEngines are the ways that requests may reach a drive. With the first, each
+// drive gets the best that it can have.
+var DriveEngines = []string{"auto", "io_uring", "mmap", "pread"}
+
 // Default is the configuration that an empty file gives.
 func Default() Config {
 	return Config{
 		StateDir:       "/var/lib/vacate",
 		RunDir:         "/run/vacate",
 		DriveDirs:      []string{"/dev"},
+		DriveEngine:    DriveEngines[0],
 		MaxConnections: 128,
 		DrainDeadline:  2 * time.Second,
 		Log:            Log{Level: slog.LevelInfo, Format: "text"},

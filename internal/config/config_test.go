@@ -59,6 +59,8 @@ func TestLoadLayers(t *testing.T) {
 		{name: "danger zone", text: "danger_zone:\n  enabled: true\n  force_forward: [/dev/sda]",
 			want: change(func(c *Config) { c.DangerZone = DangerZone{Enabled: true, ForceForward: []string{"/dev/sda"}} })},
 		{name: "drive folders", text: "drive_dirs: [/dev/disk, /srv/a]", want: change(func(c *Config) { c.DriveDirs = []string{"/dev/disk", "/srv/a"} })},
+		{name: "drive engine", text: "drive_engine: mmap", args: []string{"--drive-engine=io_uring"},
+			want: change(func(c *Config) { c.DriveEngine = "io_uring" })},
 		{name: "drive folders from flags", text: "drive_dirs: [/dev/disk]", args: []string{"--drive-dir=/srv/a,b", "--drive-dir", "/dev"},
 			want: change(func(c *Config) { c.DriveDirs = []string{"/srv/a,b", "/dev"} })},
 		{name: "sandbox off", text: "danger_zone: {enabled: true, sandbox: off}",
@@ -118,6 +120,8 @@ func TestLoadFaults(t *testing.T) {
 				"state_dir = 7 (FILE): is a number",
 			}},
 		{name: "not YAML", text: "a: [", want: []string{"FILE: yaml:"}},
+		{name: "engine", text: "drive_engine: aio",
+			want: []string{`drive_engine = "aio" (FILE): is not an engine; write auto, io_uring, mmap or pread`}},
 		{name: "flag", args: []string{"--max-connections=many"},
 			want: []string{`max_connections = "many" (--max-connections): is not a whole number; write a number from 1 to 65536`}},
 		{name: "operator and auditor", text: "operators: [5]\nauditors: [5]",
@@ -216,6 +220,7 @@ func TestRoundTrips(t *testing.T) {
 	full.Log = Log{slog.LevelError, "json"}
 	full.Metrics.PerLease = false
 	full.DangerZone = DangerZone{Enabled: true, ForceForward: []string{"/dev/sda", "/dev/sdb"}, SandboxOff: true}
+	full.DriveEngine = "pread"
 	full.DriveDirs = []string{"/dev/disk", "/srv/drives"}
 	dev := Default()
 	dev.UseDev("/tmp/v")

@@ -31,6 +31,9 @@ func (c Config) faults() Faults {
 		fs = append(fs, f)
 	}
 	fs = append(fs, c.driveDirFaults()...)
+	if !slices.Contains(DriveEngines, c.DriveEngine) {
+		add("drive_engine", strconv.Quote(c.DriveEngine), "is not an engine")
+	}
 	if c.MaxConnections < 1 || c.MaxConnections > 65536 {
 		add("max_connections", strconv.Itoa(c.MaxConnections), "is out of range")
 	}
