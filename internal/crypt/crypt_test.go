@@ -292,27 +292,43 @@ func TestConformanceSync(t *testing.T) {
 	})
 }
 
+// BenchmarkCrypt is the layer over memory: the cipher alone, in place, and with
+// scratch and a copy.
 func BenchmarkCrypt(b *testing.B) {
-	for _, bb := range []struct {
-		name string
-		op   blk.Op
-		size int64
-	}{{"read4K", blk.OpRead, 4 << 10}, {"write4K", blk.OpWrite, 4 << 10}, {"read128K", blk.OpRead, 128 << 10}, {"write128K", blk.OpWrite, 128 << 10}} {
-		b.Run(bb.name, func(b *testing.B) {
-			s, _ := newSchedule(b, 1)
-			q, err := New(newRAM(1<<20), s, mem.TryLock).NewQueue(1)
-			if err != nil {
-				b.Fatal(err)
-			}
-			r := blk.Request{Op: bb.op, Len: bb.size, Buf: make([]byte, bb.size), Done: new(counter)}
-			batch := []*blk.Request{&r}
-			b.SetBytes(bb.size)
-			for b.Loop() {
-				q.Submit(batch)
-			}
-			if r.Errno != 0 {
-				b.Fatal(r.Err())
-			}
-		})
+	s, _ := newSchedule(b, 1)
+	d := newInMemory(b, 1<<20)
+	for _, way := range []string{"cipher alone", "in place", "scratch"} {
+		d.windows = func(int64) bool { return way == "in place" }
+		q, err := New(d, s, mem.TryLock).NewQueue(1)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, bb := range []struct {
+			name string
+			op   blk.Op
+			size int64
+		}{{"read4K", blk.OpRead, 4 << 10}, {"write4K", blk.OpWrite, 4 << 10}, {"read128K", blk.OpRead, 128 << 10}, {"write128K", blk.OpWrite, 128 << 10}} {
+			b.Run(way+"/"+bb.name, func(b *testing.B) {
+				r := blk.Request{Op: bb.op, Len: bb.size, Buf: blktest.Buffer(int(bb.size)), Done: new(counter)}
+				batch := []*blk.Request{&r}
+				b.SetBytes(bb.size)
+				for b.Loop() {
+					switch {
+					case way != "cipher alone":
+						q.Submit(batch)
+					case bb.op == blk.OpRead:
+						s.Decrypt(r.Buf, d.bytes[:bb.size], blk.BlockSize, 0)
+					default:
+						s.Encrypt(d.bytes[:bb.size], r.Buf, blk.BlockSize, 0)
+					}
+				}
+				if r.Errno != 0 {
+					b.Fatal(r.Err())
+				}
+			})
+		}
+		if err := q.Close(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
