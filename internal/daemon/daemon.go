@@ -102,10 +102,18 @@ func configuration(h *handoff.Handoff, load func() (config.Config, error)) (cfg 
 	return cfg, nil
 }
 
+// driveEngine is the engine that drives are to have, "" for the best of each.
+func driveEngine(cfg config.Config) string {
+	if cfg.DriveEngine == config.DriveEngines[0] {
+		return ""
+	}
+	return cfg.DriveEngine
+}
+
 // recipeOf says what the children are started with.
 func recipeOf(cfg config.Config, alive string) (r keeper.Recipe, err error) {
 	engineVar, err := variable(engineEnv, engineSettings{
-		Engine: engine.Settings{MaxConns: cfg.MaxConnections, LockBuffers: cfg.Dev == "", Version: version.String(), Sandbox: engineSandbox(cfg)},
+		Engine: engine.Settings{MaxConns: cfg.MaxConnections, DriveEngine: driveEngine(cfg), LockBuffers: cfg.Dev == "", Version: version.String(), Sandbox: engineSandbox(cfg)},
 		Log:    cfg.Log,
 	})
 	if err != nil {

@@ -67,7 +67,7 @@ func (e *Engine) openDrive(ctx context.Context, req *ipc.DriveOpenRequest) (*ipc
 	return apart(ctx, func() (*ipc.DriveInfo, error) {
 		opened, err := e.openRecorded(d, req.Path, drive.OpenOptions{
 			Node: node, UUID: uuid, Epoch: req.Epoch, NewEpoch: req.NewEpoch, ForceForward: req.ForceForward,
-			FenceWait: e.cfg.FenceWait,
+			Engine: e.cfg.Drives, FenceWait: e.cfg.FenceWait,
 		})
 		e.settleDrive(uuid.String(), d, opened)
 		if err != nil {

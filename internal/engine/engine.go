@@ -57,6 +57,7 @@ type Config struct {
 	Generation uint64        // of this engine, from the table's header
 	MaxConns   int           // connections at once, over all leases
 	Lock       mem.Lock      // what becomes of buffers that cannot be locked
+	Drives     string        // the engine of drives, one of package drive; "": the best for each
 	FenceWait  time.Duration // how long a call of control waits for a drive's fence; 0: as drive does
 	Log        *slog.Logger
 

@@ -86,7 +86,7 @@ func (e *Engine) find(ctx context.Context, rec volatile.DriveRecord) *drive.Driv
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		opened, err := drive.Open(ctx, rec.Path, drive.OpenOptions{
 			Node: rec.Node, UUID: rec.UUID, Epoch: rec.Epoch, NewEpoch: rec.Epoch,
-			ForceForward: rec.ForceForward, FenceWait: forever,
+			ForceForward: rec.ForceForward, Engine: e.cfg.Drives, FenceWait: forever,
 		})
 		if err == nil {
 			e.cfg.Log.Info("taking over: a fence is held", "drive", rec.Path, "after", time.Since(e.started), "fence_waited", opened.Info().FenceWaited, "fence_refused", opened.Info().FenceRefused)
