@@ -19,6 +19,7 @@ var skips = map[string]string{
 	"internal/extent/allocator_test.go": "an action of a state machine that does not apply; others are drawn",
 	"internal/journal/folder_test.go":   "gives a folder away, mounts it read-only: only some roots may",
 	"internal/server/peer_test.go":      "needs root, to connect as another user; the rest of each test has run by then",
+	"test/e2e/bench_test.go":            "needs root, for a loop device; on a folder the script bench tests the same",
 	"test/e2e/faults_test.go":           "needs root and /dev/fuse; fails without them where CI is set",
 	"test/e2e/drive_test.go":            "needs root, for a loop device; internal/drive tests the same on files",
 	"test/e2e/hostile_test.go":          "needs root, to become another user; fails without where CI is set",

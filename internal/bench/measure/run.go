@@ -76,7 +76,8 @@ func (x *run) all(ctx context.Context) error {
 		return err
 	}
 	x.atEnd(func() error { return d.End(ctx) })
-	dr, err := d.Enroll(ctx, m.path)
+	// Not to be interrupted: whether it was taken must be known at the end.
+	dr, err := d.Enroll(context.WithoutCancel(ctx), m.path)
 	if err != nil {
 		return err
 	}
