@@ -130,7 +130,7 @@ func (a *app) leaseLimitCommand() *cobra.Command {
 		Use:   "limit ID --limit LIMITS",
 		Short: "Limit how fast an open lease's volume may be used",
 		Long: "Limit sets all limits of a lease anew, at once and while it is in use: what --limit does not name is unlimited. " +
-			"Requests over a limit wait, none fails. Reads and writes count; a discard is one request of no bytes, a flush is none. " +
+			"Requests over a limit wait, none fails. Reads and writes count, one longer than 256 KiB as several; a discard is one request of no bytes, a flush is none. " +
 			"A burst is how much may come at once after a pause; without one it is what a second grants. " +
 			"The limits hold until they are set again, also when the daemon is restarted or upgraded.",
 		Example: "vacate lease limit ID --limit iops=5000,bandwidth=200MiB\n" +

@@ -9,9 +9,10 @@ import (
 
 // Limits are what a volume grants in a second. The zero Limits grant everything.
 //
-// Reads and writes count. A discard or write-zeroes is one request of no bytes,
-// a flush is none. A burst is how much may come at once after a pause; 0 is what
-// a second grants.
+// Reads and writes count, as one request for each 256 KiB. A discard or
+// write-zeroes is one request of no bytes, a flush is none. A burst is how much
+// may come at once after a pause; 0 is what a second grants, of bytes at least
+// 256 KiB.
 type Limits struct {
 	IOPS       uint64 `json:"iops,omitempty"`       // requests a second; 0: unlimited
 	IOPSBurst  uint64 `json:"iopsBurst,omitempty"`  // requests

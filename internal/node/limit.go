@@ -50,8 +50,6 @@ func (n *Node) Limit(ctx context.Context, id string, limits limit.Limits) (lease
 		return lease.Lease{}, n.heldLater(e, err)
 	}
 	<-e.limiting
-	n.cfg.Log.Info("lease limited", "lease_id", id, "iops", limits.IOPS, "iops_burst", limits.IOPSBurst,
-		"bandwidth_bytes", limits.Bytes, "bandwidth_burst_bytes", limits.BytesBurst)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return e.view(), nil

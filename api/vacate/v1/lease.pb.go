@@ -323,8 +323,8 @@ func (x *Lease) GetLimits() *Limits {
 }
 
 // Limits are how much a volume grants in a second. What is over it waits; nothing
-// fails. Reads and writes count. A discard or write-zeroes is one request of no
-// bytes, a flush is none.
+// fails. Reads and writes count, as one request for each 256 KiB. A discard or
+// write-zeroes is one request of no bytes, a flush is none.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Requests a second, at most 2^32 - 1; 0: unlimited.
@@ -335,7 +335,7 @@ type Limits struct {
 	// Bytes a second, 4096 to 2^50; 0: unlimited.
 	BandwidthBytes uint64 `protobuf:"varint,3,opt,name=bandwidth_bytes,json=bandwidthBytes,proto3" json:"bandwidth_bytes,omitempty"`
 	// Bytes that may come at once after a pause, 4096 to 2^50; 0: what a second
-	// grants. Only with bandwidth_bytes.
+	// grants, at least 256 KiB. Only with bandwidth_bytes.
 	BandwidthBurstBytes uint64 `protobuf:"varint,4,opt,name=bandwidth_burst_bytes,json=bandwidthBurstBytes,proto3" json:"bandwidth_burst_bytes,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
