@@ -8,25 +8,25 @@ import (
 	"vacate/internal/volume"
 )
 
-// TestSkip: a read may pass the volume by while nothing limits it and the lease is
+// TestBypass: a read may pass the volume by while nothing limits it and the lease is
 // open, and is counted.
-func TestSkip(t *testing.T) {
+func TestBypass(t *testing.T) {
 	l := newLease(t, sim.New(sim.Config{Size: 1 << 20}), 1)
 	q := mustQueue(t, l, 4)
-	s := q.(blk.Skipper)
-	skips := func(want bool, when string) {
+	s := q.(blk.Bypasser)
+	passes := func(want bool, when string) {
 		t.Helper()
-		if got := s.Skip(4096); got != want {
-			t.Errorf("%s: skips %v, want %v", when, got, want)
+		if got := s.Bypass(4096); got != want {
+			t.Errorf("%s: passes by: %v, want %v", when, got, want)
 		}
 	}
-	skips(true, "open")
+	passes(true, "open")
 	l.SetLimits(volume.Limits{IOPS: 1000})
-	skips(false, "limited")
+	passes(false, "limited")
 	l.SetLimits(volume.Limits{})
-	skips(true, "not limited any more")
+	passes(true, "not limited any more")
 	l.Shut()
-	skips(false, "shut")
+	passes(false, "shut")
 	if st := l.Stats(); st.Reads != 2 || st.ReadBytes != 8192 {
 		t.Errorf("stats: %+v, want 2 reads of 8192 bytes in all", st)
 	}
