@@ -89,7 +89,7 @@ const table = `
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow
 	test     node/nodesim:     extent ipc journal lease limit
 	test     test/daemon:
-	test     test/peers:       nbdclient test/daemon
+	test     test/peers:       blk blockmap crypt drive export/nbd mem nbdclient test/daemon volume xts
 	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant test/daemon test/hunt/power test/search test/slow
 	                           connectrpc.com/connect
 	test     test/hunt/power:  journal plant test/daemon test/search test/vm test/vm/canary test/vm/disk test/vm/wire

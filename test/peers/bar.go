@@ -46,15 +46,49 @@ func (v verdict) String() string {
 	return fmt.Sprintf("%s: "+v.Format+", bar %s "+v.Format+": %s", v.What, v.Value, word, v.Limit, reached)
 }
 
-// times is a bar on the ratio of two contestants' medians.
-func times(ours, theirs string, limit float64) bar {
-	return bar{what: ours + " / " + theirs, limit: limit, value: func(r *result) (float64, bool) {
-		a, b := r.find(ours), r.find(theirs)
-		if len(a) == 0 || len(b) == 0 {
-			return 0, false
+// times is a bar on the ratio of two contestants' medians; of several peers, the
+// fastest counts.
+func times(limit float64, ours string, theirs ...string) bar {
+	return bar{what: ours + " / " + theirs[0], limit: limit, value: func(r *result) (float64, bool) {
+		best := 0.0
+		for _, name := range theirs {
+			best = max(best, r.median(name))
 		}
-		ma, _, _ := spread(a, rate)
-		mb, _, _ := spread(b, rate)
-		return ma / mb, true
+		mine := r.median(ours)
+		return mine / best, mine > 0 && best > 0
+	}}
+}
+
+// serverTime bounds the processor time that a request costs the server.
+func serverTime(micros float64) bar {
+	return bar{what: "Vacate's processor time a request", limit: micros, atMost: true, format: "%.2f µs", value: func(r *result) (float64, bool) {
+		ns, _, _ := spread(r.find("Vacate"), func(s sample) float64 { return s.CPU })
+		return ns / 1e3, ns > 0
+	}}
+}
+
+// slowest bounds how far a volume may fall behind the mean of all.
+func slowest(name string, limit float64) bar {
+	return bar{what: "the slowest of " + name + " / their mean", limit: limit, value: func(r *result) (float64, bool) {
+		v, _, _ := spread(r.find(name), func(s sample) float64 { return s.Least })
+		return v, v > 0
+	}}
+}
+
+// mapCost bounds what the block map takes, in parts of the rate without it.
+var mapCost = bar{what: "the block map's cost", limit: 2, atMost: true, format: "%.1f %%", value: func(r *result) (float64, bool) {
+	with, without := r.find("with the map"), r.find("without a map")
+	ratios := make([]sample, len(with))
+	for i := range with {
+		ratios[i].Rate = 100 * (1 - with[i].Rate/without[i].Rate)
+	}
+	cost, _, _ := spread(ratios, rate)
+	return max(0, cost), true
+}}
+
+// noAllocations wants none, to a thousandth.
+func noAllocations(name string) bar {
+	return bar{what: "allocations a request, " + name, atMost: true, format: "%.3f", value: func(r *result) (float64, bool) {
+		return r.median(name), true
 	}}
 }

@@ -21,7 +21,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -32,10 +34,10 @@ type options struct {
 	span   time.Duration // of one measurement
 	disk   string        // folder on the disk of the rows that measure it
 	shm    string        // folder on a tmpfs
-	write  string        // the page to write; "" writes none
 	env    string        // for the daemon
 	bin    string        // the daemon; "" builds it
 	list   bool
+	stack  string // run as the server of the row "map", in this folder
 }
 
 func main() {
@@ -45,10 +47,10 @@ func main() {
 	flag.DurationVar(&o.span, "span", time.Second, "length of one measurement")
 	flag.StringVar(&o.disk, "disk", "/var/tmp", "folder on the machine's disk")
 	flag.StringVar(&o.shm, "shm", "/dev/shm", "folder on a tmpfs, with 10 GiB free")
-	flag.StringVar(&o.write, "write", "", "folder of the page (performance.md) and its plots to bring up to date with what was measured")
 	flag.StringVar(&o.env, "env", "", "environment of the daemon, with commas between: VACATE_LOG__LEVEL=warn")
 	flag.StringVar(&o.bin, "bin", "", "vacate to measure (default: build it from this tree)")
 	flag.BoolVar(&o.list, "list", false, "list the rows, and measure nothing")
+	flag.StringVar(&o.stack, "stack", "", "(used by the row map) serve a stack with and without a map from this folder")
 	flag.Parse()
 	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "peers:", err)
@@ -57,6 +59,9 @@ func main() {
 }
 
 func run(o options) (err error) {
+	if o.stack != "" {
+		return serveStack(o.stack)
+	}
 	chosen, err := choose(o.only)
 	if err != nil || o.list {
 		for _, r := range chosen {
@@ -72,6 +77,13 @@ func run(o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
+	stopped := make(chan os.Signal, 1)
+	signal.Notify(stopped, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-stopped
+		w.close() //nolint:errcheck // the run ends here anyway
+		os.Exit(130)
+	}()
 	m := thisMachine(o)
 	fmt.Printf("%s\n%d rounds of %v in turn, medians (least–most)\n", m, o.rounds, o.span)
 	var all []*result

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"runtime"
 	"slices"
 	"sync"
@@ -34,6 +35,8 @@ type contestant struct {
 type row struct {
 	name, title, unit string
 	note              string // what a reader must know about it
+	longer            int    // how many times the span each measurement takes; 0: 1
+	rounds            int    // how many times the rounds there are, each as much shorter; 0: 1
 	contestants       func(w *world) ([]contestant, error)
 	bars              []bar
 }
@@ -48,6 +51,8 @@ type result struct {
 
 // measure measures a row, each contestant once a round.
 func measure(w *world, r row, o options) (*result, error) {
+	w.o.span = o.span * time.Duration(max(1, r.longer)) / time.Duration(max(1, r.rounds))
+	rounds := o.rounds * max(1, r.rounds)
 	all, err := r.contestants(w)
 	if err != nil {
 		return nil, err
@@ -56,7 +61,7 @@ func measure(w *world, r row, o options) (*result, error) {
 	for _, c := range all {
 		res.names, res.plain = append(res.names, c.name), append(res.plain, c.plain)
 	}
-	for round := -1; round < o.rounds; round++ { // the first does not count
+	for round := -1; round < rounds; round++ { // the first does not count
 		for i, c := range all {
 			s, err := c.measure(round)
 			if err != nil {
@@ -79,8 +84,15 @@ type job struct {
 	bytes       bool // the rate is in bytes, not requests
 }
 
-// on returns the measurement of the job on a server.
-func (j job) on(w *world, s *server) func(round int) (sample, error) {
+// within returns the job on the first n bytes of an export.
+func (j job) within(n int64) job {
+	j.load.Span = n
+	return j
+}
+
+// on returns the measurement of the job on a server; on all of them at once, if
+// there are several, which one process serves.
+func (j job) on(w *world, servers ...*server) func(round int) (sample, error) {
 	return func(round int) (sample, error) {
 		j.load.Duration, j.load.Seed = w.o.span, uint64(round+1)
 		if round < 0 {
@@ -90,26 +102,26 @@ func (j job) on(w *world, s *server) func(round int) (sample, error) {
 		if j.loose {
 			server, client = &w.cores.all, &w.cores.all
 		}
-		if err := pinProcess(s.pid, server); err != nil {
+		if err := pinProcess(servers[0].pid, server); err != nil {
 			return sample{}, err
 		}
-		return j.run(s, client)
+		return j.run(servers, client)
 	}
 }
 
 // run runs the load over all connections at once.
-func (j job) run(s *server, cpus *cpuSet) (got sample, err error) {
-	conns := make([]*nbdclient.Client, max(1, j.connections))
+func (j job) run(servers []*server, cpus *cpuSet) (got sample, err error) {
+	conns := make([]*nbdclient.Client, max(len(servers), j.connections))
 	results := make([]nbdclient.Result, len(conns))
 	busy := make([]time.Duration, len(conns))
 	errs := make([]error, len(conns))
 	for i := range conns {
-		if conns[i], err = nbdclient.Dial(s.target, nbdclient.Options{SimpleReplies: j.simple}); err != nil {
+		if conns[i], err = nbdclient.Dial(servers[i%len(servers)].target, nbdclient.Options{SimpleReplies: j.simple}); err != nil {
 			return got, err
 		}
 		defer func() { err = errors.Join(err, conns[i].Close()) }()
 	}
-	before, err := cpuTime(s.pid)
+	before, err := cpuTime(servers[0].pid)
 	if err != nil {
 		return got, err
 	}
@@ -130,7 +142,7 @@ func (j job) run(s *server, cpus *cpuSet) (got sample, err error) {
 	if err := errors.Join(errs...); err != nil {
 		return got, err
 	}
-	ns, err := cpuSince(s.pid, before)
+	ns, err := cpuSince(servers[0].pid, before)
 	if err != nil {
 		return got, err
 	}
@@ -139,7 +151,7 @@ func (j job) run(s *server, cpus *cpuSet) (got sample, err error) {
 
 // sum makes one sample of what all connections did.
 func (j job) sum(results []nbdclient.Result, busy []time.Duration, serverNs int64) (got sample, err error) {
-	requests := int64(0)
+	requests, least := int64(0), math.Inf(1)
 	for i, r := range results {
 		if r.Errors > 0 {
 			return got, fmt.Errorf("%d of %d requests failed: first: %w", r.Errors, r.Requests, r.FirstError)
@@ -151,10 +163,14 @@ func (j job) sum(results []nbdclient.Result, busy []time.Duration, serverNs int6
 			rate = float64(r.Bytes) / r.Elapsed.Seconds()
 		}
 		got.Rate += rate
+		least = min(least, rate)
 		got.P50, got.P999 = max(got.P50, r.P50), max(got.P999, r.P999)
 	}
 	if requests == 0 {
 		return got, errors.New("no request was answered")
+	}
+	if len(results) > 2 {
+		got.Least = least / (got.Rate / float64(len(results)))
 	}
 	got.CPU = float64(serverNs) / float64(requests)
 	return got, nil
@@ -177,6 +193,9 @@ func spread(all []sample, of func(sample) float64) (median, least, most float64)
 	for i, s := range all {
 		v[i] = of(s)
 	}
+	if len(v) == 0 {
+		return 0, 0, 0
+	}
 	slices.Sort(v)
 	median = v[len(v)/2]
 	if len(v)%2 == 0 {
@@ -195,6 +214,16 @@ func (r *result) find(name string) []sample {
 	return nil
 }
 
+// median is the median rate of a contestant; 0 if there is none of that name.
+func (r *result) median(name string) float64 {
+	all := r.find(name)
+	if len(all) == 0 {
+		return 0
+	}
+	m, _, _ := spread(all, rate)
+	return m
+}
+
 // print prints the row as text.
 func (r *result) print(out io.Writer) {
 	fmt.Fprintf(out, "\n%s: %s\n", r.row.name, r.row.title)
@@ -204,7 +233,7 @@ func (r *result) print(out io.Writer) {
 		if r.plain[i] {
 			kind = "plain"
 		}
-		fmt.Fprintf(out, "  %-28s %-9s %10s %s (%s–%s)%s\n", name, kind, quantity(median, r.row.unit), r.row.unit,
+		fmt.Fprintf(out, "  %-30s %-9s %10s %s (%s–%s)%s\n", name, kind, quantity(median, r.row.unit), r.row.unit,
 			quantity(least, r.row.unit), quantity(most, r.row.unit), r.beside(i))
 	}
 	for _, b := range r.row.bars {
@@ -230,8 +259,11 @@ func (r *result) beside(i int) string {
 
 // quantity writes a value of a unit with what digits are of use.
 func quantity(v float64, unit string) string {
-	if unit == "GB/s" {
+	switch unit {
+	case "GB/s":
 		return fmt.Sprintf("%.2f", v/1e9)
+	case "allocations":
+		return fmt.Sprintf("%.3f", v)
 	}
 	return fmt.Sprintf("%.0f", v)
 }

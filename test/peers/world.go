@@ -53,7 +53,7 @@ func newWorld(o options) (_ *world, err error) {
 		}
 	}
 	env := []string{"VACATE_LOG__LEVEL=warn", "VACATE_MAX_CONNECTIONS=512", "VACATE_DANGER_ZONE__ENABLED=true",
-		"VACATE_DANGER_ZONE__FORCE_FORWARD=" + filepath.Join(w.drives, "forward")}
+		"VACATE_DANGER_ZONE__FORCE_FORWARD=" + w.forwarded()}
 	if o.env != "" {
 		env = append(env, strings.Split(o.env, ",")...)
 	}
@@ -144,6 +144,9 @@ func (w *world) volume(name, path string, size, filled int64) (*server, error) {
 // driveBytes is the size of each drive, a sparse file: room for 64 volumes of one
 // extent each, and for those of the other rows.
 const driveBytes = 8 << 30
+
+// forwarded is the path of a drive whose flushes are forwarded whatever it is.
+func (w *world) forwarded() string { return filepath.Join(w.drives, "forward") }
 
 // ours is the volume on the tmpfs that all rows share.
 func (w *world) ours() (*server, error) {
