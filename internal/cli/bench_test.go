@@ -182,6 +182,11 @@ func TestProgressTerminal(t *testing.T) {
 		}
 	}
 	out.Reset()
+	p.step(bench.Event{What: "a long name", Begin: 2 * time.Second, End: 3 * time.Second, Total: 4 * time.Second})
+	if p.draw(); !strings.Contains(out.String(), " 75 %") {
+		t.Errorf("it goes back: %q", out.String())
+	}
+	out.Reset()
 	p.step(bench.Event{What: "short", Begin: 3 * time.Second, End: 4 * time.Second, Total: 4 * time.Second})
 	if p.draw(); !strings.HasSuffix(out.String(), "short      ") {
 		t.Errorf("a shorter line leaves a part of the one before: %q", out.String())

@@ -20,8 +20,9 @@ type progress struct {
 
 	mu    sync.Mutex
 	event bench.Event
-	since time.Time // of event
-	wide  int       // characters of the last line, to be written over
+	since time.Time     // of event
+	shown time.Duration // of the planned time; a guess that went too far waits
+	wide  int           // characters of the last line, to be written over
 	done  chan struct{}
 	gone  chan struct{}
 }
@@ -80,7 +81,8 @@ func (p *progress) draw() {
 	if e.What == "" {
 		return
 	}
-	at := min(e.Begin+p.now().Sub(p.since), e.End)
+	at := max(p.shown, min(e.Begin+p.now().Sub(p.since), e.End))
+	p.shown = at
 	const wide = 24
 	full := int(percent(at, e.Total)) * wide / 100
 	line := fmt.Sprintf("%s%s %3d %%  %s left  %s", strings.Repeat("█", full), strings.Repeat("░", wide-full),
