@@ -120,18 +120,19 @@ func buffers(t *testing.T, s *Server) map[string][]byte {
 	return nil
 }
 
-// TestMoveToFront: what is moved leaves nothing behind.
-func TestMoveToFront(t *testing.T) {
+// TestMoveTo: what is moved leaves nothing behind.
+func TestMoveTo(t *testing.T) {
 	for _, tt := range []struct{ head, tail int }{{0, 0}, {10, 10}, {10, 12}, {3, 100}, {60, 100}} {
 		r, err := mem.Map(128, mem.TryLock)
 		if err != nil {
 			t.Fatal(err)
 		}
 		c := &conn{rx: r.Bytes(), head: tt.head, tail: tt.tail}
+		c.rxUse.init(128)
 		for i := tt.head; i < tt.tail; i++ {
 			c.rx[i] = byte(i)
 		}
-		c.moveToFront()
+		c.moveTo(&c.rxUse.rim)
 		n := tt.tail - tt.head
 		if c.head != 0 || c.tail != n {
 			t.Errorf("[%d:%d] moved to [%d:%d]", tt.head, tt.tail, c.head, c.tail)

@@ -40,15 +40,36 @@ type conn struct {
 	refusal string // not empty: why this peer gets nothing
 	release func() // gives the place in the host's budget back; may be nil
 
-	// Made by enter. rx[head:tail] was received and not yet used.
+	// Made by enter. rx[head:tail] was received and not yet used; it lies in the
+	// gap behind rxUse.last.
 	queue            blk.Queue
-	rxRegion, region *mem.Region // of rx, of tx
+	bypass           blk.Bypasser // queue, or nil
+	rxRegion, region *mem.Region  // of rx, of tx
 	rx, tx           []byte
+	rxUse, txUse     arena // payloads of writes in flight; replies with data
 	head, tail       int
-	batch            batch
-	tally            tally
-	tid              atomic.Int32 // of the thread; 0 before it runs
-	waiting          atomic.Bool  // in await: the thread may be woken
+
+	slots    []slot
+	free     []*slot        // without a request
+	submit   []*blk.Request // staged for the next submission
+	inflight int            // requests that were submitted and are not complete
+	taken    int            // requests of the last gather
+	laid     int            // bytes of replies with data of the last gather
+	alone    bool           // a request that goes alone is under way (large.go)
+	out      outbox
+	runs     runs
+	status   statusWriter
+	pieces   sys.Pieces
+	round    round
+
+	wait    blk.Wait
+	ready   []sys.Ready // of await
+	hungUp  bool        // the socket has been seen to be hung up
+	over    error       // nothing more can be received, and why
+	polling polling
+	tally   tally
+	tid     atomic.Int32 // of the thread; 0 before it runs
+	waiting atomic.Bool  // the thread waits for its client, and may be woken
 
 	mu   sync.Mutex
 	gone bool // under mu: fd is closed, and its number may be another file's
@@ -111,10 +132,24 @@ func (c *conn) enter() error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("no queue for another connection: %w", err), c.leave())
 	}
-	c.batch.init(c, c.server.cfg.QueueDepth)
+	c.furnish()
 	// Best effort: a smaller socket buffer means more, shorter writes.
 	_ = sys.SetSocketBuffers(c.fd, socketBuffer, 0)
 	return nil
+}
+
+// furnish makes what goes with queue and buffers.
+func (c *conn) furnish() {
+	cfg := &c.server.cfg
+	c.bypass, _ = c.queue.(blk.Bypasser)
+	c.makeSlots(cfg.QueueDepth)
+	c.rxUse.init(rxSize)
+	c.txUse.init(txSize)
+	c.out.init(cfg.QueueDepth, txSize, len(c.tx))
+	c.runs.init(cfg.Map, cfg.QueueDepth)
+	c.status.init(cfg.Map)
+	c.polling.max = cfg.Poll
+	c.round.pieces = make([]piece, 0, maxPieces)
 }
 
 func (c *conn) makeBuffers() (err error) {
@@ -123,7 +158,7 @@ func (c *conn) makeBuffers() (err error) {
 	if c.rxRegion, err = mem.Map(rxSize, c.server.cfg.Lock); err != nil {
 		return err
 	}
-	if c.region, err = mem.Map(txSize, c.server.cfg.Lock); err != nil {
+	if c.region, err = mem.Map(txSize+(c.server.cfg.QueueDepth+smallReplies)*smallReply, c.server.cfg.Lock); err != nil {
 		return err
 	}
 	c.rx, c.tx = c.rxRegion.Bytes(), c.region.Bytes()
@@ -132,7 +167,7 @@ func (c *conn) makeBuffers() (err error) {
 
 // leave undoes enter. REQUIRES: nothing in flight (N4).
 func (c *conn) leave() error {
-	if c.batch.inflight != 0 {
+	if c.inflight != 0 {
 		panic("nbd: connection ends with requests in flight")
 	}
 	c.mu.Lock()
@@ -146,7 +181,7 @@ func (c *conn) leave() error {
 			errs = append(errs, r.Close())
 		}
 	}
-	c.queue, c.rxRegion, c.region, c.rx, c.tx = nil, nil, nil, nil, nil
+	c.queue, c.bypass, c.rxRegion, c.region, c.rx, c.tx = nil, nil, nil, nil, nil, nil
 	if c.release != nil {
 		c.release()
 		c.release = nil
@@ -173,70 +208,18 @@ func (c *conn) shutdown() {
 	}
 }
 
-// transmit serves requests until the client leaves.
-func (c *conn) transmit() error {
-	for {
-		if checked && syscall.Gettid() != int(c.tid.Load()) {
-			panic("nbd: connection left its thread")
-		}
-		next := c.gather()
-		if c.batch.n > 0 {
-			if err := c.carryOut(); err != nil {
-				return err
-			}
-		}
-		var err error
-		switch next {
-		case starved:
-			err = c.fill()
-		case big:
-			err = c.large()
-		case disconnect:
-			return nil
-		case garbage:
-			err = errGarbage
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// fill receives at least one byte more behind rx[:tail], and waits for it. The
-// request at rx[head:] is not whole.
-func (c *conn) fill() error {
-	have := c.tail - c.head
-	need := requestSize
-	if have >= requestSize {
-		r, _ := parseRequest(c.rx[c.head:])
-		need += r.payload()
-	}
-	if c.head > 0 && (have <= smallMove || c.head+need > len(c.rx)) {
-		c.moveToFront()
-	}
-	n, err := c.recvMore(need - have)
-	c.tail += n
-	return err
-}
-
-// moveToFront moves rx[head:tail] to the front, and clears where it was (N2).
-func (c *conn) moveToFront() {
-	n := copy(c.rx, c.rx[c.head:c.tail])
-	wipe(c.rx[max(n, c.head):c.tail])
-	c.head, c.tail = 0, n
-}
-
 // recv receives at least one byte.
 func (c *conn) recv(p []byte) (int, error) {
 	n, errno := sys.RecvNow(c.fd, p)
 	if errno == syscall.EAGAIN {
 		n, errno = sys.Recv(c.fd, p)
 	}
-	return received(n, errno)
+	return judge(n, errno)
 }
 
-// received judges what a call said that should have received at least one byte.
-func received(n int, errno syscall.Errno) (int, error) {
+// judge says what it means what a call returned that should have received at least
+// one byte.
+func judge(n int, errno syscall.Errno) (int, error) {
 	switch {
 	case errno != 0:
 		return 0, errno

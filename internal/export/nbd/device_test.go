@@ -152,6 +152,13 @@ func (q *memoryQueue) Reap(wait bool) int {
 	return n
 }
 
+// Bypass implements [blk.Bypasser]: a volume that fails, or hangs, has the last word.
+func (q *memoryQueue) Bypass(int64) bool {
+	q.m.mu.RLock()
+	defer q.m.mu.RUnlock()
+	return q.m.fail == nil && q.m.hang == nil
+}
+
 func (q *memoryQueue) Close() error {
 	if len(q.waiting) > 0 {
 		panic("queue closed with requests in flight")

@@ -22,8 +22,16 @@ const (
 
 	// rxSize and txSize are the two buffers of a connection, in bytes. Either
 	// takes four requests of 128 KiB, or two of MaxTransfer, and their headers.
-	rxSize = 512<<10 + 4096
-	txSize = 512<<10 + 4096
+	// Behind txSize there is room for smallReplies replies without data beside one
+	// for each request in flight.
+	rxSize       = 512<<10 + 4096
+	txSize       = 512<<10 + 4096
+	smallReplies = 64
+
+	// batchData is how many bytes of replies with data are worth a submission,
+	// though more requests are there: they are in the processor's cache when they
+	// are sent, and the client can begin with them.
+	batchData = 256 << 10
 
 	// smallReply is room for a reply without data: a simple reply, or an error
 	// chunk with the longest of our texts.

@@ -2,8 +2,8 @@ package nbd
 
 import "encoding/binary"
 
-// The encoders of what the server sends. Each fills the front of b; those whose
-// length the caller cannot know return it.
+// The encoders of what the server sends. Each fills the front of b, and returns how
+// much of it.
 
 func putSimple(b []byte, cookie uint64, errno uint32) int {
 	b = b[:simpleSize]
@@ -23,9 +23,21 @@ func putChunk(b []byte, flags, typ uint16, cookie uint64, length int) {
 }
 
 // putData writes what goes in front of length bytes of data read at off.
-func putData(b []byte, flags uint16, cookie, off uint64, length int) {
+func putData(b []byte, flags uint16, cookie, off uint64, length int) int {
+	b = b[:dataChunkSize]
 	putChunk(b, flags, chunkOffsetData, cookie, 8+length)
 	binary.BigEndian.PutUint64(b[chunkSize:], off)
+	return dataChunkSize
+}
+
+// putHole writes a chunk that says that length bytes at off are a hole, which
+// reads as zeros.
+func putHole(b []byte, flags uint16, cookie, off uint64, length uint32) int {
+	b = b[:holeChunkSize]
+	putChunk(b, flags, chunkOffsetHole, cookie, 12)
+	binary.BigEndian.PutUint64(b[chunkSize:], off)
+	binary.BigEndian.PutUint32(b[chunkSize+8:], length)
+	return holeChunkSize
 }
 
 // putError writes the last chunk of a reply that failed as a whole.

@@ -41,6 +41,9 @@ type Config struct {
 	// QueueDepth is how many requests of one connection are carried out at
 	// once. 1 ≤ QueueDepth ≤ 1024; default 128. More wait in the socket.
 	QueueDepth int
+	// Poll is how long a connection that has just been active looks for more to do
+	// before its thread sleeps. 0 ≤ Poll ≤ 50 µs; 0: not at all (poll.go).
+	Poll time.Duration
 	// HandshakeTimeout is how long a client may take until transmission.
 	// Default 10 s; then the connection ends.
 	HandshakeTimeout time.Duration
@@ -65,6 +68,9 @@ func (c *Config) Validate() error {
 	}
 	if c.QueueDepth < 0 || c.QueueDepth > maxDepth {
 		errs = append(errs, fmt.Errorf("queue depth %d: must be 1 to %d", c.QueueDepth, maxDepth))
+	}
+	if c.Poll < 0 || c.Poll > MaxPoll {
+		errs = append(errs, fmt.Errorf("polling for %v: must be 0 to %v", c.Poll, MaxPoll))
 	}
 	if c.HandshakeTimeout < 0 {
 		errs = append(errs, fmt.Errorf("handshake timeout %v: must not be negative", c.HandshakeTimeout))

@@ -95,6 +95,7 @@ const (
 const (
 	chunkDone        = 1 << 0 // flag
 	chunkOffsetData  = 1
+	chunkOffsetHole  = 2
 	chunkBlockStatus = 5
 	chunkError       = 1<<15 + 1
 	chunkErrorOffset = 1<<15 + 2
@@ -114,12 +115,13 @@ const (
 
 // Lengths, in bytes.
 const (
-	optionHeaderSize = 16     // magic, option, length
-	optReplySize     = 20     // magic, option, type, length
-	requestSize      = 28     // magic, flags, type, cookie, offset, length
-	simpleSize       = 16     // magic, error, cookie
-	chunkSize        = 20     // magic, flags, type, cookie, length
-	dataChunkSize    = 20 + 8 // a chunk header and the offset of its data
-	descriptorSize   = 8      // length, flags
-	oldZeroes        = 124    // after the answer to optExportName
+	optionHeaderSize = 16      // magic, option, length
+	optReplySize     = 20      // magic, option, type, length
+	requestSize      = 28      // magic, flags, type, cookie, offset, length
+	simpleSize       = 16      // magic, error, cookie
+	chunkSize        = 20      // magic, flags, type, cookie, length
+	dataChunkSize    = 20 + 8  // a chunk header and the offset of its data
+	holeChunkSize    = 20 + 12 // a chunk header, the offset and the length of a hole
+	descriptorSize   = 8       // length, flags
+	oldZeroes        = 124     // after the answer to optExportName
 )
