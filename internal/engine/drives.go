@@ -84,9 +84,12 @@ func (e *Engine) openDrive(ctx context.Context, req *ipc.DriveOpenRequest) (*ipc
 func (e *Engine) openRecorded(d *openDrive, path string, o drive.OpenOptions) (*drive.Drive, error) {
 	opened, before := d.drive, d.rec
 	if opened != nil {
+		if why := opened.Loss(); why != "" {
+			return opened, errLost(why) // its epoch stays as it is: the drive may have gone
+		}
 		path = opened.Info().Path // where it was found; the call's may lead elsewhere by now
 	}
-	rec := volatile.DriveRecord{UUID: o.UUID, Node: o.Node, Epoch: o.NewEpoch, ForceForward: o.ForceForward, Path: path}
+	rec := volatile.DriveRecord{UUID: o.UUID, Node: o.Node, Epoch: o.NewEpoch, ForceForward: o.ForceForward, Path: path, Watched: before.Watched}
 	if err := e.record(d, rec); err != nil {
 		return opened, err
 	}
@@ -95,15 +98,22 @@ func (e *Engine) openRecorded(d *openDrive, path string, o drive.OpenOptions) (*
 	if opened != nil {
 		err = opened.Renew(o)
 	} else {
+		o.Watched = before.Watched
 		// Control may give up: what is under way goes on.
 		opened, err = drive.Open(context.WithoutCancel(e.ctx), path, o)
 		if err == nil {
 			info := opened.Info()
 			e.cfg.Log.Info("opening a drive: its fence is held", "drive", path, "fence_waited", info.FenceWaited, "fence_refused", info.FenceRefused)
+			if err = e.noteWatched(d, opened); err != nil {
+				opened = nil
+			}
 		}
 	}
 	if err == nil {
-		return opened, nil
+		if why := opened.Loss(); why != "" {
+			err = errLost(why)
+		}
+		return opened, err
 	}
 	if !untouched(err) && before != (volatile.DriveRecord{}) && before.Epoch+1 == rec.Epoch {
 		before.Epoch = rec.Epoch // a superblock may have it; one that has not is one behind, and that may be

@@ -13,6 +13,7 @@
 //	handler.go   control's calls
 //	drives.go    drives: inspect, enrol, open behind their fence, close
 //	table.go     the drive table, and the search for the drives in it
+//	losses.go    drives that may have lost completed writes
 //	lease.go     leases: open
 //	close.go     leases: close, in the order of law L5
 //	stack.go     the layers of one lease, in one function
@@ -81,14 +82,16 @@ type Engine struct {
 	cancel    context.CancelFunc
 	searching sync.WaitGroup // for drives: each may last as long as opening a file does
 	returning sync.WaitGroup // leases that were taken over: processor time only
+	watching  sync.WaitGroup // over drives; ends with ctx
 
 	mu      sync.Mutex
 	drives  map[string]*openDrive // by UUID
 	places  [volatile.DriveSlots]bool
 	leases  map[string]*tenancy // by id: everything that holds a slot and extents
 	ready   map[string]*tenancy // those of leases whose opening has succeeded
-	ended   endings             // leases that are gone, while they are remembered
-	leaving bool                // no lease comes back any more
+	losses  losses
+	ended   endings // leases that are gone, while they are remembered
+	leaving bool    // no lease comes back any more
 }
 
 // New returns an engine without drives and leases. What is in the volatile memory
@@ -104,6 +107,7 @@ func New(cfg Config) *Engine {
 		drives: map[string]*openDrive{},
 		leases: map[string]*tenancy{},
 		ready:  map[string]*tenancy{},
+		losses: losses{news: make(chan struct{})},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	return e

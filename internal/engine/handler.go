@@ -33,6 +33,8 @@ func (e *Engine) Handle(ctx context.Context, method string, body []byte, file *o
 		return call(body, func(ref *ipc.LeaseRef) (*ipc.Empty, error) { return e.drain(ctx, ref.Lease) })
 	case ipc.MethodLeaseList:
 		return e.list(), nil
+	case ipc.MethodLosses:
+		return call(body, func(req *ipc.LossesRequest) (*ipc.Losses, error) { return e.awaitLosses(ctx, req.Seen) })
 	case ipc.MethodStats:
 		return e.stats(), nil
 	}

@@ -28,6 +28,7 @@ func (e *Engine) leave(ctx context.Context) {
 	e.cancel()
 	e.mu.Unlock()
 	e.returning.Wait()
+	e.watching.Wait()
 	var passed, lost atomic.Int64
 	var wg sync.WaitGroup
 	for _, t := range e.tenancies() {

@@ -68,7 +68,7 @@ func (e *Engine) look(uuid string, d *openDrive) {
 	d.busy, d.search = true, s
 	rec := d.rec
 	e.searching.Go(func() {
-		opened := e.find(ctx, rec)
+		opened := e.find(ctx, d, rec)
 		if opened != nil {
 			e.at(fail.EngineFenced)
 		}
@@ -80,14 +80,12 @@ func (e *Engine) look(uuid string, d *openDrive) {
 	})
 }
 
-// find opens the drive of a record. It returns nil when ctx has ended.
-func (e *Engine) find(ctx context.Context, rec volatile.DriveRecord) *drive.Drive {
+// find opens the drive of a record. It returns nil when ctx has ended. REQUIRES: d
+// is the caller's.
+func (e *Engine) find(ctx context.Context, d *openDrive, rec volatile.DriveRecord) *drive.Drive {
 	said := ""
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		opened, err := drive.Open(ctx, rec.Path, drive.OpenOptions{
-			Node: rec.Node, UUID: rec.UUID, Epoch: rec.Epoch, NewEpoch: rec.Epoch,
-			ForceForward: rec.ForceForward, Engine: e.cfg.Drives, FenceWait: forever,
-		})
+		opened, err := e.lookFor(ctx, d, rec)
 		if err == nil {
 			e.cfg.Log.Info("taking over: a fence is held", "drive", rec.Path, "after", time.Since(e.started), "fence_waited", opened.Info().FenceWaited, "fence_refused", opened.Info().FenceRefused)
 			return opened
@@ -166,6 +164,7 @@ func (e *Engine) settle(uuid string, d *openDrive, now *drive.Drive) {
 	d.busy, d.closing, d.drive = false, false, now
 	switch {
 	case news:
+		e.watchFor(uuid, now)
 		e.hasFence(uuid)
 	case now != nil, d.waiting > 0, e.ctx.Err() != nil:
 	case d.place >= 0:

@@ -112,6 +112,7 @@ func (h *host) crash() (release func()) {
 	e.mu.Unlock()
 	e.returning.Wait()
 	e.searching.Wait()
+	e.watching.Wait()
 	for _, t := range e.tenancies() {
 		t.mu.Lock()
 		t.disinherit()

@@ -8,17 +8,18 @@ import (
 // Methods that control calls on the engine. Each has a request and a response
 // type below; a method without one takes or returns [Empty].
 const (
-	MethodHello      = "hello"       // Empty → Hello
-	MethodInspect    = "inspect"     // InspectRequest → Inspection
-	MethodEnroll     = "enroll"      // EnrollRequest → DriveInfo
-	MethodDriveOpen  = "drive.open"  // DriveOpenRequest → DriveInfo
-	MethodDriveClose = "drive.close" // DriveCloseRequest → Empty
-	MethodLeaseOpen  = "lease.open"  // LeaseOpenRequest + listener → LeaseOpened
-	MethodLeaseLimit = "lease.limit" // LeaseLimitRequest → Empty
-	MethodLeaseClose = "lease.close" // LeaseRef → Erasure; never waits for a device
-	MethodLeaseDrain = "lease.drain" // LeaseRef → Empty; waits until no I/O of the lease is in flight
-	MethodLeaseList  = "lease.list"  // Empty → LeaseList
-	MethodStats      = "stats"       // Empty → Stats
+	MethodHello      = "hello"        // Empty → Hello
+	MethodInspect    = "inspect"      // InspectRequest → Inspection
+	MethodEnroll     = "enroll"       // EnrollRequest → DriveInfo
+	MethodDriveOpen  = "drive.open"   // DriveOpenRequest → DriveInfo
+	MethodDriveClose = "drive.close"  // DriveCloseRequest → Empty
+	MethodLeaseOpen  = "lease.open"   // LeaseOpenRequest + listener → LeaseOpened
+	MethodLeaseLimit = "lease.limit"  // LeaseLimitRequest → Empty
+	MethodLeaseClose = "lease.close"  // LeaseRef → Erasure; never waits for a device
+	MethodLeaseDrain = "lease.drain"  // LeaseRef → Empty; waits until no I/O of the lease is in flight
+	MethodLeaseList  = "lease.list"   // Empty → LeaseList
+	MethodLosses     = "drive.losses" // LossesRequest → Losses; waits until there is news
+	MethodStats      = "stats"        // Empty → Stats
 )
 
 // Empty is the request or response that says nothing.
@@ -87,6 +88,26 @@ type DriveOpenRequest struct {
 	Epoch        uint64 `json:"epoch"`
 	NewEpoch     uint64 `json:"newEpoch"`     // Epoch or Epoch+1
 	ForceForward bool   `json:"forceForward"` // danger_zone: flush class forward whatever was probed
+}
+
+// LossesRequest asks for the drives that may have lost completed writes. It is
+// answered when the engine has more to tell than it had when it said Seen; 0 is
+// what an engine says that has found none since it started.
+type LossesRequest struct {
+	Seen uint64 `json:"seen"`
+}
+
+// Losses are the open drives that may have lost completed writes: all requests to
+// them fail, until they are closed.
+type Losses struct {
+	Seen   uint64      `json:"seen"`
+	Drives []DriveLoss `json:"drives"`
+}
+
+// A DriveLoss says how.
+type DriveLoss struct {
+	UUID string `json:"uuid"`
+	Why  string `json:"why"` // for people
 }
 
 // DriveCloseRequest gives up a drive without leases.
@@ -211,6 +232,7 @@ const (
 	CodeRefused  = "refused"   // unsafe or not allowed; the text says what to do
 	CodeBusy     = "busy"      // held by someone else, or a limit was reached
 	CodeMismatch = "mismatch"  // superblock and journal disagree
+	CodeLost     = "lost"      // the drive is open, but may have lost completed writes: close its leases, then it
 )
 
 // A RemoteError is what the other side answered.
