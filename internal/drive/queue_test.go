@@ -17,7 +17,7 @@ import (
 )
 
 // onTmpfs makes an empty file in memory.
-func onTmpfs(t *testing.T, size int64) string {
+func onTmpfs(t testing.TB, size int64) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "vacate-drive-")
 	if err != nil {
