@@ -4,6 +4,8 @@ import (
 	"math/bits"
 	"sync"
 	"sync/atomic"
+
+	"vacate/internal/blk"
 )
 
 // exclusion keeps requests that must be alone on their blocks apart from all
@@ -57,10 +59,27 @@ type flights struct {
 	slots []flight
 }
 
-// A flight is the blocks lo … hi-1, or nothing if hi is 0. lo is stored before
-// hi and loaded after it. A reader that meets two publications half and half has
-// missed the second; its publisher then sees the reader's ticket.
-type flight struct{ lo, hi atomic.Uint64 }
+// A flight is a range of blocks in one word, so that publishing it is one store:
+// the first block in the upper bits, and in the lower flightBits their number, or
+// many for all blocks from the first on. 0 is nothing.
+type flight struct{ atomic.Uint64 }
+
+const (
+	flightBits = 14
+	many       = 1<<flightBits - 1 // 64 MiB: only discards and write-zeroes are longer
+)
+
+// A volume's last block fits what is left of the word.
+const _ = -(uint64(blk.MaxVolume/blk.BlockSize-1) >> (64 - flightBits))
+
+func flightOf(lo, hi uint64) uint64 { return lo<<flightBits | min(hi-lo, many) }
+
+// overlaps reports whether f shares a block with lo … hi-1.
+func (f *flight) overlaps(lo, hi uint64) bool {
+	word := f.Load()
+	first, n := word>>flightBits, word&many
+	return n != 0 && first < hi && (n == many || lo < first+n)
+}
 
 func (x *exclusion) init() {
 	x.bell.L = &x.mu
@@ -68,7 +87,8 @@ func (x *exclusion) init() {
 }
 
 func (x *exclusion) join(depth int) *flights {
-	f := &flights{slots: make([]flight, depth)}
+	const line = 8 // slots of a cache line, which no other queue shares
+	f := &flights{slots: make([]flight, depth+2*line)[line : line+depth]}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.flights[f] = struct{}{}
@@ -87,8 +107,7 @@ func (x *exclusion) publish(f *flights, slot int, lo, hi uint64) bool {
 	if int(f.used.Load()) <= slot {
 		f.used.Store(int32(slot + 1))
 	}
-	f.slots[slot].lo.Store(lo)
-	f.slots[slot].hi.Store(hi)
+	f.slots[slot].Store(flightOf(lo, hi))
 	for set := x.active.Load(); set != 0; set &= set - 1 {
 		t := &x.tickets[bits.TrailingZeros64(set)]
 		if end := t.hi.Load(); t.lo.Load() < hi && lo < end {
@@ -100,7 +119,7 @@ func (x *exclusion) publish(f *flights, slot int, lo, hi uint64) bool {
 
 // withdraw takes back what was published.
 func (x *exclusion) withdraw(f *flights, slot int) {
-	f.slots[slot].hi.Store(0)
+	f.slots[slot].Store(0)
 	if x.sleepers.Load() != 0 {
 		x.ring()
 	}
@@ -137,8 +156,7 @@ func (x *exclusion) turn(i int) bool {
 	}
 	for f := range x.flights {
 		for s := range f.slots[:f.used.Load()] {
-			fl := &f.slots[s]
-			if end := fl.hi.Load(); end != 0 && fl.lo.Load() < hi && lo < end {
+			if f.slots[s].overlaps(lo, hi) {
 				return false
 			}
 		}

@@ -30,10 +30,9 @@ const (
 //	start ───┴──────────────────────────────────> run ──> kids ──> finish
 //	                                                read-modify-write: ─> kids again ─┘
 type op struct {
-	q        *queue
-	slot     int // in q.ops and q.flights
-	parent   *blk.Request
-	admitted bool // through the gate: Leave must follow
+	q      *queue
+	slot   int // in q.ops and q.flights
+	parent *blk.Request
 
 	lo, hi uint64 // the blocks it covers are lo … hi-1
 	hold   hold
@@ -82,7 +81,7 @@ func (o *op) startWhole() {
 // startCut starts a request with edges, for which there are pages.
 func (o *op) startCut(p parts) {
 	r := o.parent
-	o.q.count.subBlock.Add(1)
+	o.q.tally.subBlock++
 	o.parts = p
 	for i := range p.count {
 		o.pages[i] = o.q.pages.Get()
@@ -235,9 +234,9 @@ func (o *op) writeBack() {
 }
 
 // finish frees the op, and then completes the parent: its owner may submit
-// again from there. The gate is left last (G1).
+// again from there. That it runs no more is noted last (Q4).
 func (o *op) finish(n int64, errno syscall.Errno) {
-	q, r, admitted := o.q, o.parent, o.admitted
+	q, r := o.q, o.parent
 	for i := range o.parts.count {
 		q.pages.Put(o.pages[i]) // V4
 		o.pages[i] = nil
@@ -247,9 +246,7 @@ func (o *op) finish(n int64, errno syscall.Errno) {
 	o.parent, o.parts.count, o.writing, o.errno = nil, 0, false, 0
 	q.free = append(q.free, o)
 	q.delivered++
-	q.count.add(r.Op, r.Len, errno)
+	q.tally.add(r.Op, r.Len, errno)
 	r.Finish(n, errno)
-	if admitted {
-		q.gate.Leave()
-	}
+	q.running--
 }

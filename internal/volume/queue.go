@@ -25,6 +25,9 @@ const bouncePages = 16
 //	Q1: a parent is in the backlog or has an op; never more than depth.
 //	Q2: an op is in line (it waits for its turn), or has kids below.
 //	Q3: pages are held by ops only, so the backlog is always looked at again.
+//	Q4: while an op runs, the queue is inside of its gate: it enters with the
+//	    first, and leaves when Submit or Reap finds none left. A request is
+//	    admitted when the gate is seen open from there.
 type queue struct {
 	v       *Volume
 	size    int64 // bytes
@@ -35,10 +38,14 @@ type queue struct {
 	pages   *mem.Pool
 	flights *flights
 
-	ops   []op
-	free  []*op
-	line  []*op // wait for their turn, oldest first
-	count counters
+	ops  []op
+	free []*op
+	line []*op // wait for their turn, oldest first
+
+	inside  bool // of the gate
+	running int  // ops that are in use; their parents have not been told
+	tally   tally
+	count   counters // what of tally was told
 
 	// Of the oldest request in the backlog; see pay.
 	payer    *limiter    // where it has reserved its share, or nil
@@ -113,7 +120,32 @@ func (q *queue) Submit(batch []*blk.Request) {
 	for _, r := range batch {
 		q.backlog.Push(r)
 	}
+	q.run()
+}
+
+// run moves what can be moved. Then, unless it is further up the stack, it leaves
+// the gate if nothing runs, and tells what was counted.
+func (q *queue) run() {
 	q.feed.Run(q)
+	if q.feed.Running() {
+		return
+	}
+	if q.running == 0 && q.inside {
+		q.inside = false
+		q.gate.Leave()
+	}
+	if q.tally != (tally{}) {
+		q.tally.tell(&q.count)
+	}
+}
+
+// enter reports whether a request is admitted (Q4).
+func (q *queue) enter() bool {
+	if q.inside {
+		return !q.gate.IsShut()
+	}
+	q.inside = q.gate.Enter()
+	return q.inside
 }
 
 // Reap delivers completions. With wait it blocks below as long as something of
@@ -123,7 +155,7 @@ func (q *queue) Reap(wait bool) int {
 	before := q.delivered
 	for {
 		q.below.Reap(wait && q.delivered == before && q.feed.InFlight() > 0)
-		q.feed.Run(q)
+		q.run()
 		if !wait || q.delivered != before || q.feed.Running() {
 			break
 		}
@@ -142,7 +174,7 @@ func (q *queue) Reap(wait bool) int {
 func (q *queue) sleep() {
 	x, before := &q.v.excl, q.delivered
 	since := x.drowse()
-	q.feed.Run(q)
+	q.run()
 	if q.delivered == before && q.feed.InFlight() == 0 {
 		if q.due != 0 {
 			q.wakeMe(time.Duration(q.due - sys.MonotonicNs()))
@@ -225,16 +257,16 @@ func (q *queue) start(r *blk.Request) bool {
 	if (q.due != 0 || q.v.limiter.Load() != nil) && !q.pay(r) {
 		return false
 	}
-	admitted := q.gate.Enter()
-	if !admitted && !plant.Is(plant.GateSkipped) {
+	if !q.enter() && !plant.Is(plant.GateSkipped) {
 		q.refuse(r, syscall.ESHUTDOWN)
 		return true
 	}
 	q.backlog.Pop()
+	q.running++
 	last := len(q.free) - 1 // Q1: there is one
 	o := q.free[last]
 	q.free = q.free[:last]
-	o.parent, o.admitted = r, admitted
+	o.parent = r
 	if whole {
 		o.startWhole()
 	} else {
@@ -247,6 +279,6 @@ func (q *queue) start(r *blk.Request) bool {
 func (q *queue) refuse(r *blk.Request, errno syscall.Errno) {
 	q.backlog.Pop()
 	q.delivered++
-	q.count.add(r.Op, r.Len, errno)
+	q.tally.add(r.Op, r.Len, errno)
 	r.Finish(0, errno)
 }

@@ -144,8 +144,9 @@ type Stats struct {
 	SubBlock   uint64 // requests that were not in whole blocks
 }
 
-// Stats sums the counters of all queues, those that are closed included. It may
-// be called from any goroutine.
+// Stats sums the counters of all queues, those that are closed included. A queue
+// tells of its requests at the end of Submit and Reap. It may be called from any
+// goroutine.
 func (v *Volume) Stats() Stats {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -176,17 +177,43 @@ func (c *counters) addTo(s *Stats) {
 	s.SubBlock += c.subBlock.Load()
 }
 
+// A tally is what a queue has counted and not yet told: atomic additions cost more
+// than what they count, so there is one for a batch.
+type tally struct {
+	done                  [5]uint64 // by blk.Op
+	readBytes, writeBytes uint64
+	errors, subBlock      uint64
+}
+
 // add counts a request that ends with errno.
-func (c *counters) add(op blk.Op, length int64, errno syscall.Errno) {
+func (t *tally) add(op blk.Op, length int64, errno syscall.Errno) {
 	if errno != 0 {
-		c.errors.Add(1)
+		t.errors++
 		return
 	}
-	c.done[op].Add(1)
+	t.done[op]++
 	switch op {
 	case blk.OpRead:
-		c.readBytes.Add(uint64(length))
+		t.readBytes += uint64(length)
 	case blk.OpWrite:
-		c.writeBytes.Add(uint64(length))
+		t.writeBytes += uint64(length)
+	}
+}
+
+// tell adds the tally to c, and begins a new one.
+func (t *tally) tell(c *counters) {
+	for op, n := range t.done {
+		tell(&c.done[op], n)
+	}
+	tell(&c.readBytes, t.readBytes)
+	tell(&c.writeBytes, t.writeBytes)
+	tell(&c.errors, t.errors)
+	tell(&c.subBlock, t.subBlock)
+	*t = tally{}
+}
+
+func tell(c *atomic.Uint64, n uint64) {
+	if n != 0 {
+		c.Add(n)
 	}
 }
