@@ -75,12 +75,12 @@ func slowest(name string, limit float64) bar {
 	}}
 }
 
-// mapCost bounds what the block map takes, in parts of the rate without it.
+// mapCost bounds what the block map takes of the server's processor time.
 var mapCost = bar{what: "the block map's cost", limit: 2, atMost: true, format: "%.1f %%", value: func(r *result) (float64, bool) {
 	with, without := r.find("with the map"), r.find("without a map")
 	ratios := make([]sample, len(with))
 	for i := range with {
-		ratios[i].Rate = 100 * (1 - with[i].Rate/without[i].Rate)
+		ratios[i].Rate = 100 * (with[i].CPU/without[i].CPU - 1)
 	}
 	cost, _, _ := spread(ratios, rate)
 	return max(0, cost), true

@@ -25,20 +25,20 @@ type fio struct {
 const rawFile = "raw"
 
 // rawOn returns the raw file of that folder, and writes it when it is not there.
-func rawOn(dir string) (string, error) {
+func rawOn(dir string, size int64) (string, error) {
 	path := filepath.Join(dir, rawFile)
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
 	fmt.Fprintf(os.Stderr, "  writing %s\n", path)
 	_, err := runFio("--name=fill", "--filename="+path, "--rw=write", "--bs=1M", "--ioengine=io_uring", "--iodepth=4", "--direct=1",
-		fmt.Sprintf("--size=%d", exportBytes), "--end_fsync=1", "--refill_buffers")
+		fmt.Sprintf("--size=%d", size), "--end_fsync=1", "--refill_buffers")
 	return path, err
 }
 
 // on returns the measurement on the raw file of a folder, from the client's core.
 func (f fio) on(w *world, dir string) (func(round int) (sample, error), error) {
-	path, err := rawOn(dir)
+	path, err := rawOn(dir, w.o.size)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +50,7 @@ func (f fio) on(w *world, dir string) (func(round int) (sample, error), error) {
 		}
 		args := []string{
 			"--name=raw", "--filename=" + path, "--rw=" + f.pattern, fmt.Sprintf("--bs=%d", f.block), fmt.Sprintf("--iodepth=%d", f.depth),
-			"--ioengine=io_uring", "--fixedbufs=1", "--registerfiles=1", "--direct=1", fmt.Sprintf("--size=%d", exportBytes), "--time_based",
+			"--ioengine=io_uring", "--fixedbufs=1", "--registerfiles=1", "--direct=1", fmt.Sprintf("--size=%d", w.o.size), "--time_based",
 			fmt.Sprintf("--runtime=%dms", span.Milliseconds()), fmt.Sprintf("--randseed=%d", round+2), fmt.Sprintf("--cpus_allowed=%d", core),
 		}
 		if f.fsync {

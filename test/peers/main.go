@@ -37,6 +37,7 @@ type options struct {
 	env    string        // for the daemon
 	bin    string        // the daemon; "" builds it
 	list   bool
+	size   int64  // bytes of each export: all of it is written, and asked for
 	stack  string // run as the server of the row "map", in this folder
 }
 
@@ -50,6 +51,7 @@ func main() {
 	flag.StringVar(&o.env, "env", "", "environment of the daemon, with commas between: VACATE_LOG__LEVEL=warn")
 	flag.StringVar(&o.bin, "bin", "", "vacate to measure (default: build it from this tree)")
 	flag.BoolVar(&o.list, "list", false, "list the rows, and measure nothing")
+	flag.Int64Var(&o.size, "size", 1<<30, "bytes of each export, a multiple of 64 MiB")
 	flag.StringVar(&o.stack, "stack", "", "(used by the row map) serve a stack with and without a map from this folder")
 	flag.Parse()
 	if err := run(o); err != nil {
@@ -60,7 +62,7 @@ func main() {
 
 func run(o options) (err error) {
 	if o.stack != "" {
-		return serveStack(o.stack)
+		return serveStack(o.stack, o.size)
 	}
 	chosen, err := choose(o.only)
 	if err != nil || o.list {
@@ -71,6 +73,9 @@ func run(o options) (err error) {
 	}
 	if o.rounds < 1 || o.span <= 0 {
 		return errors.New("rounds and span must be positive")
+	}
+	if o.size < 64<<20 || o.size%(64<<20) != 0 {
+		return errors.New("the size must be a multiple of 64 MiB")
 	}
 	w, err := newWorld(o)
 	if err != nil {

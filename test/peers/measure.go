@@ -84,12 +84,6 @@ type job struct {
 	bytes       bool // the rate is in bytes, not requests
 }
 
-// within returns the job on the first n bytes of an export.
-func (j job) within(n int64) job {
-	j.load.Span = n
-	return j
-}
-
 // on returns the measurement of the job on a server; on all of them at once, if
 // there are several, which one process serves.
 func (j job) on(w *world, servers ...*server) func(round int) (sample, error) {

@@ -13,10 +13,13 @@ import (
 	"vacate/internal/nbdclient"
 )
 
-const (
-	exportBytes = 1 << 30 // of each export: all of it is written, and asked for
-	fillStep    = 1 << 20
-)
+const fillStep = 1 << 20
+
+// A place is where a peer keeps its data, and how much.
+type place struct {
+	dir  string
+	size int64
+}
 
 // A server is an export that runs, and the process that serves it.
 type server struct {
@@ -98,9 +101,9 @@ func sparse(path string, n int64) error {
 }
 
 // qemuRaw is qemu-nbd on a raw file.
-func qemuRaw(dir, name string, more ...string) (*server, error) {
-	image, socket := filepath.Join(dir, name), filepath.Join(dir, name+".sock")
-	if err := sparse(image, exportBytes); err != nil {
+func (p place) qemuRaw(name string, more ...string) (*server, error) {
+	image, socket := filepath.Join(p.dir, name), filepath.Join(p.dir, name+".sock")
+	if err := sparse(image, p.size); err != nil {
 		return nil, err
 	}
 	return spawn(socket, append([]string{"qemu-nbd", "-t", "-e", "8", "-f", "raw", "-k", socket}, append(more, image)...)...)
@@ -124,13 +127,13 @@ func createImage(args ...string) error {
 const luksSecret = "secret,id=s,data=bench"
 
 // createLUKS makes an image that QEMU and nbdkit take: AES-256-XTS, plain64.
-func createLUKS(image string) error {
-	return createImage("-f", "luks", "--object", luksSecret, "-o", "key-secret=s,iter-time=10,cipher-alg=aes-256,cipher-mode=xts", image, fmt.Sprint(exportBytes))
+func (p place) createLUKS(image string) error {
+	return createImage("-f", "luks", "--object", luksSecret, "-o", "key-secret=s,iter-time=10,cipher-alg=aes-256,cipher-mode=xts", image, fmt.Sprint(p.size))
 }
 
-func qemuLUKS(dir string) (*server, error) {
-	image, socket := filepath.Join(dir, "qemu-luks"), filepath.Join(dir, "qemu-luks.sock")
-	if err := createLUKS(image); err != nil {
+func (p place) qemuLUKS() (*server, error) {
+	image, socket := filepath.Join(p.dir, "qemu-luks"), filepath.Join(p.dir, "qemu-luks.sock")
+	if err := p.createLUKS(image); err != nil {
 		return nil, err
 	}
 	return spawn(socket, "qemu-nbd", "-t", "-e", "8", "-k", socket, "--object", luksSecret,
@@ -138,30 +141,30 @@ func qemuLUKS(dir string) (*server, error) {
 }
 
 // qemuEmpty is qemu-nbd on a qcow2 that nothing was ever written to.
-func qemuEmpty(dir string) (*server, error) {
-	image, socket := filepath.Join(dir, "empty.qcow2"), filepath.Join(dir, "empty.sock")
-	if err := createImage("-f", "qcow2", image, fmt.Sprint(exportBytes)); err != nil {
+func (p place) qemuEmpty() (*server, error) {
+	image, socket := filepath.Join(p.dir, "empty.qcow2"), filepath.Join(p.dir, "empty.sock")
+	if err := createImage("-f", "qcow2", image, fmt.Sprint(p.size)); err != nil {
 		return nil, err
 	}
 	return spawn(socket, "qemu-nbd", "-t", "-e", "8", "-f", "qcow2", "-k", socket, image)
 }
 
-func kitMemory(dir string) (*server, error) {
-	socket := filepath.Join(dir, "kit-memory.sock")
-	return spawn(socket, "nbdkit", "-f", "-U", socket, "memory", fmt.Sprint(exportBytes))
+func (p place) kitMemory() (*server, error) {
+	socket := filepath.Join(p.dir, "kit-memory.sock")
+	return spawn(socket, "nbdkit", "-f", "-U", socket, "memory", fmt.Sprint(p.size))
 }
 
-func kitFile(dir string) (*server, error) {
-	file, socket := filepath.Join(dir, "kit-file"), filepath.Join(dir, "kit-file.sock")
-	if err := sparse(file, exportBytes); err != nil {
+func (p place) kitFile() (*server, error) {
+	file, socket := filepath.Join(p.dir, "kit-file"), filepath.Join(p.dir, "kit-file.sock")
+	if err := sparse(file, p.size); err != nil {
 		return nil, err
 	}
 	return spawn(socket, "nbdkit", "-f", "-U", socket, "file", file)
 }
 
-func kitLUKS(dir string) (*server, error) {
-	image, socket := filepath.Join(dir, "kit-luks"), filepath.Join(dir, "kit-luks.sock")
-	if err := createLUKS(image); err != nil {
+func (p place) kitLUKS() (*server, error) {
+	image, socket := filepath.Join(p.dir, "kit-luks"), filepath.Join(p.dir, "kit-luks.sock")
+	if err := p.createLUKS(image); err != nil {
 		return nil, err
 	}
 	return spawn(socket, "nbdkit", "-f", "-U", socket, "--filter=luks", "file", image, "passphrase=bench")

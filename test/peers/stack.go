@@ -100,13 +100,12 @@ func export(d blk.Device, socket string) (stop func() error, err error) {
 const (
 	mapSocket   = "with-map.sock"
 	noMapSocket = "without-map.sock"
-	stackBytes  = exportBytes / 2
 )
 
 // serveStack is the process of the row "map": one drive, one key, two exports, of
 // which one has no block map. It runs until it is killed.
-func serveStack(dir string) error {
-	s, err := newStack(filepath.Join(dir, "stack"), stackBytes)
+func serveStack(dir string, size int64) error {
+	s, err := newStack(filepath.Join(dir, "stack"), size)
 	if err != nil {
 		return err
 	}
@@ -126,8 +125,8 @@ func mapContestants(w *world) ([]contestant, error) {
 		if err != nil {
 			return nil, err
 		}
-		return spawn(filepath.Join(w.shm, mapSocket), self, "-stack", w.shm)
-	}, stackBytes)
+		return spawn(filepath.Join(w.shm, mapSocket), self, "-stack", w.shm, "-size", fmt.Sprint(w.o.size/2))
+	}, w.o.size/2)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +148,7 @@ func allocations(w *world) ([]contestant, error) {
 	count := func(p nbdclient.Pattern) func(round int) (sample, error) {
 		return func(int) (got sample, err error) {
 			if target == nil {
-				s, err := newStack(filepath.Join(w.shm, "allocations"), 64<<20)
+				s, err := newStack(filepath.Join(w.shm, "allocations"), w.o.size/16)
 				if err != nil {
 					return got, err
 				}
@@ -159,7 +158,7 @@ func allocations(w *world) ([]contestant, error) {
 				}
 				target = &server{target: socket, stop: stop}
 				w.servers["allocations"], w.names = target, append(w.names, "allocations")
-				if err := fill(socket, 64<<20); err != nil {
+				if err := fill(socket, w.o.size/16); err != nil {
 					return got, err
 				}
 			}

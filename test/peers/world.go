@@ -87,7 +87,9 @@ func (w *world) serve(name string, start func() (*server, error), filled int64) 
 	if s := w.servers[name]; s != nil {
 		return s, nil
 	}
-	fmt.Fprintf(os.Stderr, "  starting %s\n", name)
+	if !strings.HasPrefix(name, "volume ") { // of which there are many
+		fmt.Fprintf(os.Stderr, "  starting %s\n", name)
+	}
 	s, err := start()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -103,19 +105,26 @@ func (w *world) serve(name string, start func() (*server, error), filled int64) 
 
 // peer returns one of the peers, with its data on the tmpfs.
 func (w *world) peer(name string) (*server, error) {
-	start := map[string]func(string) (*server, error){
-		"qemu-nbd raw":         func(dir string) (*server, error) { return qemuRaw(dir, "qemu-raw") },
-		"qemu-nbd LUKS":        qemuLUKS,
-		"qemu-nbd empty qcow2": qemuEmpty,
-		"nbdkit memory":        kitMemory,
-		"nbdkit file":          kitFile,
-		"nbdkit LUKS":          kitLUKS,
-	}[name]
-	filled := int64(exportBytes)
-	if name == "qemu-nbd empty qcow2" {
-		filled = 0
+	at := place{dir: w.shm, size: w.o.size}
+	filled := w.o.size
+	var start func() (*server, error)
+	switch name {
+	case "qemu-nbd raw":
+		start = func() (*server, error) { return at.qemuRaw("qemu-raw") }
+	case "qemu-nbd LUKS":
+		start = at.qemuLUKS
+	case "qemu-nbd empty qcow2":
+		start, filled = at.qemuEmpty, 0
+	case "nbdkit memory":
+		start = at.kitMemory
+	case "nbdkit file":
+		start = at.kitFile
+	case "nbdkit LUKS":
+		start = at.kitLUKS
+	default:
+		panic("peers: no peer is called " + name)
 	}
-	return w.serve(name, func() (*server, error) { return start(w.shm) }, filled)
+	return w.serve(name, start, filled)
 }
 
 // volume opens a lease of size bytes on the drive at path, which is made and
@@ -150,7 +159,7 @@ func (w *world) forwarded() string { return filepath.Join(w.drives, "forward") }
 
 // ours is the volume on the tmpfs that all rows share.
 func (w *world) ours() (*server, error) {
-	return w.volume("Vacate", filepath.Join(w.shm, "drive"), exportBytes, exportBytes)
+	return w.volume("Vacate", filepath.Join(w.shm, "drive"), w.o.size, w.o.size)
 }
 
 // thisMachine describes where figures come from.
