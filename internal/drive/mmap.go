@@ -23,11 +23,6 @@ import (
 // The mapping holds the drive's open file description, and so its fence, until
 // the last thread of the process has ended: no store comes after it.
 
-// checkEvery is how many windows a queue gives out between two looks at the size
-// of the file. A touch of what was cut off is a fault in any case; the look is for
-// a file that was cut and made longer again, whose lost blocks would read as zeros.
-const checkEvery = 32
-
 // mapArea maps the data area, and falls back to "pread" where that fails.
 func (d *Drive) mapArea() {
 	if d.info.Engine != EngineMmap {
@@ -62,18 +57,12 @@ func (t *target) mappable(class FlushClass) error {
 }
 
 // A mapQueue is a [blk.Queue] of the engine "mmap", and a [blk.Windower].
-type mapQueue struct {
-	queue
-	unchecked int // windows to give out until the size is looked at
-}
+type mapQueue struct{ queue }
 
 // Window implements [blk.Windower].
 func (q *mapQueue) Window(op blk.Op, off, n int64) []byte {
 	d := q.d
-	if q.unchecked--; q.unchecked < 0 {
-		q.unchecked = checkEvery - 1
-		d.checkSize()
-	}
+	q.look(false) // nothing becomes longer through a mapping
 	if off < 0 || n <= 0 || n > blk.MaxTransfer || off > d.size-n || (off|n)&(blk.BlockSize-1) != 0 || d.offset+off+n > d.limit.Load() {
 		return nil
 	}
@@ -90,8 +79,7 @@ func (q *mapQueue) Window(op blk.Op, off, n int64) []byte {
 	return d.area[off : off+n : off+n]
 }
 
-// Faulted implements [blk.Windower]. The file may have been cut: its size is
-// looked at before the next window.
+// Faulted implements [blk.Windower].
 func (q *mapQueue) Faulted(op blk.Op, off, n int64) {
 	if op == blk.OpRead {
 		q.count.reads.Add(^uint64(0))
@@ -100,6 +88,5 @@ func (q *mapQueue) Faulted(op blk.Op, off, n int64) {
 		q.count.writes.Add(^uint64(0))
 		q.count.writeBytes.Add(-uint64(n))
 	}
-	q.unchecked = 0
 	q.failed(&blk.Error{Op: op, Off: off, Len: n, Errno: syscall.EIO})
 }

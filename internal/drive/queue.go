@@ -69,9 +69,7 @@ func (q *queue) Submit(batch []*blk.Request) {
 func (q *queue) Reap(bool) int { return q.run() }
 
 func (q *queue) run() (n int) {
-	if q.waiting.Len() > 0 {
-		q.d.checkSize()
-	}
+	q.fresh = false
 	for r := q.waiting.Peek(); r != nil; r = q.waiting.Peek() {
 		q.waiting.Pop()
 		q.carryOut(r)
@@ -99,6 +97,9 @@ type lane struct {
 	count counters
 	// vouched: the drive was looked at after it had completed what is finished now.
 	vouched bool
+
+	fresh     bool // the size was looked at in this batch
+	unchecked int  // reads and windows until it is looked at again
 }
 
 // counters are written by the queue's goroutine and read by any. The padding
@@ -116,6 +117,21 @@ func (c *counters) addTo(s *Stats) {
 	s.WriteBytes += c.writeBytes.Load()
 	s.Flushes += c.flushes.Load()
 	s.Errors += c.errors.Load()
+}
+
+// checkEvery is how many reads, or windows, a queue lets pass between two looks at
+// the size of a file. A read of what was cut off falls short, and a touch of it is
+// a fault, in any case; the look is for a file that was cut and made longer again,
+// whose lost blocks would read as zeros. A write would make it longer itself: none
+// goes without a look.
+const checkEvery = 32
+
+// look looks at the size of a file before a write, and now and then.
+func (l *lane) look(write bool) {
+	if l.unchecked--; l.unchecked < 0 || write && !l.fresh {
+		l.unchecked, l.fresh = checkEvery-1, true
+		l.d.checkSize()
+	}
 }
 
 // checkSize takes note when a file has become shorter than it was.
@@ -136,6 +152,7 @@ func (l *lane) admit(r *blk.Request) (off int64, errno syscall.Errno) {
 		if !r.InRange(d.size) || (r.Off|r.Len)&(blk.BlockSize-1) != 0 {
 			return 0, syscall.EINVAL
 		}
+		l.look(r.Op == blk.OpWrite)
 		off = d.offset + r.Off
 		if off+r.Len > d.limit.Load() {
 			return 0, syscall.EIO
@@ -202,8 +219,10 @@ func (l *lane) finish(r *blk.Request, n int64, errno syscall.Errno) {
 	r.Finish(n, errno)
 }
 
-// failed counts a request that failed.
+// failed counts a request that failed. If it is because a file was cut, that is
+// remembered.
 func (l *lane) failed(e *blk.Error) {
+	l.d.checkSize()
 	l.count.errors.Add(1)
 	l.d.lastError.Store(e)
 }

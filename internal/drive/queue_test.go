@@ -212,7 +212,7 @@ func TestShort(t *testing.T) {
 // TestVanished: with the descriptor gone every request fails with the errno, and
 // nothing hangs.
 func TestVanished(t *testing.T) {
-	d := open(t, enrolled(t, onTmpfs(t, 32<<20)))
+	d := openAs(t, enrolled(t, onTmpfs(t, 32<<20)), EnginePread)
 	q, err := d.NewQueue(1)
 	if err != nil {
 		t.Fatal(err)

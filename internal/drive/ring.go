@@ -94,7 +94,7 @@ func (q *ringQueue) fill() (n int) {
 	}
 	outer := q.filling
 	q.filling = true
-	q.d.checkSize()
+	q.fresh = false
 	for r := q.waiting.Peek(); r != nil && len(q.free) > 0; r = q.waiting.Peek() {
 		q.waiting.Pop()
 		off, errno := q.admit(r)

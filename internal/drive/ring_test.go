@@ -55,12 +55,47 @@ type tally []*blk.Request
 
 func (c *tally) Complete(r *blk.Request) { *c = append(*c, r) }
 
-func TestConformancePread(t *testing.T) {
-	blktest.Run(t, func(t *testing.T) blk.Device {
-		d := onDisk(t, 32<<20)
-		d.info.Engine = EnginePread
-		return d
+// TestConformanceEngines runs the suite over every engine that a file in memory, a
+// file on disk and a loop device can have.
+func TestConformanceEngines(t *testing.T) {
+	for _, tt := range []struct {
+		on      string
+		make    func(t *testing.T) string
+		engines []string
+	}{
+		{"memory", func(t *testing.T) string { return onTmpfs(t, 32<<20) }, []string{EnginePread, EngineMmap}},
+		{"disk", func(t *testing.T) string { return sparse(t, "drive.img", 32<<20) }, []string{EnginePread, EngineRing}},
+		{"loop", func(t *testing.T) string { return loopOn(t, onTmpfs(t, 32<<20)) }, []string{EnginePread, EngineRing}},
+	} {
+		for _, engine := range tt.engines {
+			t.Run(tt.on+"/"+engine, func(t *testing.T) {
+				blktest.Run(t, func(t *testing.T) blk.Device {
+					d := openAs(t, enrolled(t, tt.make(t)), engine)
+					if i := d.Info(); i.Engine != engine && i.Direct == (engine == EngineRing) {
+						t.Errorf("the engine is %s (%s)", i.Engine, i.EngineWhy)
+					}
+					return d
+				})
+			})
+		}
+	}
+}
+
+// openAs is open with an engine asked for.
+func openAs(t testing.TB, path, engine string) *Drive {
+	t.Helper()
+	o := usual
+	o.Engine = engine
+	d, err := Open(context.Background(), path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
 	})
+	return d
 }
 
 // TestEngine: which engine a drive has, and why.
