@@ -62,6 +62,16 @@ func span(w, lo, hi uint64) uint64 {
 	return mask
 }
 
+// have reports whether blocks lo … hi-1, of one word, are written: as most are
+// that are written again, and nothing needs to change. If a discard clears a bit
+// just after, it ran beside the write, and came last. The word is looked at whether
+// it was touched or not: if it was not, it is about to be.
+func (b *Bits) have(lo, hi uint64) bool {
+	w := lo / 64
+	mask := span(w, lo, hi)
+	return (hi-1)/64 == w && b.Words[w].Load()&mask == mask
+}
+
 // set makes blocks lo … hi-1 written, and returns how many were not.
 // REQUIRES: lo < hi ≤ Blocks.
 func (b *Bits) set(lo, hi uint64) (changed int) {
@@ -70,9 +80,6 @@ func (b *Bits) set(lo, hi uint64) (changed int) {
 		if r := w / regionWords; b.Summary[r/64].Load()&(1<<(r%64)) == 0 {
 			b.Summary[r/64].Or(1 << (r % 64))
 		}
-		// Rewriting a block is the common case, and needs no write here. If a
-		// discard clears the bit just after, it ran beside the write, and came
-		// last.
 		if b.Words[w].Load()&mask != mask {
 			changed += bits.OnesCount64(mask &^ b.Words[w].Or(mask))
 		}

@@ -108,6 +108,9 @@ func (m *Map) Written() int64 { return m.written.Load() * blk.BlockSize }
 
 // set and clear change blocks and count.
 func (m *Map) set(lo, hi uint64) {
+	if m.bits.have(lo, hi) {
+		return
+	}
 	if n := m.change(true, lo, hi); n != 0 {
 		m.written.Add(int64(n))
 	}
@@ -192,7 +195,7 @@ func (m *Map) NewQueue(depth int) (blk.Queue, error) {
 		q.freeReads = append(q.freeReads, &q.reads[i])
 	}
 	for i := range q.kids {
-		q.kids[i].q = q
+		q.kids[i].q, q.kids[i].req.Done = q, &q.kids[i]
 		q.freeKids = append(q.freeKids, &q.kids[i])
 	}
 	return q, nil

@@ -172,7 +172,7 @@ func (q *queue) cut(p *read) bool {
 				return false
 			}
 			c.read = p
-			c.req = blk.Request{Op: blk.OpRead, Flags: r.Flags, Off: p.next, Len: until - p.next, Buf: buf, Done: c}
+			c.ask(blk.OpRead, r.Flags, p.next, until-p.next, buf)
 			p.left++
 			q.feed.Add(&c.req)
 		} else {
@@ -198,11 +198,18 @@ func (q *queue) child() *child {
 	return c
 }
 
+// ask fills in the request of a child. Done stays what it is; Errno and N are the
+// layer's below.
+func (c *child) ask(op blk.Op, flags blk.Flags, off, length int64, buf []byte) {
+	r := &c.req
+	r.Op, r.Flags, r.Off, r.Len, r.Buf = op, flags, off, length, buf
+}
+
 // pass hands r down whole. REQUIRES: there is a free child.
 func (q *queue) pass(r *blk.Request) {
 	c := q.child()
 	c.parent = r
-	c.req = blk.Request{Op: r.Op, Flags: r.Flags, Off: r.Off, Len: r.Len, Buf: r.Buf, Done: c}
+	c.ask(r.Op, r.Flags, r.Off, r.Len, r.Buf)
 	q.feed.Add(&c.req)
 }
 

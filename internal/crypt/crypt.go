@@ -135,7 +135,7 @@ func (c *Crypt) NewQueue(depth int) (blk.Queue, error) {
 	}
 	q.windows, _ = below.(blk.Windower)
 	for i := range q.slots {
-		q.slots[i].q = q
+		q.slots[i].q, q.slots[i].child.Done = q, &q.slots[i]
 		q.free = append(q.free, &q.slots[i])
 	}
 	return q, nil

@@ -140,9 +140,10 @@ func (q *queue) start(r *blk.Request, at, count int) {
 	s := q.free[last]
 	q.free = q.free[:last]
 	s.parent, s.at, s.count = r, at, count
-	s.child = blk.Request{Op: r.Op, Flags: r.Flags, Off: r.Off, Len: r.Len, Done: s}
+	c := &s.child // Done stays; Errno and N are the layer's below
+	c.Op, c.Flags, c.Off, c.Len = r.Op, r.Flags, r.Off, r.Len
 	if count > 0 {
-		s.child.Buf = q.scratch.bytes(at, count)
+		c.Buf = q.scratch.bytes(at, count)
 	}
 	if r.Op == blk.OpWrite && !q.encrypt(s.child.Buf, r.Buf, block(r)) {
 		s.finish(0, syscall.ESHUTDOWN)

@@ -56,7 +56,8 @@ type kid struct {
 func (o *op) init(q *queue, slot int) {
 	o.q, o.slot = q, slot
 	for i := range o.kids {
-		o.kids[i].op = o
+		k := &o.kids[i]
+		k.op, k.req.Done = o, k
 	}
 }
 
@@ -177,7 +178,8 @@ func (o *op) send(i int, what blk.Op, off, length int64, buf []byte) {
 	if what == blk.OpRead {
 		flags = 0 // FUA is about writes, also where they begin with a read
 	}
-	k.req = blk.Request{Op: what, Flags: flags, Off: off, Len: length, Buf: buf, Done: k}
+	c := &k.req // Done stays; Errno and N are the layer's below
+	c.Op, c.Flags, c.Off, c.Len, c.Buf = what, flags, off, length, buf
 	o.left++
 	o.q.feed.Add(&k.req)
 }
