@@ -39,6 +39,7 @@ type row struct {
 	rounds            int    // how many times the rounds there are, each as much shorter; 0: 1
 	contestants       func(w *world) ([]contestant, error)
 	bars              []bar
+	stages            bool // the lines are parts of a whole, or sums of them: no contestants
 }
 
 // A result is a row that was measured.
@@ -223,16 +224,23 @@ func (r *result) print(out io.Writer) {
 	fmt.Fprintf(out, "\n%s: %s\n", r.row.name, r.row.title)
 	for i, name := range r.names {
 		median, least, most := spread(r.samples[i], rate)
-		kind := "encrypted"
-		if r.plain[i] {
-			kind = "plain"
-		}
-		fmt.Fprintf(out, "  %-30s %-9s %10s %s (%s–%s)%s\n", name, kind, quantity(median, r.row.unit), r.row.unit,
+		fmt.Fprintf(out, "  %-30s %-9s %10s %s (%s–%s)%s\n", name, r.kind(i), quantity(median, r.row.unit), r.row.unit,
 			quantity(least, r.row.unit), quantity(most, r.row.unit), r.beside(i))
 	}
 	for _, b := range r.row.bars {
 		fmt.Fprintf(out, "  %s\n", b.judge(r))
 	}
+}
+
+// kind says what becomes of what a contestant is given.
+func (r *result) kind(i int) string {
+	switch {
+	case r.row.stages:
+		return ""
+	case r.plain[i]:
+		return "plain"
+	}
+	return "encrypted"
 }
 
 // beside tells what else was measured of a contestant.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"vacate/internal/blk"
 	"vacate/internal/nbdclient"
 )
 
@@ -109,6 +110,39 @@ var rows = []row{
 		contestants: allocations,
 		bars:        []bar{noAllocations("reads"), noAllocations("writes")},
 	},
+	{
+		name: "stages-reads", title: "Where the time of a 4 KiB read goes, NBD, depth 32, tmpfs behind", unit: "ns", stages: true,
+		note: stagesNote, contestants: stagesOf(nbdclient.RandomRead),
+	},
+	{
+		name: "stages-writes", title: "Where the time of a 4 KiB write goes, NBD, depth 32, tmpfs behind", unit: "ns", stages: true,
+		note: stagesNote, contestants: stagesOf(nbdclient.RandomWrite),
+	},
+	{
+		name: "layers-reads", title: "A 4 KiB read through more and more layers, tmpfs behind", unit: "ns", stages: true,
+		note: layersNote, contestants: layersOf(blk.OpRead),
+	},
+	{
+		name: "layers-writes", title: "A 4 KiB write through more and more layers, tmpfs behind", unit: "ns", stages: true,
+		note: layersNote, contestants: layersOf(blk.OpWrite),
+	},
+}
+
+const (
+	stagesNote = "Nanoseconds of the engine's processor time a request (`/proc/PID/task/*/schedstat`), shared out as `perf record` (2999 samples a second) " +
+		"finds its stacks. Changing tasks is what a sleep for the client costs: perf's clock strikes when interrupts are allowed again, so some of the kernel's time before that counts as such."
+	layersNote = "One thread, batches of 32, no export, in this process: the difference of two lines is what a layer takes."
+)
+
+// stagesOf profiles the engine.
+func stagesOf(p nbdclient.Pattern) func(w *world) ([]contestant, error) {
+	return func(w *world) ([]contestant, error) {
+		s, err := w.ours()
+		if err != nil {
+			return nil, err
+		}
+		return profiled(w, s, job{load: nbdclient.Load{Pattern: p, Depth: 32}, simple: true}), nil
+	}
 }
 
 // onNBD runs the same job on Vacate and on peers, by name. All get simple

@@ -24,6 +24,7 @@ type world struct {
 	engine  int // pid
 	servers map[string]*server
 	names   []string // of servers, in the order of their start
+	layers  *stack   // of the rows of layers; nil: not yet made
 }
 
 func newWorld(o options) (_ *world, err error) {
