@@ -18,6 +18,9 @@ func (w *Wait) Until(due int64) {
 	}
 }
 
+// Now says that Reap has something to do at once.
+func (w *Wait) Now() { w.Due = 1 }
+
 // A Waiter is a [Queue] that says what it waits for.
 type Waiter interface {
 	Queue

@@ -253,7 +253,12 @@ func (q *ringQueue) Register(memory []byte) {
 }
 
 // Pending implements [blk.Waiter]: the ring is readable when it holds a completion.
+// What was submitted from within the last Reap, or for the rest of a transfer, is
+// still to be handed to the kernel.
 func (q *ringQueue) Pending(w *blk.Wait) {
+	if q.ring.Unsubmitted() > 0 {
+		w.Now()
+	}
 	if q.busy() > 0 {
 		w.FDs = append(w.FDs, q.ring.FD())
 	}

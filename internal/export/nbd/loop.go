@@ -169,6 +169,9 @@ func (c *conn) await(next next) error {
 	}
 	c.wait.Reset()
 	blk.Pending(c.queue, &c.wait)
+	if c.wait.Due == 1 { // now
+		return nil
+	}
 	if c.wait.Blind || len(c.wait.FDs) == 0 && c.wait.Due == 0 {
 		if window == nil || !c.receive(window) {
 			c.mustReap()
