@@ -223,6 +223,9 @@ func TestRegister(t *testing.T) {
 // TestL2FaultLeavesNoKey: a fault while the cipher has keys in registers, which
 // the kernel then saves in memory, leaves them nowhere.
 func TestL2FaultLeavesNoKey(t *testing.T) {
+	if !undisturbed(t) {
+		return
+	}
 	runtime.LockOSThread() // as the engine's threads are
 	defer runtime.UnlockOSThread()
 	region, err := mem.Map(4096, mem.TryLock)
