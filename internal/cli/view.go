@@ -262,6 +262,7 @@ type configView struct {
 	StateDir        string   `json:"stateDir"`
 	RunDir          string   `json:"runDir"`
 	DriveEngine     string   `json:"driveEngine"`
+	PollBudgetNs    int64    `json:"pollBudgetNs"`
 	MaxConnections  int      `json:"maxConnections"`
 	DrainDeadlineNs int64    `json:"drainDeadlineNs"`
 	Operators       []uint32 `json:"operators"`
@@ -281,7 +282,7 @@ type configView struct {
 
 func configViewOf(c config.Config) configView {
 	v := configView{Dev: c.Dev, StateDir: c.StateDir, RunDir: c.RunDir, DriveEngine: c.DriveEngine, MaxConnections: c.MaxConnections,
-		DrainDeadlineNs: c.DrainDeadline.Nanoseconds(), Operators: orEmpty(c.Operators), Auditors: orEmpty(c.Auditors)}
+		PollBudgetNs: c.PollBudget.Nanoseconds(), DrainDeadlineNs: c.DrainDeadline.Nanoseconds(), Operators: orEmpty(c.Operators), Auditors: orEmpty(c.Auditors)}
 	v.Log.Level, v.Log.Format = strings.ToLower(c.Log.Level.String()), c.Log.Format
 	v.Metrics.PerLease = c.Metrics.PerLease
 	v.DangerZone.Enabled, v.DangerZone.ForceForward = c.DangerZone.Enabled, orEmpty(c.DangerZone.ForceForward)

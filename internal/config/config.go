@@ -49,6 +49,9 @@ type Config struct {
 	// DriveEngine is how requests reach the drives, where it is possible: one of
 	// [DriveEngines].
 	DriveEngine string `json:"driveEngine"`
+	// PollBudget is how long a connection that has just been active looks for more
+	// to do before its thread sleeps, where that pays. 0, for not at all, to 50 µs.
+	PollBudget time.Duration `json:"pollBudget"`
 	// MaxConnections is how many clients may be connected at once, over all
 	// leases. 1 ≤ MaxConnections ≤ 65536.
 	MaxConnections int `json:"maxConnections"`
@@ -94,6 +97,9 @@ type DangerZone struct {
 	LockedMemfd bool `json:"lockedMemfd,omitempty"`
 }
 
+// MaxPollBudget is the longest PollBudget.
+const MaxPollBudget = 50 * time.Microsecond
+
 // DriveEngines are the ways that requests may reach a drive. With the first, each
 // drive gets the best that it can have.
 var DriveEngines = []string{"auto", "io_uring", "mmap", "pread"}
@@ -105,6 +111,7 @@ func Default() Config {
 		RunDir:         "/run/vacate",
 		DriveDirs:      []string{"/dev"},
 		DriveEngine:    DriveEngines[0],
+		PollBudget:     MaxPollBudget,
 		MaxConnections: 128,
 		DrainDeadline:  2 * time.Second,
 		Log:            Log{Level: slog.LevelInfo, Format: "text"},

@@ -56,6 +56,8 @@ func TestLoadLayers(t *testing.T) {
 			want: change(func(c *Config) { c.Operators = []uint32{1001, 1002}; c.Auditors = []uint32{7, 8} })},
 		{name: "duration", args: []string{"--drain-deadline", "150ms"},
 			want: change(func(c *Config) { c.DrainDeadline = 150 * time.Millisecond })},
+		{name: "polling", text: "poll_budget: 20us", want: change(func(c *Config) { c.PollBudget = 20 * time.Microsecond })},
+		{name: "no polling", text: "poll_budget: 20us", args: []string{"--poll-budget=0s"}, want: change(func(c *Config) { c.PollBudget = 0 })},
 		{name: "danger zone", text: "danger_zone:\n  enabled: true\n  force_forward: [/dev/sda]",
 			want: change(func(c *Config) { c.DangerZone = DangerZone{Enabled: true, ForceForward: []string{"/dev/sda"}} })},
 		{name: "drive folders", text: "drive_dirs: [/dev/disk, /srv/a]", want: change(func(c *Config) { c.DriveDirs = []string{"/dev/disk", "/srv/a"} })},
@@ -120,6 +122,8 @@ func TestLoadFaults(t *testing.T) {
 				"state_dir = 7 (FILE): is a number",
 			}},
 		{name: "not YAML", text: "a: [", want: []string{"FILE: yaml:"}},
+		{name: "polling", text: "poll_budget: 51us",
+			want: []string{`poll_budget = 51µs (FILE): is out of range; write a time with its unit, from 0s to 50us`}},
 		{name: "engine", text: "drive_engine: aio",
 			want: []string{`drive_engine = "aio" (FILE): is not an engine; write auto, io_uring, mmap or pread`}},
 		{name: "flag", args: []string{"--max-connections=many"},
@@ -220,7 +224,7 @@ func TestRoundTrips(t *testing.T) {
 	full.Log = Log{slog.LevelError, "json"}
 	full.Metrics.PerLease = false
 	full.DangerZone = DangerZone{Enabled: true, ForceForward: []string{"/dev/sda", "/dev/sdb"}, SandboxOff: true}
-	full.DriveEngine = "pread"
+	full.DriveEngine, full.PollBudget = "pread", 0
 	full.DriveDirs = []string{"/dev/disk", "/srv/drives"}
 	dev := Default()
 	dev.UseDev("/tmp/v")

@@ -37,6 +37,7 @@ func AddFlags(fs *pflag.FlagSet) {
 	fs.String("run-dir", "", "folder of the sockets (run_dir)")
 	fs.StringArray("drive-dir", nil, "folder beneath which drives may be enrolled, in place of /dev; may be given again (drive_dirs)")
 	fs.String("drive-engine", "", "how requests reach the drives: auto, io_uring, mmap or pread (drive_engine)")
+	fs.String("poll-budget", "", "how long a connection polls before it sleeps (poll_budget)")
 	fs.String("max-connections", "", "clients connected at once, over all leases (max_connections)")
 	fs.String("drain-deadline", "", "how long a close waits for I/O in flight (drain_deadline)")
 	fs.String("log-level", "", "debug, info, warn or error (log.level)")
@@ -46,7 +47,7 @@ func AddFlags(fs *pflag.FlagSet) {
 // flagKeys are the keys that AddFlags gives a flag.
 var flagKeys = map[string]string{
 	"dev": "dev", "state-dir": "state_dir", "run-dir": "run_dir", "drive-dir": "drive_dirs",
-	"drive-engine": "drive_engine", "max-connections": "max_connections", "drain-deadline": "drain_deadline",
+	"drive-engine": "drive_engine", "poll-budget": "poll_budget", "max-connections": "max_connections", "drain-deadline": "drain_deadline",
 	"log-level": "log.level", "log-format": "log.format",
 }
 

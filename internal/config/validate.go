@@ -34,6 +34,9 @@ func (c Config) faults() Faults {
 	if !slices.Contains(DriveEngines, c.DriveEngine) {
 		add("drive_engine", strconv.Quote(c.DriveEngine), "is not an engine")
 	}
+	if c.PollBudget < 0 || c.PollBudget > MaxPollBudget {
+		add("poll_budget", c.PollBudget.String(), "is out of range")
+	}
 	if c.MaxConnections < 1 || c.MaxConnections > 65536 {
 		add("max_connections", strconv.Itoa(c.MaxConnections), "is out of range")
 	}

@@ -113,7 +113,7 @@ func driveEngine(cfg config.Config) string {
 // recipeOf says what the children are started with.
 func recipeOf(cfg config.Config, alive string) (r keeper.Recipe, err error) {
 	engineVar, err := variable(engineEnv, engineSettings{
-		Engine: engine.Settings{MaxConns: cfg.MaxConnections, DriveEngine: driveEngine(cfg), LockBuffers: cfg.Dev == "", Version: version.String(), Sandbox: engineSandbox(cfg)},
+		Engine: engine.Settings{MaxConns: cfg.MaxConnections, DriveEngine: driveEngine(cfg), Poll: cfg.PollBudget, LockBuffers: cfg.Dev == "", Version: version.String(), Sandbox: engineSandbox(cfg)},
 		Log:    cfg.Log,
 	})
 	if err != nil {

@@ -59,6 +59,7 @@ type Config struct {
 	MaxConns   int           // connections at once, over all leases
 	Lock       mem.Lock      // what becomes of buffers that cannot be locked
 	Drives     string        // the engine of drives, one of package drive; "": the best for each
+	Poll       time.Duration // how long a connection polls before its thread sleeps; 0: not at all
 	FenceWait  time.Duration // how long a call of control waits for a drive's fence; 0: as drive does
 	Log        *slog.Logger
 

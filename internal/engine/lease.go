@@ -172,6 +172,7 @@ func (e *Engine) export(t *tenancy) nbd.Config {
 		Allow:   e.allow(t.rec.UID),
 		Lock:    e.cfg.Lock,
 		Log:     e.cfg.Log.With("lease_id", t.id),
+		Poll:    e.cfg.Poll,
 
 		MaxHandshakes: maxHandshakes,
 	}

@@ -22,10 +22,11 @@ import (
 // Settings is what the keeper's caller wants of the engine. It travels as JSON
 // in the environment, which the keeper does not read.
 type Settings struct {
-	MaxConns    int    `json:"maxConns"`              // connections at once, over all leases
-	DriveEngine string `json:"driveEngine,omitempty"` // of package drive; "": the best for each drive
-	LockBuffers bool   `json:"lockBuffers"`           // refuse to serve from memory that cannot be locked
-	Version     string `json:"version"`
+	MaxConns    int           `json:"maxConns"`              // connections at once, over all leases
+	DriveEngine string        `json:"driveEngine,omitempty"` // of package drive; "": the best for each drive
+	Poll        time.Duration `json:"pollNs,omitempty"`      // of a connection, before its thread sleeps; 0: none
+	LockBuffers bool          `json:"lockBuffers"`           // refuse to serve from memory that cannot be locked
+	Version     string        `json:"version"`
 
 	Sandbox sandbox.EngineOptions `json:"sandbox"`
 }
@@ -142,7 +143,7 @@ func assemble(k Keeper, f Files, s Settings, log *slog.Logger) (*Engine, error) 
 	}
 	return New(Config{
 		Keeper: k, Keys: keys, Table: table, Generation: head.Generation,
-		MaxConns: s.MaxConns, Drives: s.DriveEngine, Lock: lock, Log: log, Sandbox: s.Sandbox,
+		MaxConns: s.MaxConns, Drives: s.DriveEngine, Poll: s.Poll, Lock: lock, Log: log, Sandbox: s.Sandbox,
 		Hello: ipc.Hello{
 			Version: s.Version, PID: os.Getpid(), Buffers: locked, Cipher: xts.Implementation(),
 			KeeperID: fmt.Sprintf("%x", head.KeeperID),
