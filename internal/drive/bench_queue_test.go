@@ -120,3 +120,57 @@ func benchmarkQueue(b *testing.B, d *Drive, depth int, op blk.Op, n int64) {
 		}
 	}
 }
+
+// A nothing completes every request at once.
+type nothing struct{ size int64 }
+
+func (n nothing) Geometry() blk.Geometry {
+	return blk.Geometry{Size: n.size, Logical: 4096, Physical: 4096}
+}
+func (n nothing) NewQueue(int) (blk.Queue, error) { return n, nil }
+func (n nothing) Reap(bool) int                   { return 0 }
+func (n nothing) Close() error                    { return nil }
+func (n nothing) Submit(batch []*blk.Request) {
+	for _, r := range batch {
+		r.Finish(r.Len, 0)
+	}
+}
+
+// BenchmarkSpan is what a span adds to each request.
+func BenchmarkSpan(b *testing.B) {
+	for name, pieces := range map[string][]SpanPiece{
+		"one piece": {{nothing{1 << 30}, 0, 1 << 30}},
+		"64 pieces": scattered(64),
+	} {
+		b.Run(name, func(b *testing.B) {
+			s, err := NewSpan(pieces)
+			if err != nil {
+				b.Fatal(err)
+			}
+			q, err := s.NewQueue(32)
+			if err != nil {
+				b.Fatal(err)
+			}
+			c := &closedLoop{b: b, rng: rand.New(rand.NewPCG(1, 2)), blocks: s.Geometry().Size / 4096}
+			requests, batch := make([]blk.Request, 32), make([]*blk.Request, 32)
+			for i := range requests {
+				batch[i] = &requests[i]
+				requests[i] = blk.Request{Op: blk.OpRead, Off: c.rng.Int64N(c.blocks) * 4096, Len: 4096, Buf: make([]byte, 4096), Done: c}
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for c.done < b.N {
+				q.Submit(batch)
+			}
+		})
+	}
+}
+
+// scattered are pieces that do not continue one another.
+func scattered(n int) (ps []SpanPiece) {
+	d := nothing{1 << 40}
+	for i := range int64(n) {
+		ps = append(ps, SpanPiece{d, i * 2 << 26, 1 << 26})
+	}
+	return ps
+}
