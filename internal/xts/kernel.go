@@ -9,10 +9,11 @@ const (
 	kernelAESNI
 	kernelVAES
 	kernelAVX512
+	kernelAESCE
 )
 
 func (k kernel) String() string {
-	return [...]string{"generic", "aesni", "vaes", "avx512"}[k]
+	return [...]string{"generic", "aesni", "vaes", "avx512", "aesce"}[k]
 }
 
 // usable are the kernels that this machine can run, the fastest first; the last is

@@ -2,57 +2,27 @@
 
 package xts
 
-// maxCall is how much data one call of the assembly handles, in bytes: a thread
-// in assembly can not be stopped, and all others would wait for it when the
-// collector stops the world. It is some microseconds. A single data unit that is
-// longer is not split.
-const maxCall = 64 << 10
+func (kernel) expandAssembly(s *Schedule, key *[KeySize]byte) { expandAESNI(s, key) }
 
-func (k kernel) expand(s *Schedule, key *[KeySize]byte) {
-	if k == kernelGeneric {
-		expandGeneric(s, key)
-		return
-	}
-	expandAESNI(s, key)
-}
-
-func (k kernel) encrypt(s *Schedule, dst, src []byte, unitSize int, first uint64) {
-	if k == kernelGeneric {
-		encryptGeneric(s, dst, src, unitSize, first)
-		return
-	}
-	for blocks := unitSize / blockSize; len(src) > 0; {
-		units := min(len(src)/unitSize, max(1, maxCall/unitSize))
-		n := units * unitSize
-		switch k {
-		case kernelAVX512:
-			encryptAVX512(s, &dst[0], &src[0], blocks, units, first)
-		case kernelVAES:
-			encryptVAES(s, &dst[0], &src[0], blocks, units, first)
-		default:
-			encryptAESNI(s, &dst[0], &src[0], blocks, units, first)
-		}
-		dst, src, first = dst[n:], src[n:], first+uint64(units)
+func (k kernel) encryptUnits(s *Schedule, dst, src *byte, blocks, units int, first uint64) {
+	switch k {
+	case kernelAVX512:
+		encryptAVX512(s, dst, src, blocks, units, first)
+	case kernelVAES:
+		encryptVAES(s, dst, src, blocks, units, first)
+	default:
+		encryptAESNI(s, dst, src, blocks, units, first)
 	}
 }
 
-func (k kernel) decrypt(s *Schedule, dst, src []byte, unitSize int, first uint64) {
-	if k == kernelGeneric {
-		decryptGeneric(s, dst, src, unitSize, first)
-		return
-	}
-	for blocks := unitSize / blockSize; len(src) > 0; {
-		units := min(len(src)/unitSize, max(1, maxCall/unitSize))
-		n := units * unitSize
-		switch k {
-		case kernelAVX512:
-			decryptAVX512(s, &dst[0], &src[0], blocks, units, first)
-		case kernelVAES:
-			decryptVAES(s, &dst[0], &src[0], blocks, units, first)
-		default:
-			decryptAESNI(s, &dst[0], &src[0], blocks, units, first)
-		}
-		dst, src, first = dst[n:], src[n:], first+uint64(units)
+func (k kernel) decryptUnits(s *Schedule, dst, src *byte, blocks, units int, first uint64) {
+	switch k {
+	case kernelAVX512:
+		decryptAVX512(s, dst, src, blocks, units, first)
+	case kernelVAES:
+		decryptVAES(s, dst, src, blocks, units, first)
+	default:
+		decryptAESNI(s, dst, src, blocks, units, first)
 	}
 }
 

@@ -302,11 +302,13 @@ func TestNoAllocations(t *testing.T) {
 }
 
 // TestImplementation: what the processor has and the build allows is used, in its
-// order. (The kernel's list of flags, which leaves out what it does not enable, is
-// the independent witness.)
+// order. (Another list than the one the choice reads is the witness: on amd64 the
+// kernel's flags, which leave out what it does not enable.)
 func TestImplementation(t *testing.T) {
 	want := []string{"generic"}
-	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil && assembly && runtime.GOARCH == "amd64" {
+	switch {
+	case assembly && runtime.GOARCH == "amd64":
+		info := readProc(t, "cpuinfo")
 		for _, tt := range []struct{ name, flags string }{
 			{"aesni", "aes"},
 			{"vaes", "aes avx2 vaes vpclmulqdq"},
@@ -315,6 +317,10 @@ func TestImplementation(t *testing.T) {
 			if hasFlags(info, tt.flags) {
 				want = slices.Insert(want, 0, tt.name)
 			}
+		}
+	case assembly && runtime.GOARCH == "arm64":
+		if hardware(readProc(t, "self/auxv"))&(1<<3) != 0 { // HWCAP_AES
+			want = slices.Insert(want, 0, "aesce")
 		}
 	}
 	got := Implementations()
@@ -328,6 +334,27 @@ func TestImplementation(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("Implementations() = %q, want %q", got, want)
 	}
+}
+
+func readProc(t *testing.T, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile("/proc/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// hardware returns AT_HWCAP of an auxiliary vector (getauxval(3)). The file cpuinfo
+// would not do: an emulator of programs shows that of the machine it runs on.
+func hardware(auxv []byte) uint64 {
+	const hwcap = 16
+	for ; len(auxv) >= 16; auxv = auxv[16:] {
+		if binary.NativeEndian.Uint64(auxv) == hwcap {
+			return binary.NativeEndian.Uint64(auxv[8:])
+		}
+	}
+	return 0
 }
 
 func hasFlags(info []byte, flags string) bool {

@@ -1,3 +1,5 @@
+//go:build amd64 || arm64
+
 package xts
 
 import (
@@ -5,11 +7,8 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"syscall"
 	"testing"
-
-	"golang.org/x/sys/cpu"
 
 	"vacate/internal/xts/internal/regs"
 )
@@ -71,54 +70,11 @@ func quiet(t *testing.T) {
 	})
 }
 
-// registers are the vector registers of this thread as a test sees them.
+// registers are the vector registers of this thread as a test sees them. What fill
+// fills and read reads is the processor's affair, as are the masks.
 type registers struct {
 	vectors [32][64]byte
 	masks   [8]uint64
-}
-
-// fill puts the pattern into all vector registers that there are but the one that
-// Go keeps zero. read copies them out.
-func (r *registers) fill() {
-	var p [64]byte
-	for i := 0; i < len(p); i += len(pattern) {
-		copy(p[i:], pattern[:])
-	}
-	switch widest() {
-	case 64:
-		regs.FillZ(&p)
-	case 32:
-		regs.FillY(&p)
-	default:
-		regs.Fill(&pattern)
-	}
-}
-
-func (r *registers) read() {
-	switch widest() {
-	case 64:
-		regs.ReadZ(&r.vectors, &r.masks)
-	case 32:
-		regs.ReadY(&r.vectors)
-	default:
-		var x [16][16]byte
-		regs.Read(&x)
-		for i := range x {
-			copy(r.vectors[i][:], x[i][:])
-		}
-	}
-}
-
-// widest is the width of this machine's vector registers in bytes.
-func widest() int {
-	switch {
-	case cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW:
-		return 64
-	case cpu.X86.HasAVX2:
-		return 32
-	default:
-		return 16
-	}
 }
 
 // TestRegistersCleared: after each call of the assembly the vector registers that
@@ -128,8 +84,9 @@ func TestRegistersCleared(t *testing.T) {
 	var got registers
 	got.fill() // the control: what is left behind is seen
 	got.read()
-	for i, x := range got.vectors[:max(16, widest()/2)] {
-		for at := 0; at < widest() && i != 15; at += len(pattern) {
+	n, width := vectorRegisters()
+	for i, x := range got.vectors[:n] {
+		for at := 0; at < width && i != keptZero; at += len(pattern) {
 			if [16]byte(x[at:]) != pattern {
 				t.Fatalf("control: register %d is %x, want the pattern", i, x)
 			}
@@ -141,15 +98,7 @@ func TestRegistersCleared(t *testing.T) {
 		c := newResidueCase(unit, 9)
 		c.reset(r)
 		for name, f := range c.assemblyCalls() {
-			n, width, masks := 16, 16, 0
-			switch {
-			case strings.HasSuffix(name, "vaes"):
-				width = widest() // VEX clears what lies above, too
-			case strings.HasSuffix(name, "avx512"):
-				n, width, masks = 32, 64, 5
-			case name == "clearVectors":
-				n, width, masks = max(16, widest()/2), widest(), 8
-			}
+			n, width, masks := cleared(name)
 			got = registers{}
 			got.fill()
 			f()
