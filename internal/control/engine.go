@@ -108,6 +108,10 @@ func (e *engine) Leases(ctx context.Context) (ipc.LeaseList, error) {
 	return call[ipc.LeaseList](ctx, e, ipc.MethodLeaseList, ipc.Empty{}, nil)
 }
 
+func (e *engine) Losses(ctx context.Context, seen uint64) (ipc.Losses, error) {
+	return call[ipc.Losses](ctx, e, ipc.MethodLosses, ipc.LossesRequest{Seen: seen}, nil)
+}
+
 func (e *engine) Stats(ctx context.Context) (ipc.Stats, error) {
 	return call[ipc.Stats](ctx, e, ipc.MethodStats, ipc.Empty{}, nil)
 }

@@ -108,7 +108,7 @@ func New(cfg Config) *Engine {
 		drives: map[string]*openDrive{},
 		leases: map[string]*tenancy{},
 		ready:  map[string]*tenancy{},
-		losses: losses{news: make(chan struct{})},
+		losses: losses{seen: cfg.Generation<<32 + 1, news: make(chan struct{})},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	return e

@@ -24,7 +24,8 @@ import (
 // Nothing here ends a lease: that is control's, and until it does the lease's
 // requests fail.
 
-// losses counts the drives that were found lost.
+// losses counts the drives that were found lost, from a number on that no engine
+// before this one has reached.
 type losses struct {
 	seen uint64
 	news chan struct{} // closed and replaced with each

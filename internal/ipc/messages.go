@@ -91,8 +91,8 @@ type DriveOpenRequest struct {
 }
 
 // LossesRequest asks for the drives that may have lost completed writes. It is
-// answered when the engine has more to tell than it had when it said Seen; 0 is
-// what an engine says that has found none since it started.
+// answered when the engine has other to tell than when it said Seen; no engine says
+// 0, or what one before it said.
 type LossesRequest struct {
 	Seen uint64 `json:"seen"`
 }

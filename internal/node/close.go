@@ -144,7 +144,8 @@ func (n *Node) erased(e *entry, er ipc.Erasure) {
 	e.trouble = ""
 	e.l.Erasure = &lease.Erasure{BootID: n.hello.BootID, KeyGeneratedNs: e.keyNs, GateClosedNs: er.GateClosedNs,
 		CiphersDoneNs: er.CiphersDoneNs, KeyDestroyedNs: er.KeyDestroyedNs, ReadBack: er.ReadBack}
-	n.over(e, lease.OK, "", lease.KeyGone)
+	result, text := n.verdict(e)
+	n.over(e, result, text, lease.KeyGone)
 }
 
 // over notes that no key exists any more. REQUIRES: n.mu is held.

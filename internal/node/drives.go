@@ -21,6 +21,7 @@ const (
 	DriveMissing   DriveState = "missing"   // nothing is at its path
 	DriveBusy      DriveState = "busy"      // someone else holds its fence, or it did not answer in time
 	DriveFailed    DriveState = "failed"    // it answers with errors
+	DriveLost      DriveState = "lost"      // it may have lost completed writes; opened anew when its leases are gone
 	DriveRefused   DriveState = "refused"   // what is there does not belong to this journal, or is damaged
 )
 
@@ -30,6 +31,7 @@ type drive struct {
 	info  ipc.DriveInfo // as the engine saw it last
 	state DriveState
 	why   string // where it is not ready
+	lost  string // why its leases end; empty: they do not
 	fence string // the engine that has opened it, and so holds its fence; or empty
 	space *extent.Allocator
 }
@@ -199,12 +201,16 @@ func (n *Node) noteDrive(d *drive, info ipc.DriveInfo, engineID string, err erro
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err == nil {
-		d.info, d.state, d.why, d.fence = info, DriveReady, "", engineID
+		d.info, d.state, d.why, d.lost, d.fence = info, DriveReady, "", "", engineID
 		n.kickLocked()
 		return
 	}
 	state := DriveRefused
 	switch codeOf(err) {
+	case ipc.CodeLost:
+		d.fence = engineID // it is open
+		n.lose(d, err.Error())
+		return
 	case ipc.CodeNotFound:
 		state = DriveMissing
 	case ipc.CodeBusy, "": // no answer: it may hold the fence, or get it yet
@@ -241,6 +247,7 @@ func (n *Node) watchDrives() {
 			}
 		}
 		n.recoverMu.Lock()
+		n.retireLost()
 		if hello, err := n.cfg.Engine.Hello(n.ctx); err == nil {
 			err = n.openDrives(n.ctx, hello.EngineID)
 			n.warn(err)

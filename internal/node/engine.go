@@ -45,6 +45,8 @@ type Engine interface {
 	CloseLease(ctx context.Context, id string) (ipc.Erasure, error)
 	Drain(ctx context.Context, id string) error
 	Leases(ctx context.Context) (ipc.LeaseList, error)
+	// Losses waits until the engine has more to tell than when it said seen; 0: now.
+	Losses(ctx context.Context, seen uint64) (ipc.Losses, error)
 	Stats(ctx context.Context) (ipc.Stats, error)
 }
 

@@ -75,10 +75,11 @@ func randomLife(w *world, r *rand.Rand) {
 		func() { w.stop(); w.e.Reboot(); up() },
 		func() { w.f.Strike(1+r.IntN(20), nodesim.Mode(r.IntN(2)), false) },
 		func() { w.e.FailReadBack(r.IntN(3)) },
+		func() { w.e.Lose(path(), "it was reset") },
 	}
-	weights := []int{2, 8, 6, 3, 2, 1, 2, 2, 1, 1, 1, 1, 1, 6, 1}
+	weights := []int{2, 8, 6, 3, 2, 1, 2, 2, 1, 1, 1, 1, 1, 6, 1, 2}
 	for range 60 {
-		n := r.IntN(38) // the sum of the weights
+		n := r.IntN(40) // the sum of the weights
 		for i, weight := range weights {
 			if n -= weight; n < 0 {
 				steps[i]()

@@ -237,6 +237,7 @@ func (n *Node) Start(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.goLocked(n.watchDrives)
+	n.goLocked(n.watchLosses)
 	return nil
 }
 

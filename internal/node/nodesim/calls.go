@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 
+	"vacate/internal/extent"
 	"vacate/internal/ipc"
 )
 
@@ -93,6 +94,11 @@ func (e *Engine) OpenDrive(ctx context.Context, req ipc.DriveOpenRequest) (ipc.D
 		case req.NewEpoch != req.Epoch && req.NewEpoch != req.Epoch+1:
 			return ipc.DriveInfo{}, refuse(ipc.CodeInvalid, "epoch %d after %d", req.NewEpoch, req.Epoch)
 		}
+		if d.Lost != "" {
+			e.open[d.UUID], e.records[d.UUID] = d, d
+			e.settle()
+			return ipc.DriveInfo{}, refuse(ipc.CodeLost, "%s", d.Lost)
+		}
 		d.Epoch = req.NewEpoch
 		e.open[d.UUID], e.records[d.UUID] = d, d
 		e.settle()
@@ -102,6 +108,14 @@ func (e *Engine) OpenDrive(ctx context.Context, req ipc.DriveOpenRequest) (ipc.D
 
 func (e *Engine) CloseDrive(ctx context.Context, req ipc.DriveCloseRequest) error {
 	_, err := call(ctx, e, "CloseDrive", func() (struct{}, error) {
+		for id, v := range e.leases {
+			if slices.ContainsFunc(v.req.Pieces, func(p extent.Piece) bool { return p.Drive == req.UUID }) {
+				return struct{}{}, refuse(ipc.CodeBusy, "drive %s is used by lease %s", req.UUID, id)
+			}
+		}
+		if d := e.open[req.UUID]; d != nil {
+			d.Lost = ""
+		}
 		delete(e.open, req.UUID)
 		delete(e.records, req.UUID)
 		return struct{}{}, nil
@@ -232,4 +246,36 @@ func (e *Engine) Stats(ctx context.Context) (ipc.Stats, error) {
 		}
 		return s, nil
 	})
+}
+
+// Losses has no faults of its own: it is asked all the time, and those of others
+// would strike at random.
+func (e *Engine) Losses(ctx context.Context, seen uint64) (ipc.Losses, error) {
+	for {
+		e.mu.Lock()
+		l, news, down, id := ipc.Losses{Seen: 1 + e.losses}, e.news, e.down, e.engine
+		for uuid, d := range e.open {
+			if d.Lost != "" {
+				l.Drives = append(l.Drives, ipc.DriveLoss{UUID: uuid, Why: d.Lost})
+			}
+		}
+		e.mu.Unlock()
+		if down {
+			return ipc.Losses{}, ipc.ErrGone
+		}
+		if l.Seen != seen {
+			return l, nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return ipc.Losses{}, ctx.Err()
+		}
+		e.mu.Lock()
+		other := e.engine != id
+		e.mu.Unlock()
+		if other {
+			return ipc.Losses{}, ipc.ErrGone
+		}
+	}
 }

@@ -21,6 +21,7 @@ type Disk struct {
 	Fails   bool   // it answers with errors
 	Held    bool   // someone else has its fence
 	Hangs   bool   // I/O begun on it does not end
+	Lost    string // how completed writes may have been lost, or empty; as an engine has it open
 	Late    string // the engine whose I/O is still in flight to it, or empty
 }
 
@@ -54,6 +55,8 @@ type Engine struct {
 	leases     map[string]*volume
 	ended      map[string]ending // by lease; kept until its slot is used again
 	records    map[string]*Disk  // by UUID: the drives that the next engine opens by itself
+	losses     uint64            // how many drives were lost
+	news       chan struct{}     // closed and replaced when losses or the engine changed
 	noReadBack int               // how many erasures fail to be read back
 	keys       map[string]bool   // leases with a key, wherever it is
 	violations []string
@@ -65,7 +68,7 @@ type Engine struct {
 
 // NewEngine returns an engine on disks.
 func NewEngine(f *Faults, disks ...*Disk) *Engine {
-	e := &Engine{F: f, boot: 1, keeper: 1, engine: 1, disks: map[string]*Disk{}}
+	e := &Engine{F: f, boot: 1, keeper: 1, engine: 1, disks: map[string]*Disk{}, news: make(chan struct{})}
 	for _, d := range disks {
 		e.disks[d.Info.Path] = d
 	}
@@ -95,6 +98,7 @@ func (e *Engine) CrashEngine() {
 		e.leases[id] = next
 	}
 	e.settle()
+	e.tell()
 }
 
 // GiveUp is a keeper that can bring no engine up: it destroys every key, and
@@ -124,7 +128,11 @@ func (e *Engine) crash(keeper, boot int) {
 	e.engine++
 	e.keeper += keeper
 	e.boot += boot
+	for _, d := range e.disks {
+		d.Lost = "" // no record of it, and no lease
+	}
 	e.reset()
+	e.tell()
 }
 
 // orphan leaves the I/O that does not end to itself.
@@ -163,11 +171,29 @@ func (e *Engine) With(path string, change func(*Disk)) {
 	e.settle()
 }
 
+// Lose resets a disk that the engine has open: what it had completed may be lost.
+func (e *Engine) Lose(path, why string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if d := e.disks[path]; e.open[d.UUID] == d {
+		d.Lost = why
+		e.tell()
+	}
+}
+
+// tell wakes who waits for losses.
+func (e *Engine) tell() {
+	e.losses++
+	close(e.news)
+	e.news = make(chan struct{})
+}
+
 // Down makes every call fail, until it is set to false.
 func (e *Engine) Down(down bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.down = down
+	e.tell()
 }
 
 // FailReadBack lets the next n erasures overwrite the key without reading it
