@@ -2,7 +2,6 @@ package crypt
 
 import (
 	"runtime/debug"
-	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -68,13 +67,4 @@ func touchLoad(w []byte) (all byte) {
 		all |= w[i]
 	}
 	return all // so that the loads are made
-}
-
-// touchStore stores to each page of w, and changes nothing, also where another
-// queue stores at the same time. A load would not do: a page may be there to
-// read, and need space to be written.
-func touchStore(w []byte) {
-	for i := 0; i < len(w); i += blk.BlockSize {
-		atomic.OrUint32((*uint32)(unsafe.Pointer(&w[i])), 0)
-	}
 }

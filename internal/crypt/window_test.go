@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"runtime"
 	"runtime/debug"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -18,7 +19,7 @@ type inMemory struct {
 	ram
 	windows  func(off int64) bool // which offsets have one; nil: all
 	skew     int                  // bytes by which windows lie off the requests' place
-	given    int
+	given    atomic.Int64
 	faults   []blk.Request
 	register [][]byte
 }
@@ -57,7 +58,7 @@ func (q inMemoryQueue) Window(op blk.Op, off, n int64) []byte {
 		q.d.windows != nil && !q.d.windows(off) {
 		return nil
 	}
-	q.d.given++
+	q.d.given.Add(1)
 	off += int64(q.d.skew)
 	return q.d.bytes[off : off+n : off+n]
 }
@@ -114,8 +115,8 @@ func TestL3CiphertextInWindows(t *testing.T) {
 			}
 			d.windows = nil
 		}
-		if want := 3 * (i + 1); d.given != want {
-			t.Fatalf("%d windows were given, want %d", d.given, want)
+		if want := int64(3 * (i + 1)); d.given.Load() != want {
+			t.Fatalf("%d windows were given, want %d", d.given.Load(), want)
 		}
 	}
 	runtime.KeepAlive(q)
@@ -137,8 +138,8 @@ func TestL5RevokedInMemory(t *testing.T) {
 			t.Errorf("%v after Revoke: %v, N = %d, want ESHUTDOWN and 0", op, r.Errno, r.N)
 		}
 	}
-	if d.given != 0 || !bytes.Equal(buf, bytes.Repeat([]byte{0xEE}, len(buf))) || !mem.IsZero(d.bytes) {
-		t.Errorf("%d windows were given after Revoke, or bytes have changed", d.given)
+	if d.given.Load() != 0 || !bytes.Equal(buf, bytes.Repeat([]byte{0xEE}, len(buf))) || !mem.IsZero(d.bytes) {
+		t.Errorf("%d windows were given after Revoke, or bytes have changed", d.given.Load())
 	}
 }
 
