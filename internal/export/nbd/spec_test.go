@@ -36,7 +36,7 @@ func TestSpecVectors(t *testing.T) {
 		said++
 	}
 	c.wantEnd()
-	if said != 20 {
-		t.Errorf("the page has %d vectors, want 20", said)
+	if said != 27 {
+		t.Errorf("the page has %d vectors, want 27", said)
 	}
 }
