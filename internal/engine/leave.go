@@ -9,6 +9,7 @@ import (
 
 	"vacate/internal/export/nbd"
 	"vacate/internal/fail"
+	"vacate/internal/volume"
 )
 
 // leaveWithin is how long connections may take to come to a message boundary.
@@ -58,6 +59,9 @@ func (t *tenancy) part(ctx context.Context) []nbd.Passed {
 	case t.erasure != nil:
 		return nil
 	case t.server != nil:
+		// What waits for its share would have to wait before its connection can be
+		// passed on. The next engine limits it again.
+		t.path.volume.SetLimits(volume.Limits{})
 		return t.server.Leave(ctx)
 	case t.waits != nil:
 		conns := t.waits.conns

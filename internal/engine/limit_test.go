@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"vacate/internal/ipc"
 	"vacate/internal/limit"
@@ -124,5 +125,23 @@ func TestLimitWhileClosing(t *testing.T) {
 	wantCode(t, h.limit(req.Lease, slow), ipc.CodeNotFound)
 	if rec, err := h.cfg.Table.Get(req.Slot); err != nil || fromRecord(rec.Limits) != (limit.Limits{}) {
 		t.Errorf("%+v, %v", rec, err)
+	}
+}
+
+// TestLeaveLimited: requests that wait for their share are carried out before the
+// connection is handed over, however long that would be.
+func TestLeaveLimited(t *testing.T) {
+	h := newHost(t)
+	_, uuid := h.drive(h.dir)
+	req := request(0, uuid, 0)
+	stop := loaded(t, h.open(req), req.Lease, 1)
+	eventually(t, "both clients", func() bool { return h.stats().Connections == 2 })
+	check(t, h.limit(req.Lease, limit.Limits{IOPS: 1, IOPSBurst: 1})) // 16 requests: 16 s, and leaveWithin is 2 s
+	time.Sleep(50 * time.Millisecond)
+	h.handOver()
+	check(t, h.limit(req.Lease, limit.Limits{}))
+	time.Sleep(50 * time.Millisecond)
+	if report := stop(); report.Reconnects != 0 || report.Resent != 0 {
+		t.Errorf("%v; the last break: %v", report.String(), report.LastBreak)
 	}
 }
