@@ -148,9 +148,15 @@ func (c *conn) recvWake(p []byte) (int, syscall.Errno) {
 	return sys.RecvWake(c.fd, p)
 }
 
-// longestWait is how long await sleeps at most when the volume has named a time:
-// what it waits for may come sooner (a rate limit is raised, the lease is shut).
-const longestWait = int64(100 * time.Millisecond)
+// How long await sleeps at most.
+const (
+	// The volume has named a time: what it waits for may come sooner, when a rate
+	// limit is raised or the lease is shut.
+	longestWait = int64(100 * time.Millisecond)
+	// Something of the volume's waits that nothing announces, such as another
+	// connection's request, beside something that is announced.
+	blindWait = int64(time.Millisecond)
+)
 
 // await waits until something can move: a request is complete, or may begin; more
 // of a request has come, if one can be taken; or there is room to send. It may
@@ -172,7 +178,7 @@ func (c *conn) await(next next) error {
 	if c.wait.Due == 1 { // now
 		return nil
 	}
-	if c.wait.Blind || len(c.wait.FDs) == 0 && c.wait.Due == 0 {
+	if len(c.wait.FDs) == 0 && (c.wait.Blind || c.wait.Due == 0) {
 		if window == nil || !c.receive(window) {
 			c.mustReap()
 		}
@@ -203,7 +209,10 @@ func (c *conn) sleep(receive, leaving bool) bool {
 		c.ready = append(c.ready, sys.Ready{FD: fd, Events: sys.ReadyRead})
 	}
 	most := int64(0)
-	if c.wait.Due != 0 {
+	switch {
+	case c.wait.Blind:
+		most = blindWait
+	case c.wait.Due != 0:
 		most = longestWait
 	}
 	if !leaving {
