@@ -188,18 +188,10 @@ func (l *lane) carryOut(r *blk.Request) {
 	l.finish(r, n, errno)
 }
 
-// vouch reports whether a request that the drive has completed may succeed (W1).
-func (l *lane) vouch() bool {
-	if l.vouched {
-		return true
-	}
-	return l.d.intact()
-}
-
 // finish counts r and completes it.
 func (l *lane) finish(r *blk.Request, n int64, errno syscall.Errno) {
-	if errno == 0 && !l.vouch() {
-		n, errno = 0, syscall.EIO
+	if l.d.guarded {
+		n, errno = l.judge(r, n, errno)
 	}
 	switch {
 	case errno != 0 || n != r.Len:

@@ -17,8 +17,8 @@ import (
 type host struct {
 	root string // "" for the real one
 	stat func(path string) (sys.FileStat, error)
-	ring func() error      // why there is no io_uring; nil: ask the kernel
-	gone func(fd int) bool // whether a file of sysfs was taken away; nil: ask the kernel
+	ring func() error         // why there is no io_uring; nil: ask the kernel
+	gone func(fds []int) bool // whether a file of sysfs was taken away; nil: ask the kernel
 }
 
 var thisHost = host{stat: sys.Stat}
@@ -31,12 +31,12 @@ func (h host) probeRing() error {
 	return uring.Probe()
 }
 
-// vanished reports whether the file of sysfs that fd was opened from is gone.
-func (h host) vanished(fd int) bool {
+// vanished reports whether a file of sysfs that one of fds was opened from is gone.
+func (h host) vanished(fds []int) bool {
 	if h.gone != nil {
-		return h.gone(fd)
+		return h.gone(fds)
 	}
-	return sys.Vanished(fd)
+	return sys.Vanished(fds)
 }
 
 func (h host) path(elem ...string) string { return h.root + "/" + filepath.Join(elem...) }

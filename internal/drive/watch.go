@@ -11,8 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
+	"vacate/internal/blk"
 	"vacate/internal/sys"
 )
 
@@ -26,9 +28,10 @@ import (
 //	    next engine. If that finds something else, or cannot tell, the drive is lost.
 //
 // What is watched is an interrupt of an NVMe controller: the kernel takes its file
-// out of sysfs before it resets or removes the controller, and completes no
-// request before it has made a new one (drivers/nvme/host/pci.c, nvme_dev_disable
-// and nvme_setup_io_queues; kernel/irq/msi.c).
+// out of sysfs before it resets the controller, and completes no request before it
+// has made a new one (drivers/nvme/host/pci.c, nvme_dev_disable and
+// nvme_setup_io_queues; kernel/irq/msi.c). And the disk, whose file goes first when
+// the drive is removed.
 
 // A Watched identifies a drive that has kept its volatile cache: after a reset, or
 // when it comes back, it has another. It says nothing beyond this boot. The zero
@@ -38,10 +41,10 @@ type Watched [16]byte
 // A watch looks at one drive. It has no state but a descriptor, so that any
 // goroutine may look.
 type watch struct {
-	fd     int    // the interrupt's file
+	fds    []int  // files of the interrupt and of the disk
 	what   string // the controller's name
 	id     Watched
-	gone   func(fd int) bool
+	gone   func(fds []int) bool
 	closed atomic.Bool
 }
 
@@ -68,12 +71,16 @@ func (h host) watch(dir, transport string) (*watch, error) {
 	if irq == "" {
 		return nil, fmt.Errorf("%w: %s shows no interrupts in %s", errUnwatched, name, filepath.Join(pci, "msi_irqs"))
 	}
-	fd, err := sys.OpenAttribute(irq)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errUnwatched, err)
+	w := &watch{what: name, gone: h.vanished}
+	for _, path := range []string{irq, filepath.Join(dir, "dev")} {
+		fd, err := sys.OpenAttribute(path)
+		if err != nil {
+			w.close()
+			return nil, fmt.Errorf("%w: %w", errUnwatched, err)
+		}
+		w.fds = append(w.fds, fd)
 	}
-	w := &watch{fd: fd, what: name, gone: h.vanished}
-	st, err := sys.StatFD(fd)
+	st, err := sys.StatFD(w.fds[0])
 	if err == nil {
 		w.id = watchedID(strings.TrimPrefix(dir, h.root), attr(dir, "diskseq"), filepath.Base(irq), st.Inode)
 		// The state comes last: a reset that is under way now may take this
@@ -116,11 +123,13 @@ func watchedID(dir, diskseq, irq string, inode uint64) (id Watched) {
 
 // lost reports whether the drive was reset or removed since the watch began. It
 // waits for nothing and allocates nothing. REQUIRES: w is not closed.
-func (w *watch) lost() bool { return w.gone(w.fd) }
+func (w *watch) lost() bool { return w.gone(w.fds) }
 
 func (w *watch) close() {
 	if w != nil && w.closed.CompareAndSwap(false, true) {
-		_ = sys.CloseFD(w.fd) // it was only read
+		for _, fd := range w.fds {
+			_ = sys.CloseFD(fd) // it was only read
+		}
 	}
 }
 
@@ -171,6 +180,19 @@ func (d *Drive) intact() bool {
 		return false
 	}
 	return true
+}
+
+// judge returns what becomes of a request of a drive that is guarded, which had
+// this result. A disk that was removed has no sectors: reads end at once, writes
+// find no space.
+func (l *lane) judge(r *blk.Request, n int64, errno syscall.Errno) (int64, syscall.Errno) {
+	switch {
+	case errno == syscall.ENOSPC, errno == syscall.ENXIO, errno == syscall.ENODEV, errno == 0 && n != r.Len:
+		l.d.lose("it ends before its end: it was removed")
+	case errno != 0, l.vouched && l.d.loss.Load() == nil, l.d.intact():
+		return n, errno
+	}
+	return 0, syscall.EIO
 }
 
 // Loss says how completed writes may have been lost, "" if they cannot have been.

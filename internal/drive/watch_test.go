@@ -55,12 +55,13 @@ func TestWatchable(t *testing.T) {
 		{"several paths, all local", map[string]string{
 			"sys/devices/nvme2/transport": "pcie\n", "sys/devices/virtual/nvme-subsystem/nvme-subsys1/nvme1n1/queue/write_cache": "write back\n",
 		}, 259, 1, FlushForward, "several paths"},
+		{"removed while it was opened", map[string]string{nvmeDir + "/nvme0n1/dev": "-"}, 259, 0, FlushForward, "no such file"},
 		{"SATA", nil, 8, 0, FlushForward, "does not tell when such a drive was reset"},
 		{"a partition of SATA", nil, 8, 1, FlushForward, "does not tell when such a drive was reset"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h := fakeHost(t, watchedMachine(tt.change))
-			h.gone = func(int) bool { return false }
+			h.gone = func([]int) bool { return false }
 			tg := &target{host: h, fd: -1, kind: "block device", direct: true, dir: h.blockDir(tt.major, tt.minor)}
 			defer tg.close()
 			class, why := tg.flush(false)
@@ -74,7 +75,7 @@ func TestWatchable(t *testing.T) {
 	}
 	t.Run("gone while it was opened", func(t *testing.T) {
 		h := fakeHost(t, watchedMachine(nil))
-		h.gone = func(int) bool { return true }
+		h.gone = func([]int) bool { return true }
 		if w, err := h.watch(h.blockDir(259, 0), "nvme-pcie"); err == nil {
 			t.Errorf("it is watched: %+v", w)
 		}
@@ -85,7 +86,7 @@ func TestWatchable(t *testing.T) {
 // reset, and when it comes back, it has another.
 func TestWatchedID(t *testing.T) {
 	h := fakeHost(t, watchedMachine(nil))
-	h.gone = func(int) bool { return false }
+	h.gone = func([]int) bool { return false }
 	id := func() Watched {
 		t.Helper()
 		w, err := h.watch(h.blockDir(259, 0), "nvme-pcie")
@@ -133,8 +134,7 @@ func watchedDrive(t *testing.T, engine string, gone func() bool) *Drive {
 	t.Helper()
 	d := onDisk(t, 32<<20)
 	d.info.Engine = engine
-	d.t.watch = &watch{fd: -1, what: "nvme0", gone: func(int) bool { return gone() }, id: Watched{1}}
-	d.t.watch.closed.Store(true) // there is no descriptor to close
+	d.t.watch = &watch{what: "nvme0", gone: func([]int) bool { return gone() }, id: Watched{1}}
 	d.info.Flush, d.flush = FlushWatched, false
 	d.guard(Watched{})
 	return d
@@ -268,7 +268,7 @@ func TestAwaitLoss(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var gone atomic.Bool
 		open := func() *Drive {
-			d := &Drive{t: &target{watch: &watch{what: "nvme0", gone: func(int) bool { return gone.Load() }}}, lossSeen: make(chan struct{})}
+			d := &Drive{t: &target{watch: &watch{what: "nvme0", gone: func([]int) bool { return gone.Load() }}}, lossSeen: make(chan struct{})}
 			d.info.Flush = FlushWatched
 			d.guard(Watched{})
 			return d
@@ -316,5 +316,35 @@ func TestConformanceWatched(t *testing.T) {
 				return watchedDrive(t, engine, func() bool { return false })
 			})
 		})
+	}
+}
+
+// TestJudge: what a removed disk answers means that it is lost; an error of the
+// medium does not.
+func TestJudge(t *testing.T) {
+	for _, tt := range []struct {
+		n         int64
+		errno     syscall.Errno
+		gone      bool
+		wantN     int64
+		wantErrno syscall.Errno
+		lost      bool
+	}{
+		{n: 4096, wantN: 4096},
+		{n: 4096, gone: true, wantErrno: syscall.EIO, lost: true},
+		{n: 0, wantErrno: syscall.EIO, lost: true},
+		{n: 512, wantErrno: syscall.EIO, lost: true},
+		{errno: syscall.ENOSPC, wantErrno: syscall.EIO, lost: true},
+		{errno: syscall.ENXIO, wantErrno: syscall.EIO, lost: true},
+		{errno: syscall.ENODEV, wantErrno: syscall.EIO, lost: true},
+		{n: 512, errno: syscall.EIO, wantN: 512, wantErrno: syscall.EIO},
+		{errno: syscall.ENODATA, wantErrno: syscall.ENODATA}, // a sector that cannot be read
+		{errno: syscall.EINVAL, wantErrno: syscall.EINVAL},
+	} {
+		d := &Drive{t: &target{watch: &watch{gone: func([]int) bool { return tt.gone }}}, lossSeen: make(chan struct{}), guarded: true}
+		n, errno := (&lane{d: d}).judge(&blk.Request{Op: blk.OpRead, Len: 4096}, tt.n, tt.errno)
+		if n != tt.wantN || errno != tt.wantErrno || (d.Loss() != "") != tt.lost {
+			t.Errorf("%+v: %d, %v, %q", tt, n, errno, d.Loss())
+		}
 	}
 }

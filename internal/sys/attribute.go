@@ -3,7 +3,6 @@ package sys
 import (
 	"fmt"
 	"os"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -24,14 +23,18 @@ func OpenAttribute(path string) (int, error) {
 	return fd, nil
 }
 
-// Vanished reports whether the kernel has taken away the file of sysfs that fd
-// was opened from: one of the same name that came later is another. It takes a
-// system call that waits for nothing, and no lock (kernfs_fop_poll answers
-// POLLERR for a file that is not active any more).
-func Vanished(fd int) bool {
-	p := unix.PollFd{Fd: int32(fd)}
+// Vanished reports whether the kernel has taken away one of the files of sysfs
+// that fds, two at most, were opened from: one of the same name that came later is
+// another. It takes a system call that waits for nothing, and no lock
+// (kernfs_fop_poll answers POLLERR for a file that is not active any more).
+func Vanished(fds []int) bool {
+	var p [2]unix.PollFd
+	for i, fd := range fds {
+		p[i].Fd = int32(fd)
+	}
 	var now unix.Timespec
-	_, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-	// Of a call that failed, nothing is known; EINTR comes only after waiting.
-	return errno != 0 && errno != syscall.EINTR || p.Revents&(unix.POLLERR|unix.POLLNVAL) != 0
+	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), uintptr(len(fds)), uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	// Nothing was asked for but what is told unasked: POLLERR and POLLNVAL. Of a call
+	// that failed nothing is known, and EINTR comes only after waiting.
+	return n != 0
 }

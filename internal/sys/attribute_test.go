@@ -19,16 +19,20 @@ func TestAttributeStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if Vanished(fd) {
+	if Vanished([]int{fd}) {
 		t.Error("a file that is there has vanished")
 	}
-	if n := testing.AllocsPerRun(100, func() { Vanished(fd) }); n != 0 {
+	both := []int{fd, fd}
+	if Vanished(both) {
+		t.Error("of two files that are there one has vanished")
+	}
+	if n := testing.AllocsPerRun(100, func() { Vanished(both) }); n != 0 {
 		t.Errorf("looking allocates %v times", n)
 	}
 	if err := CloseFD(fd); err != nil {
 		t.Fatal(err)
 	}
-	if !Vanished(fd) {
+	if !Vanished([]int{fd}) {
 		t.Error("a descriptor that is closed vouches for a file")
 	}
 	if _, err := OpenAttribute(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
@@ -65,11 +69,16 @@ func TestAttributeVanishes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer CloseFD(fd) //nolint:errcheck // a test's
-	before := Vanished(fd)
+	there, err := OpenAttribute("/sys/kernel/notes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer CloseFD(there) //nolint:errcheck // a test's
+	before := Vanished([]int{fd})
 	remove()
-	after := Vanished(fd)
+	after := Vanished([]int{fd}) && Vanished([]int{there, fd}) && Vanished([]int{fd, there}) && !Vanished([]int{there})
 	add() // again, under the same name
-	back := Vanished(fd)
+	back := Vanished([]int{fd})
 	remove()
 	if before || !after || !back {
 		t.Errorf("vanished: %v while it was there, %v when it was gone, %v when another had its name", before, after, back)

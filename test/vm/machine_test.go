@@ -80,6 +80,13 @@ func TestMachine(t *testing.T) {
 // boot starts a machine with a state disk and a drive.
 func boot(ctx context.Context, t *testing.T, dir string) *VM {
 	t.Helper()
+	v, _ := bootWith(ctx, t, dir)
+	return v
+}
+
+// bootWith is boot, and returns the drive too.
+func bootWith(ctx context.Context, t *testing.T, dir string) (*VM, *disk.Disk) {
+	t.Helper()
 	kernel, err := FindKernel()
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +127,7 @@ func boot(ctx context.Context, t *testing.T, dir string) *VM {
 		if !strings.HasPrefix(up.Release, "6.") || len(up.BootID) != 36 {
 			t.Errorf("the machine says %+v", up)
 		}
-		return v
+		return v, data
 	}
 }
 

@@ -52,7 +52,8 @@ type Drive struct {
 	// Bytes withheld until the I/O of erased leases has drained.
 	QuarantinedBytes int64 `protobuf:"varint,13,opt,name=quarantined_bytes,json=quarantinedBytes,proto3" json:"quarantined_bytes,omitempty"`
 	// "ready", or why it takes no leases: "enrolling", "missing", "busy",
-	// "failed", "refused", and in a plan "not enrolled".
+	// "failed", "refused", "lost" (it may have lost completed writes: its leases
+	// are being closed), and in a plan "not enrolled".
 	State string `protobuf:"bytes,14,opt,name=state,proto3" json:"state,omitempty"`
 	// What is wrong, in words, where state is not "ready".
 	StateWhy string `protobuf:"bytes,15,opt,name=state_why,json=stateWhy,proto3" json:"state_why,omitempty"`

@@ -107,6 +107,15 @@ func (a *agent) do(r wire.Request) (any, error) {
 		return a.daemon.log.tail(40), nil
 	case "keys":
 		return a.daemon.keys()
+	case "break":
+		var b wire.Broken
+		err := with(r, func(body wire.Break) (err error) {
+			b, err = a.breakDrive(body)
+			return err
+		})
+		return b, err
+	case "drive":
+		return nil, with(r, findDrive)
 	case "check":
 		return nil, with(r, a.check)
 	case "load":

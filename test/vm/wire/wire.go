@@ -52,6 +52,14 @@ type Serve struct {
 	Env      []string `json:"env,omitempty"`
 }
 
+// Drive is the body of the request "drive": a file is written, and then it is
+// waited for the drive of that name, which may be another device than before.
+type Drive struct {
+	Name string `json:"name"`
+	File string `json:"file"` // "": none
+	Text string `json:"text"`
+}
+
 // Run is the body of the request "run": a command line of vacate.
 type Run struct {
 	Args []string `json:"args"`
@@ -82,6 +90,34 @@ type Check struct {
 type Canary struct {
 	Hunt uint64 `json:"hunt"`
 	Tag  uint64 `json:"tag"` // no two leases of a hunt have the same
+}
+
+// Break is the body of the request "break": a lease is opened, written and flushed,
+// and read again and again while its drive is broken by writing to a file of sysfs.
+type Break struct {
+	Drive  string `json:"drive"`
+	Canary Canary `json:"canary"`
+	// File is beneath the folder of the drive's NVMe controller.
+	File string `json:"file"`
+	Text string `json:"text"`
+	// Dead: there is no engine while it is broken; the next one takes the lease
+	// over.
+	Dead bool `json:"dead"`
+	// Held: control is held until the reader has its answer.
+	Held bool `json:"held"`
+}
+
+// BreakFlushes is how often a lease is flushed before its drive is broken.
+const BreakFlushes = 50
+
+// Broken is its reply.
+type Broken struct {
+	Lease string `json:"lease"`
+	Reads int    `json:"reads"` // that succeeded, with what was written
+	Errno int    `json:"errno"` // of the first that did not; 0: its connection ended
+	Text  string `json:"text"`
+	// Later is what a read, a write and a flush after that got, with Held.
+	Later []int `json:"later"`
 }
 
 // Load is the body of the request "load", which goes on until the machine ends:
