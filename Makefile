@@ -108,8 +108,8 @@ generate: ## regenerate the API's code from its protobuf, and the ciphers' assem
 generate-check: ## fail when the generated code is not what generate makes
 	@GO='$(GO)' tools/generate-check.sh
 
-bench-peers: test-packages ## measure every row of the table beside peers, about 8 minutes (PEERS="-only 4k-reads -rounds 9")
-	$(GO) run ./test/peers $(PEERS)
+bench-peers: test-packages ## every row of the table beside peers, into docs/performance.md (8 minutes; PEERS="-only 4k-reads")
+	$(GO) run ./test/peers -write docs $(PEERS)
 
 bench: build ## measure: time to erasure, to open, memory, reads beside peers
 	$(GO) run ./test/bench

@@ -12,6 +12,7 @@ need=(
 	nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdfuse:libnbd-bin
 	nbdkit:nbdkit fio:fio openssl:openssl fusermount3:fuse3
 	mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs
+	perf:linux-perf taskset:util-linux
 	gcc:gcc gdb:gdb-minimal qemu-system-x86_64:qemu-system-x86
 )
 

@@ -55,7 +55,10 @@ func times(limit float64, ours string, theirs ...string) bar {
 			best = max(best, r.median(name))
 		}
 		mine := r.median(ours)
-		return mine / best, mine > 0 && best > 0
+		if mine == 0 || best == 0 {
+			return 0, false // there is no such contestant here
+		}
+		return mine / best, true
 	}}
 }
 

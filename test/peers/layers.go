@@ -30,7 +30,7 @@ func layersOf(op blk.Op) func(w *world) ([]contestant, error) {
 		} {
 			all = append(all, contestant{name: l.name, measure: func(round int) (got sample, err error) {
 				span := w.o.span / 4
-				err = onThread(&w.cores.client, func() (err error) {
+				err = w.cores.onThread(&w.cores.client, func() (err error) {
 					got.Rate, err = drivenBy(l.device, op, s.size, span, uint64(round+1))
 					return err
 				})

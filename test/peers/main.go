@@ -36,6 +36,7 @@ type options struct {
 	shm    string        // folder on a tmpfs
 	env    string        // for the daemon
 	bin    string        // the daemon; "" builds it
+	write  string        // folder of the page to bring up to date; "" writes none
 	list   bool
 	size   int64  // bytes of each export: all of it is written, and asked for
 	stack  string // run as the server of the row "map", in this folder
@@ -48,6 +49,7 @@ func main() {
 	flag.DurationVar(&o.span, "span", time.Second, "length of one measurement")
 	flag.StringVar(&o.disk, "disk", "/var/tmp", "folder on the machine's disk")
 	flag.StringVar(&o.shm, "shm", "/dev/shm", "folder on a tmpfs, with 10 GiB free")
+	flag.StringVar(&o.write, "write", "", "folder (docs) whose page performance.md and plots are brought up to date with what was measured")
 	flag.StringVar(&o.env, "env", "", "environment of the daemon, with commas between: VACATE_LOG__LEVEL=warn")
 	flag.StringVar(&o.bin, "bin", "", "vacate to measure (default: build it from this tree)")
 	flag.BoolVar(&o.list, "list", false, "list the rows, and measure nothing")
@@ -84,21 +86,28 @@ func run(o options) (err error) {
 	defer func() { err = errors.Join(err, w.close()) }()
 	stopped := make(chan os.Signal, 1)
 	signal.Notify(stopped, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(stopped)
 	go func() {
 		<-stopped
 		w.close() //nolint:errcheck // the run ends here anyway
 		os.Exit(130)
 	}()
-	m := thisMachine(o)
-	fmt.Printf("%s\n%d rounds of %v in turn, medians (least–most)\n", m, o.rounds, o.span)
-	var all []*result
+	m := thisMachine()
+	fmt.Printf("%s: %s\n%d rounds of %v in turn, medians (least–most)\n", time.Now().Format("2006-01-02"), m, o.rounds, o.span)
+	fresh := make(map[string]record)
+	commit := thisCommit()
 	for _, r := range chosen {
 		res, err := measure(w, r, o)
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
 		res.print(os.Stdout)
-		all = append(all, res)
+		fresh[r.name] = res.keep(m, commit, o.rounds, o.span)
+		if o.write != "" { // after each row, so that a run that is cut short has not been in vain
+			if err := writePage(o.write, fresh); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

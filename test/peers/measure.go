@@ -100,12 +100,12 @@ func (j job) on(w *world, servers ...*server) func(round int) (sample, error) {
 		if err := pinProcess(servers[0].pid, server); err != nil {
 			return sample{}, err
 		}
-		return j.run(servers, client)
+		return j.run(w, servers, client)
 	}
 }
 
 // run runs the load over all connections at once.
-func (j job) run(servers []*server, cpus *cpuSet) (got sample, err error) {
+func (j job) run(w *world, servers []*server, cpus *cpuSet) (got sample, err error) {
 	conns := make([]*nbdclient.Client, max(len(servers), j.connections))
 	results := make([]nbdclient.Result, len(conns))
 	busy := make([]time.Duration, len(conns))
@@ -125,7 +125,7 @@ func (j job) run(servers []*server, cpus *cpuSet) (got sample, err error) {
 		load := j.load
 		load.Seed = load.Seed<<8 + uint64(i)
 		wg.Go(func() {
-			errs[i] = onThread(cpus, func() (err error) {
+			errs[i] = w.cores.onThread(cpus, func() (err error) {
 				start := threadTime()
 				results[i], err = load.Run(c)
 				busy[i] = threadTime() - start

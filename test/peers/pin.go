@@ -69,14 +69,17 @@ func pinProcess(pid int, cpus *cpuSet) error {
 	return nil
 }
 
-// onThread runs f on a thread of its own, bound to cpus; the thread ends with it.
-func onThread(cpus *cpuSet, f func() error) error {
+// onThread runs f on a thread that is bound to cpus. The thread does not end with
+// it: some peers (nbdkit) ask the kernel to end them with their parent, which is
+// the thread that started them, whatever else it has done since.
+func (c *cores) onThread(cpus *cpuSet, f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: nobody else is to run where f ran
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		err := setAffinity(0, cpus)
 		if err == nil {
-			err = f()
+			err = errors.Join(f(), setAffinity(0, &c.all))
 		}
 		done <- err
 	}()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -86,7 +87,7 @@ func spawn(socket string, args ...string) (*server, error) {
 	return &server{target: socket, pid: cmd.Process.Pid, stop: func() error {
 		select {
 		case err := <-ended:
-			return fmt.Errorf("%s ended on its own: %w", args[0], err)
+			return fmt.Errorf("%s ended on its own: %w", args[0], cmp.Or(err, errors.New("without an error: somebody has ended it")))
 		default:
 		}
 		err := cmd.Process.Kill()

@@ -217,7 +217,7 @@ func ciphers(w *world) (all []contestant, err error) {
 
 func cipher(w *world, name string, buf []byte) func(round int) (sample, error) {
 	return func(int) (got sample, err error) {
-		err = onThread(&w.cores.client, func() error {
+		err = w.cores.onThread(&w.cores.client, func() error {
 			got.Rate = xts.SpeedOf(name, buf, w.o.span/2)
 			return nil
 		})

@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"time"
 
 	"vacate/test/daemon"
 )
@@ -164,7 +164,7 @@ func (w *world) ours() (*server, error) {
 }
 
 // thisMachine describes where figures come from.
-func thisMachine(o options) string {
+func thisMachine() string {
 	model := "unknown processor"
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(b)) {
@@ -175,6 +175,15 @@ func thisMachine(o options) string {
 		}
 	}
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease") //nolint:errcheck // shown as empty
-	return fmt.Sprintf("%s, %d cores of %s, Linux %s, %s", time.Now().Format("2006-01-02"), runtime.NumCPU(), model,
+	return fmt.Sprintf("%d cores of %s, Linux %s, %s", runtime.NumCPU(), model,
 		strings.TrimSpace(string(kernel)), runtime.Version())
+}
+
+// thisCommit names what was built, as far as the repository tells.
+func thisCommit() string {
+	out, err := exec.Command("git", "describe", "--always", "--dirty").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
 }
