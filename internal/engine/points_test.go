@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"strconv"
@@ -224,6 +225,24 @@ func (h *host) die() {
 		if err == nil && strings.HasPrefix(path, h.dir) {
 			fd, err := strconv.Atoi(f.Name())
 			check(h.t, errors.Join(err, syscall.Close(fd)))
+		}
+	}
+	h.unmap()
+}
+
+// unmap ends the mappings of drives: each holds a fence as a descriptor does.
+func (h *host) unmap() {
+	h.t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	check(h.t, err)
+	for line := range strings.Lines(string(maps)) {
+		var from, to uintptr
+		if strings.Contains(line, h.dir) {
+			_, err := fmt.Sscanf(line, "%x-%x ", &from, &to)
+			check(h.t, err)
+			if _, _, errno := syscall.Syscall(syscall.SYS_MUNMAP, from, to-from, 0); errno != 0 {
+				h.t.Fatalf("unmapping %s: %v", line, errno)
+			}
 		}
 	}
 }
