@@ -122,8 +122,8 @@ type DriveInfo struct {
 	Kind          string   `json:"kind"` // "file", "block device", "partition", …
 	Model         string   `json:"model,omitempty"`
 	Serial        string   `json:"serial,omitempty"`
-	Engine        string   `json:"engine"`              // "io_uring", "pread"
-	EngineWhy     string   `json:"engineWhy,omitempty"` // why not io_uring
+	Engine        string   `json:"engine"`              // "mmap", "io_uring", "pread"
+	EngineWhy     string   `json:"engineWhy,omitempty"` // why not a better one, or not the one asked for
 	Direct        bool     `json:"direct"`              // O_DIRECT
 	Flush         string   `json:"flush"`               // "none", "watched", "forward"
 	FlushWhy      string   `json:"flushWhy"`

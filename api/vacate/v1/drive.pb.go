@@ -35,7 +35,7 @@ type Drive struct {
 	Model string `protobuf:"bytes,4,opt,name=model,proto3" json:"model,omitempty"`
 	// Serial number that the device reports, or empty.
 	Serial string `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
-	// How requests reach it: "io_uring", or "pread" where that cannot be.
+	// How requests reach it: "mmap" where it is memory, "io_uring", or "pread" where neither can be.
 	Engine string `protobuf:"bytes,6,opt,name=engine,proto3" json:"engine,omitempty"`
 	// O_DIRECT is in use.
 	Direct bool `protobuf:"varint,7,opt,name=direct,proto3" json:"direct,omitempty"`
