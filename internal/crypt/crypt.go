@@ -128,7 +128,7 @@ func (c *Crypt) NewQueue(depth int) (blk.Queue, error) {
 	q := &queue{
 		c: c, gate: gate, below: below, size: c.Geometry().Size,
 		feed:    blk.NewFeeder(below, depth),
-		waiting: blk.NewFIFO(depth),
+		waiting: newBacklog(depth),
 		scratch: scratch,
 		slots:   make([]slot, depth),
 		free:    make([]*slot, 0, depth),

@@ -337,3 +337,35 @@ func BenchmarkCrypt(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkCold is the layer in place over more memory than caches hold, in
+// batches, in nanoseconds a request of 4 KiB.
+func BenchmarkCold(b *testing.B) {
+	const size, batch = 1 << 30, 32
+	s, _ := newSchedule(b, 1)
+	d := newInMemory(b, size)
+	for i := 0; i < size; i += blk.BlockSize {
+		d.bytes[i] = 1 // so that it is there
+	}
+	for _, op := range []blk.Op{blk.OpRead, blk.OpWrite} {
+		b.Run(op.String(), func(b *testing.B) {
+			q, err := New(d, s, mem.TryLock).NewQueue(batch)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer q.Close()
+			rng := rand.New(rand.NewPCG(1, 2))
+			all := make([]*blk.Request, batch)
+			for i := range all {
+				all[i] = &blk.Request{Op: op, Len: blk.BlockSize, Buf: blktest.Buffer(blk.BlockSize), Done: new(counter)}
+			}
+			for b.Loop() {
+				for _, r := range all {
+					r.Off = rng.Int64N(size/blk.BlockSize) * blk.BlockSize
+				}
+				q.Submit(all)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*batch), "ns/request")
+		})
+	}
+}

@@ -25,7 +25,7 @@ type queue struct {
 	below   blk.Queue
 	windows blk.Windower // below, or nil
 	feed    blk.Feeder
-	waiting blk.FIFO // parents that have not been started
+	waiting backlog // parents that have not been started
 	scratch *scratch
 	slots   []slot
 	free    []*slot
@@ -45,7 +45,7 @@ type slot struct {
 // Submit starts requests, or lets them wait for scratch.
 func (q *queue) Submit(batch []*blk.Request) {
 	for _, r := range batch {
-		q.waiting.Push(r)
+		q.waiting.push(r, q.window(r))
 	}
 	q.feed.Run(q)
 }
@@ -72,7 +72,7 @@ func (q *queue) Pending(w *blk.Wait) {
 
 // Close gives the scratch back. REQUIRES: nothing in flight.
 func (q *queue) Close() error {
-	if q.waiting.Len() > 0 || len(q.free) < len(q.slots) {
+	if q.waiting.n > 0 || len(q.free) < len(q.slots) {
 		panic("crypt: queue closed with requests in flight")
 	}
 	q.c.gates.Drop(q.gate)
@@ -83,7 +83,8 @@ func (q *queue) Close() error {
 // until scratch runs out. A request that
 // does not fit holds back those behind it, or it might wait for ever.
 func (q *queue) Fill() {
-	for r := q.waiting.Peek(); r != nil; r = q.waiting.Peek() {
+	for q.waiting.n > 0 {
+		r, w := q.waiting.at(0).r, q.waiting.at(0).window
 		at, count := 0, 0
 		switch r.Op {
 		case blk.OpRead, blk.OpWrite:
@@ -91,17 +92,16 @@ func (q *queue) Fill() {
 				q.refuse(r, errno)
 				continue
 			}
-			if q.windows != nil {
-				if w := q.windows.Window(r.Op, r.Off, r.Len); w != nil {
-					q.waiting.Pop()
-					n, errno := q.inPlace(r, w)
-					if errno == syscall.EIO {
-						xts.Scrub() // the stack of the call, which has only now unwound
-					}
-					q.delivered++
-					r.Finish(n, errno)
-					continue
+			if w != nil {
+				q.waiting.pop()
+				q.fetchNext()
+				n, errno := q.inPlace(r, w)
+				if errno == syscall.EIO {
+					xts.Scrub() // the stack of the call, which has only now unwound
 				}
+				q.delivered++
+				r.Finish(n, errno)
+				continue
 			}
 			count = int(r.Len / blk.BlockSize)
 			if at = q.scratch.take(count); at < 0 {
@@ -112,7 +112,7 @@ func (q *queue) Fill() {
 			q.refuse(r, syscall.EOPNOTSUPP)
 			continue
 		}
-		q.waiting.Pop()
+		q.waiting.pop()
 		q.start(r, at, count)
 	}
 }
@@ -129,7 +129,7 @@ func (q *queue) check(r *blk.Request) syscall.Errno {
 }
 
 func (q *queue) refuse(r *blk.Request, errno syscall.Errno) {
-	q.waiting.Pop()
+	q.waiting.pop()
 	q.delivered++
 	r.Finish(0, errno)
 }

@@ -12,8 +12,8 @@ import (
 // Where the device lies in memory, a read or write is carried out at once, and
 // in place: there is no scratch, no child and no copy.
 //
-//  1. The queue below gives a window of the device, or nil: then the request
-//     takes the ordinary way.
+//  1. Submit asks the queue below for a window of the device (backlog.go). If there
+//     is none, the request takes the ordinary way.
 //  2. One byte of each page of the window is touched, outside of the gate. A page
 //     that must be fetched from swap is fetched here, and one that is gone
 //     faults here: while no key is in a register, and with nobody waiting.

@@ -1,0 +1,9 @@
+//go:build (amd64 || arm64) && !purego
+
+package mem
+
+// Prefetch begins to fetch every line of p into the nearest cache, and waits for
+// none. It never faults, and reads nothing: p may be memory that is gone.
+//
+//go:noescape
+func Prefetch(p []byte)
