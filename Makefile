@@ -111,7 +111,7 @@ generate-check: ## fail when the generated code is not what generate makes
 bench-peers: test-packages ## every row of the table beside peers, into docs/performance.md (8 minutes; PEERS="-only 4k-reads")
 	$(GO) run ./test/peers -write docs $(PEERS)
 
-bench: build ## measure: time to erasure, to open, memory, reads beside peers
+bench: build ## measure: time to erasure, to open, memory, to restart
 	$(GO) run ./test/bench
 
 cover: ## coverage of all packages by all tests, in coverage.out

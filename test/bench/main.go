@@ -1,7 +1,7 @@
 // Command bench measures what Vacate promises and prints it: time from the
-// gate to the destroyed key, time to open, memory, and random reads beside
-// peers in the same run. `make bench` runs it. It asserts nothing: figures of
-// one machine are no test.
+// gate to the destroyed key, time to open, memory, and time to restart. `make
+// bench` runs it. It asserts nothing: figures of one machine are no test. How
+// fast a volume is, beside peers, is test/peers' business.
 package main
 
 import (
@@ -21,16 +21,12 @@ import (
 
 type options struct {
 	closes int
-	rounds int
-	span   time.Duration // of one measurement of reads
 	dir    string
 }
 
 func main() {
 	var o options
 	flag.IntVar(&o.closes, "closes", 1000, "closes to measure for each size")
-	flag.IntVar(&o.rounds, "rounds", 5, "rounds of reads for each contestant")
-	flag.DurationVar(&o.span, "span", 3*time.Second, "length of one measurement of reads")
 	flag.StringVar(&o.dir, "dir", "", "folder for journal and files (default: a temporary one)")
 	flag.Parse()
 	if err := run(o); err != nil {
@@ -44,11 +40,7 @@ func run(o options) (err error) {
 	if err != nil {
 		return err
 	}
-	shm, err := os.MkdirTemp("/dev/shm", "vb")
-	if err != nil {
-		return errors.Join(err, os.RemoveAll(dir))
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir), os.RemoveAll(shm)) }()
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	bin, err := install(dir)
 	if err != nil {
 		return err
@@ -58,7 +50,7 @@ func run(o options) (err error) {
 	if err := os.Mkdir(drives, 0o700); err != nil {
 		return err
 	}
-	d, err := daemon.Start(bin, filepath.Join(dir, "d"), daemon.Options{Env: []string{"VACATE_LOG__LEVEL=warn"}, Args: []string{"--drive-dir", drives, "--drive-dir", shm}})
+	d, err := daemon.Start(bin, filepath.Join(dir, "d"), daemon.Options{Env: []string{"VACATE_LOG__LEVEL=warn"}, Args: []string{"--drive-dir", drives}})
 	if err != nil {
 		return err
 	}
@@ -66,8 +58,8 @@ func run(o options) (err error) {
 	if err := lives(d, o, drives); err != nil {
 		return fmt.Errorf("opening and closing: %w", err)
 	}
-	if err := reads(d, o, shm); err != nil {
-		return fmt.Errorf("random reads: %w", err)
+	if err := memory(d, drives, o.closes*len(sizes)); err != nil {
+		return fmt.Errorf("memory: %w", err)
 	}
 	if err := d.Stop(); err != nil {
 		return err
@@ -117,9 +109,4 @@ func quantiles(all []time.Duration) string {
 	at := func(q float64) time.Duration { return all[min(len(all)-1, int(q*float64(len(all))))] }
 	return fmt.Sprintf("median %v, 99th percentile %v, longest %v (%d)",
 		at(0.5).Round(time.Microsecond), at(0.99).Round(time.Microsecond), all[len(all)-1].Round(time.Microsecond), len(all))
-}
-
-func median(all []float64) float64 {
-	slices.Sort(all)
-	return all[len(all)/2]
 }

@@ -2,15 +2,48 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
+	"vacate/internal/nbdclient"
 	"vacate/test/daemon"
 )
 
-// memory prints the resident memory of the daemon's processes.
-func memory(d *daemon.Daemon, before int) error {
+const memoryBytes = 1 << 30 // written to the lease that is open meanwhile
+
+// memory prints the resident memory of the daemon's processes, with a lease open on
+// a drive in the folder, after as many that were closed before. The drive is on a
+// disk: one in memory is mapped, and would be counted as the engine's.
+func memory(d *daemon.Daemon, drives string, before int) error {
+	drive := filepath.Join(drives, "memory")
+	if err := errors.Join(os.WriteFile(drive, nil, 0o600), os.Truncate(drive, memoryBytes+64<<20)); err != nil {
+		return err
+	}
+	if _, err := d.Run("drive", "enroll", drive); err != nil {
+		return err
+	}
+	l, err := d.Open("--drive", drive, "--size", fmt.Sprint(memoryBytes))
+	if err != nil {
+		return err
+	}
+	c, err := nbdclient.Dial(l.URI(), nbdclient.Options{})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(fill(c, memoryBytes), c.Close()); err != nil {
+		return err
+	}
+	if err := printMemory(d, before); err != nil {
+		return err
+	}
+	_, err = d.Run("lease", "close", l.ID)
+	return err
+}
+
+func printMemory(d *daemon.Daemon, before int) error {
 	fmt.Printf("\nResident memory after %d leases, with one open, 1 GiB of it written\n", before)
 	total, shares := 0, 0
 	for _, name := range []string{"keeper", "engine", "control"} {
