@@ -29,8 +29,9 @@ const (
 	smallReplies = 64
 
 	// batchData is how many bytes of replies with data are worth a submission,
-	// though more requests are there: they are in the processor's cache when they
-	// are sent, and the client can begin with them.
+	// though more requests are there, and how many are received at once: they are
+	// still in the processor's cache when they are sent or written, and the client
+	// goes on meanwhile. Twice as many made reads of 128 KiB a third slower.
 	batchData = 256 << 10
 
 	// smallReply is room for a reply without data: a simple reply, or an error

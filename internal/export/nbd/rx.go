@@ -39,7 +39,7 @@ func (c *conn) window(leaving bool) []byte {
 	if c.tail+missing > limit {
 		return nil
 	}
-	return c.rx[c.tail:limit]
+	return c.rx[c.tail:min(limit, c.tail+max(missing, batchData))]
 }
 
 // moveTo moves rx[head:tail] to the start of the gap behind g, and clears where it
