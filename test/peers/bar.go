@@ -9,6 +9,8 @@ type bar struct {
 	atMost bool   // limit is the most, not the least
 	format string // of value and limit; default "%.2f×"
 	value  func(r *result) (v float64, ok bool)
+
+	ours, theirs string // whose processor time is held against whose, too; may be ""
 }
 
 // A verdict is a bar, held against a result.
@@ -20,6 +22,7 @@ type verdict struct {
 	Format  string  `json:"format"`
 	Applies bool    `json:"applies"`
 	Reached bool    `json:"reached"`
+	ByCPU   float64 `json:"byCPU,omitempty"` // the same ratio in the servers' processor time, where both were measured
 }
 
 func (b bar) judge(r *result) verdict {
@@ -29,6 +32,11 @@ func (b bar) judge(r *result) verdict {
 	}
 	v.Value, v.Applies = b.value(r)
 	v.Reached = v.Applies && (v.Value >= v.Limit) != (v.AtMost && v.Value != v.Limit)
+	mine, _, _ := spread(r.find(b.ours), cpu)
+	theirs, _, _ := spread(r.find(b.theirs), cpu)
+	if mine > 0 && theirs > 0 {
+		v.ByCPU = theirs / mine
+	}
 	return v
 }
 
@@ -43,13 +51,17 @@ func (v verdict) String() string {
 	if !v.Reached {
 		reached = "NOT REACHED"
 	}
-	return fmt.Sprintf("%s: "+v.Format+", bar %s "+v.Format+": %s", v.What, v.Value, word, v.Limit, reached)
+	text := fmt.Sprintf("%s: "+v.Format+", bar %s "+v.Format+": %s", v.What, v.Value, word, v.Limit, reached)
+	if v.ByCPU > 0 {
+		text += fmt.Sprintf(" (by the servers' processor time %.2f×)", v.ByCPU)
+	}
+	return text
 }
 
 // times is a bar on the ratio of two contestants' medians; of several peers, the
 // fastest counts.
 func times(limit float64, ours string, theirs ...string) bar {
-	return bar{what: ours + " / " + theirs[0], limit: limit, value: func(r *result) (float64, bool) {
+	return bar{what: ours + " / " + theirs[0], limit: limit, ours: ours, theirs: theirs[0], value: func(r *result) (float64, bool) {
 		best := 0.0
 		for _, name := range theirs {
 			best = max(best, r.median(name))
@@ -65,7 +77,7 @@ func times(limit float64, ours string, theirs ...string) bar {
 // serverTime bounds the processor time that a request costs the server.
 func serverTime(micros float64) bar {
 	return bar{what: "Vacate's processor time a request", limit: micros, atMost: true, format: "%.2f µs", value: func(r *result) (float64, bool) {
-		ns, _, _ := spread(r.find("Vacate"), func(s sample) float64 { return s.CPU })
+		ns, _, _ := spread(r.find("Vacate"), cpu)
 		return ns / 1e3, ns > 0
 	}}
 }

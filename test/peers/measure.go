@@ -48,6 +48,7 @@ type result struct {
 	names   []string // of the contestants
 	plain   []bool
 	samples [][]sample // by contestant, then by round
+	busy    float64    // part of the machine that something else used when it began
 }
 
 // measure measures a row, each contestant once a round.
@@ -58,7 +59,7 @@ func measure(w *world, r row, o options) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	res := &result{row: r, samples: make([][]sample, len(all))}
+	res := &result{row: r, samples: make([][]sample, len(all)), busy: elsewhere()}
 	for _, c := range all {
 		res.names, res.plain = append(res.names, c.name), append(res.plain, c.plain)
 	}
@@ -201,6 +202,8 @@ func spread(all []sample, of func(sample) float64) (median, least, most float64)
 
 func rate(s sample) float64 { return s.Rate }
 
+func cpu(s sample) float64 { return s.CPU }
+
 // find returns the samples of a contestant.
 func (r *result) find(name string) []sample {
 	if i := slices.Index(r.names, name); i >= 0 {
@@ -227,6 +230,9 @@ func (r *result) print(out io.Writer) {
 		fmt.Fprintf(out, "  %-30s %-9s %10s %s (%s–%s)%s\n", name, r.kind(i), quantity(median, r.row.unit), r.row.unit,
 			quantity(least, r.row.unit), quantity(most, r.row.unit), r.beside(i))
 	}
+	if r.busy > quiet {
+		fmt.Fprintf(out, "  %.0f %% of the machine was busy with something else: measure again\n", 100*r.busy)
+	}
 	for _, b := range r.row.bars {
 		fmt.Fprintf(out, "  %s\n", b.judge(r))
 	}
@@ -251,7 +257,7 @@ func (r *result) beside(i int) string {
 			text += fmt.Sprintf(format, v/scale)
 		}
 	}
-	add("  server %.2f µs", func(s sample) float64 { return s.CPU }, 1e3)
+	add("  server %.2f µs", cpu, 1e3)
 	add("  client %.0f %%", func(s sample) float64 { return s.Client }, 0.01)
 	add("  p50 %.1f µs", func(s sample) float64 { return float64(s.P50) }, 1e3)
 	add("  p99.9 %.0f µs", func(s sample) float64 { return float64(s.P999) }, 1e3)

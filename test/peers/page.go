@@ -21,6 +21,7 @@ type record struct {
 	Rounds   int       `json:"rounds"`
 	Span     string    `json:"span"`
 	Unit     string    `json:"unit"`
+	Busy     float64   `json:"busy"` // part of the machine that something else used
 	Lines    []line    `json:"lines"`
 	Verdicts []verdict `json:"verdicts"`
 }
@@ -41,12 +42,12 @@ type line struct {
 
 // keep makes a record of a result.
 func (r *result) keep(machine, commit string, rounds int, span time.Duration) record {
-	rec := record{Date: time.Now().Format("2006-01-02"), Machine: machine, Commit: commit, Rounds: rounds, Span: span.String(), Unit: r.row.unit}
+	rec := record{Date: time.Now().Format("2006-01-02"), Machine: machine, Commit: commit, Rounds: rounds, Span: span.String(), Unit: r.row.unit, Busy: r.busy}
 	for i, name := range r.names {
 		l := line{Name: name, Kind: r.kind(i)}
 		all := r.samples[i]
 		l.Median, l.Least, l.Most = spread(all, rate)
-		l.CPU, _, _ = spread(all, func(s sample) float64 { return s.CPU })
+		l.CPU, _, _ = spread(all, cpu)
 		l.Client, _, _ = spread(all, func(s sample) float64 { return s.Client })
 		l.P50, _, _ = spread(all, func(s sample) float64 { return float64(s.P50) })
 		l.P999, _, _ = spread(all, func(s sample) float64 { return float64(s.P999) })
@@ -186,6 +187,9 @@ func page(kept map[string]record, notes map[string]string) string {
 		rec.table(&b)
 		for _, v := range rec.Verdicts {
 			fmt.Fprintf(&b, "- %s\n", v)
+		}
+		if rec.Busy > quiet {
+			fmt.Fprintf(&b, "\n**%.0f %% of the machine was busy with something else: these figures are worth little.**\n", 100*rec.Busy)
 		}
 		fmt.Fprintf(&b, "\n%s, commit %s, %d rounds of %s.\n\n", rec.Date, rec.Commit, rec.Rounds, rec.Span)
 		note(r.name)

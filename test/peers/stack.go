@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"vacate/internal/blk"
 	"vacate/internal/blockmap"
@@ -218,7 +219,10 @@ func ciphers(w *world) (all []contestant, err error) {
 func cipher(w *world, name string, buf []byte) func(round int) (sample, error) {
 	return func(int) (got sample, err error) {
 		err = w.cores.onThread(&w.cores.client, func() error {
+			// By processor time, as openssl counts.
+			wall, busy := time.Now(), threadTime()
 			got.Rate = xts.SpeedOf(name, buf, w.o.span/2)
+			got.Rate *= float64(time.Since(wall)) / float64(max(1, threadTime()-busy))
 			return nil
 		})
 		return got, err
