@@ -125,7 +125,9 @@ func (e *Engine) finish(t *tenancy) {
 	// The map goes first: an erased slot without a map has drained.
 	err := e.dropMap(t)
 	if err == nil {
+		t.mu.Lock()
 		err = e.note(t, volatile.StateEnded)
+		t.mu.Unlock()
 	}
 	if err != nil {
 		e.cfg.Log.Error("giving back a slot", "lease_id", t.id, "slot", t.slot, "error", err)

@@ -137,7 +137,8 @@ func (e *Engine) make(t *tenancy, space []drive.SpanPiece, listener *os.File) er
 	return err
 }
 
-// note writes the record of t with a new state.
+// note writes the record of t with a new state. REQUIRES: t.mu is held, or t is
+// not known yet.
 func (e *Engine) note(t *tenancy, s volatile.State) error {
 	rec := t.rec
 	rec.State, rec.Generation = s, e.cfg.Generation
