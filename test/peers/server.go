@@ -91,7 +91,7 @@ func spawn(socket string, args ...string) (*server, error) {
 		default:
 		}
 		err := cmd.Process.Kill()
-		<-ended
+		<-ended //nolint:errcheck // killed
 		return err
 	}}, nil
 }
