@@ -121,7 +121,8 @@ func (c *conn) fill() error {
 		if c.receive(window) {
 			return nil
 		}
-		n, errno := 0, syscall.Errno(0)
+		var n int
+		var errno syscall.Errno
 		switch {
 		case leaving:
 			n, errno = sys.Recv(c.fd, window)
