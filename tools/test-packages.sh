@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the tests drive Vacate with: real NBD
-# clients, a file system's tools, a second implementation of AES-XTS, and the C
-# compiler that the race detector needs. Without root it prints the command and
-# goes on: the tests that miss a program then fail, and say which.
+# clients, a file system's tools, a second implementation of AES-XTS, an emulator
+# of arm64, and the C compiler that the race detector needs. Without root it
+# prints the command and goes on: the tests that miss a program then fail, and
+# say which.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
@@ -14,6 +15,7 @@ need=(
 	mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs
 	perf:linux-perf taskset:util-linux
 	gcc:gcc gdb:gdb-minimal qemu-system-x86_64:qemu-system-x86
+	qemu-aarch64:qemu-user
 )
 
 missing=()

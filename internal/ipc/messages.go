@@ -40,7 +40,7 @@ type Hello struct {
 	BootID   string `json:"bootId"`   // /proc/sys/kernel/random/boot_id
 	KeyStore string `json:"keyStore"` // "memfd_secret" or "memfd, locked"
 	Buffers  string `json:"buffers"`  // "locked", or why they are not
-	Cipher   string `json:"cipher"`   // implementation in use: "vaes", "aesni", "generic"
+	Cipher   string `json:"cipher"`   // implementation in use: "vaes", "aesni", "aesce", "generic"…
 	Sandbox  string `json:"sandbox"`  // what confines the engine, and what is missing
 	Slots    int    `json:"slots"`    // leases that fit the volatile memory
 	MaxConns int    `json:"maxConns"` // connections that the host admits

@@ -30,6 +30,8 @@
 //   - "vaes" (amd64): sixteen blocks in flight in registers of 256 bits.
 //   - "aesni" (amd64): eight blocks in flight. Like the other two it clears the
 //     vector registers and the stack it used before it returns.
+//   - "aesce" (arm64, the AES instructions of its cryptographic extension): eight
+//     blocks in flight, all round keys and tweaks in registers; clears the same.
 //   - "generic" (everywhere; alone with the build tag purego): bitsliced, so
 //     its time and its memory accesses do not depend on key or data. It
 //     clears its working state and overwrites the stack of what it called; what
