@@ -47,17 +47,17 @@ const keptZero = 15
 // bytes.
 func vectorRegisters() (n, width int) { return max(16, widest()/2), widest() }
 
-// cleared says how many vector registers, how much of each, and how many masks the
-// call of the assembly with this name clears: all that it may use.
-func cleared(name string) (n, width, masks int) {
+// cleared says how many vector registers, how much of each, and which masks (bit i
+// for mask i) the call of the assembly with this name clears: all that it may use.
+func cleared(name string) (n, width int, masks uint) {
 	switch {
 	case strings.HasSuffix(name, "vaes"):
 		return 16, widest(), 0 // VEX clears what lies above, too
 	case strings.HasSuffix(name, "avx512"):
-		return 32, 64, 5
+		return 32, 64, 0b11110 // K0 may hold what a library left there
 	case name == "clearVectors":
 		n, width = vectorRegisters()
-		return n, width, 8
+		return n, width, 0xff
 	}
 	return 16, 16, 0
 }

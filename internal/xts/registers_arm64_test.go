@@ -20,6 +20,6 @@ const keptZero = -1
 // bytes. (Those of SVE are wider, but a write to these clears the rest.)
 func vectorRegisters() (n, width int) { return 32, 16 }
 
-// cleared says how many vector registers, how much of each, and how many masks a
-// call of the assembly clears: all.
-func cleared(string) (n, width, masks int) { return 32, 16, 0 }
+// cleared says how many vector registers, how much of each, and which masks a call of
+// the assembly clears: all, and there are no masks.
+func cleared(string) (n, width int, masks uint) { return 32, 16, 0 }
