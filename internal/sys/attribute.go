@@ -33,8 +33,14 @@ func Vanished(fds []int) bool {
 		p[i].Fd = int32(fd)
 	}
 	var now unix.Timespec
-	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), uintptr(len(fds)), uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-	// Nothing was asked for but what is told unasked: POLLERR and POLLNVAL. Of a call
-	// that failed nothing is known, and EINTR comes only after waiting.
-	return n != 0
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), uintptr(len(fds)), uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+		// A signal that comes meanwhile ends the call also where it would not wait
+		// (fs/select.c, do_poll), and says nothing about the files: Wake sends some.
+		if errno != unix.EINTR {
+			// Nothing was asked for but what is told unasked: POLLERR and POLLNVAL. Of a
+			// call that failed for another reason nothing is known.
+			return n != 0
+		}
+	}
 }

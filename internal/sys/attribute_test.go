@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +39,46 @@ func TestAttributeStays(t *testing.T) {
 	}
 	if _, err := OpenAttribute(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("opening what is not there: %v", err)
+	}
+}
+
+// TestAttributeStaysUnderSignals: a signal while a file is looked at is not its end.
+func TestAttributeStaysUnderSignals(t *testing.T) {
+	fd, err := OpenAttribute("/sys/kernel/notes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer CloseFD(fd) //nolint:errcheck // a test's
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := Wakeable(); err != nil {
+		t.Fatal(err)
+	}
+	tid, stop, sent := unix.Gettid(), make(chan struct{}), make(chan int, 1)
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				sent <- n
+				return
+			default:
+				if err := Wake(tid); err != nil && !errors.Is(err, unix.EAGAIN) { // as many wait as may
+					t.Error(err)
+					sent <- n
+					return
+				}
+			}
+		}
+	}()
+	vanished := 0
+	for end := time.Now().Add(500 * time.Millisecond); time.Now().Before(end); {
+		if Vanished([]int{fd}) {
+			vanished++
+		}
+	}
+	close(stop)
+	if n := <-sent; vanished > 0 || n == 0 {
+		t.Errorf("%d looks at a file that is there, while %d signals came, found it gone", vanished, n)
 	}
 }
 
