@@ -5,8 +5,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"vacate/internal/blk"
@@ -52,6 +56,95 @@ func TestL2NoCopyOfTheSchedule(t *testing.T) {
 		if len(at) != 1 || at[0] != want {
 			t.Errorf("round keys %d are at %#x, want only %#x", i, at, want)
 		}
+	}
+}
+
+// newSlot returns a schedule in a slot of its own, and what counts the copies of
+// its round keys in the memory of this process.
+func newSlot(t *testing.T) (s *xts.Schedule, copies func() int) {
+	region, err := mem.Map(4096, mem.TryLock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { region.Close() }) //nolint:errcheck // test's end
+	slot := region.Bytes()
+	for i := range xts.KeySize {
+		slot[i] = byte(i*41 + 13)
+	}
+	s = (*xts.Schedule)(slot[xts.KeySize:])
+	if err := s.Expand((*[xts.KeySize]byte)(slot)); err != nil {
+		t.Fatal(err)
+	}
+	var needles [][]byte
+	for i := 0; i < len(s); i += 16 { // every round key
+		needles = append(needles, s[i:i+16])
+	}
+	return s, func() (n int) {
+		for _, at := range locate(t, needles) {
+			for _, a := range at {
+				if a-addressOf(&slot[0]) >= uint64(len(slot)) { // the key itself begins with round keys
+					n++
+				}
+			}
+		}
+		return n
+	}
+}
+
+// TestL2SignalLeavesNoKey: a signal that strikes within a cipher call, as one that
+// wakes threads may, has the kernel save keys in memory. When the thread has closed
+// its queue they are gone.
+func TestL2SignalLeavesNoKey(t *testing.T) {
+	if !undisturbed(t) {
+		return
+	}
+	s, copies := newSlot(t)
+	q, err := New(newInMemory(t, 1<<20), s, mem.TryLock).NewQueue(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tid, steps, done := make(chan int), make(chan func() error), make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread, and its signal stack, live as long as this
+		tid <- syscall.Gettid()
+		for step := range steps {
+			done <- step()
+		}
+	}()
+	defer close(steps)
+	thread := <-tid
+	struck := false
+	for attempt := 0; attempt < 20 && !struck; attempt++ {
+		var stop atomic.Bool
+		steps <- func() (err error) {
+			buf := make([]byte, blk.MaxTransfer)
+			for !stop.Load() && err == nil {
+				err = blk.Do(q, &blk.Request{Op: blk.OpWrite, Len: blk.MaxTransfer, Buf: buf})
+			}
+			return err
+		}
+		for range 10 {
+			time.Sleep(time.Millisecond)
+			if err := syscall.Tgkill(syscall.Getpid(), thread, syscall.SIGURG); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Millisecond) // it has been handled
+		stop.Store(true)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		struck = copies() > 0
+	}
+	if !struck && xts.Implementation() != "generic" {
+		t.Fatal("no round key is found after many signals: this test finds nothing")
+	}
+	steps <- q.Close
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if n := copies(); n != 0 {
+		t.Errorf("L2: %d round keys are in memory after a signal, and the end of the queue", n)
 	}
 }
 

@@ -229,37 +229,11 @@ func TestL2FaultLeavesNoKey(t *testing.T) {
 	}
 	runtime.LockOSThread() // as the engine's threads are
 	defer runtime.UnlockOSThread()
-	region, err := mem.Map(4096, mem.TryLock)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer region.Close() //nolint:errcheck // test's end
-	slot := region.Bytes()
-	for i := range xts.KeySize {
-		slot[i] = byte(i*41 + 13)
-	}
-	s := (*xts.Schedule)(slot[xts.KeySize:])
-	if err := s.Expand((*[xts.KeySize]byte)(slot)); err != nil {
-		t.Fatal(err)
-	}
+	s, copies := newSlot(t)
 	d := newInMemory(t, 1<<20)
 	d.skew = blk.BlockSize / 2
 	q := newQueue(t, New(d, s, mem.TryLock), 1)
 	d.protect(t, 1, syscall.PROT_NONE)
-	var needles [][]byte
-	for i := 0; i < len(s); i += 16 { // every round key
-		needles = append(needles, s[i:i+16])
-	}
-	copies := func() (n int) {
-		for _, at := range locate(t, needles) {
-			for _, a := range at {
-				if a-addressOf(&slot[0]) >= uint64(len(slot)) { // the key itself begins with round keys
-					n++
-				}
-			}
-		}
-		return n
-	}
 	buf := make([]byte, blk.BlockSize)
 	for _, op := range []blk.Op{blk.OpRead, blk.OpWrite} {
 		r := blk.Request{Op: op, Len: blk.BlockSize, Buf: buf}
