@@ -95,7 +95,7 @@ type lane struct {
 	d     *Drive
 	fd    int
 	count counters
-	// vouched: the drive was looked at after it had completed what is finished now.
+	// vouched: the drive was looked at after it had completed what is finished next.
 	vouched bool
 
 	fresh     bool // the size was looked at in this batch
@@ -120,9 +120,9 @@ func (c *counters) addTo(s *Stats) {
 }
 
 // checkEvery is how many reads, or windows, a queue lets pass between two looks at
-// the size of a file. A read of what was cut off falls short, and a touch of it is
-// a fault, in any case; the look is for a file that was cut and made longer again,
-// whose lost blocks would read as zeros. A write would make it longer itself: none
+// the size of a file. A read of what was cut off falls short, and a touch of a page
+// of it is a fault, in any case; the look is for a file that was cut and made longer
+// again, or within a page, where what was lost would read as zeros. A write would make it longer itself: none
 // goes without a look.
 const checkEvery = 32
 
@@ -139,8 +139,12 @@ func (d *Drive) checkSize() {
 	if !d.t.isFile() {
 		return
 	}
-	if size, errno := sys.SizeFD(d.t.fd); errno == 0 && size < d.limit.Load() {
-		d.limit.Store(size) // smaller for ever; of two queues that see it, either will do
+	size, errno := sys.SizeFD(d.t.fd)
+	if errno != 0 {
+		return
+	}
+	for limit := d.limit.Load(); size < limit; limit = d.limit.Load() { // smaller for ever, whoever else sees it
+		d.limit.CompareAndSwap(limit, size)
 	}
 }
 
@@ -192,6 +196,7 @@ func (l *lane) carryOut(r *blk.Request) {
 func (l *lane) finish(r *blk.Request, n int64, errno syscall.Errno) {
 	if l.d.guarded {
 		n, errno = l.judge(r, n, errno)
+		l.vouched = false // what r's owner submits and reaps from within its completion comes later
 	}
 	switch {
 	case errno != 0 || n != r.Len:

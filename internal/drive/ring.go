@@ -45,6 +45,7 @@ type ringQueue struct {
 	slots   []ringSlot
 	free    []uint32
 	filling bool // a fill is under way further down the stack
+	seen    int  // completions, of those to be taken out next, that came before the last look at the drive
 }
 
 // A ringSlot is a request in flight. It keeps its buffer alive.
@@ -177,20 +178,14 @@ func (q *ringQueue) Reap(wait bool) (n int) {
 // One look at the drive serves for all that had been completed before it (W1);
 // what comes meanwhile is looked at by itself.
 func (q *ringQueue) deliver() (n int) {
-	if before := q.ring.Ready(); before > 1 && q.d.guarded && q.d.intact() {
-		q.vouched = true
-		for range before {
-			c, ok := q.ring.Next()
-			if !ok { // a completion has reaped
-				break
-			}
-			if q.settle(uint32(c.ID), int64(c.N), c.Errno) {
-				n++
-			}
-		}
-		q.vouched = false
+	q.seen = 0
+	if ready := q.ring.Ready(); ready > 1 && q.d.guarded && q.d.intact() {
+		q.seen = ready
 	}
 	for c, ok := q.ring.Next(); ok; c, ok = q.ring.Next() {
+		// A completion may reap, too: then less is left of what was looked after.
+		q.vouched = q.seen > 0
+		q.seen = max(q.seen-1, 0)
 		if q.settle(uint32(c.ID), int64(c.N), c.Errno) {
 			n++
 		}

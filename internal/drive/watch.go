@@ -184,15 +184,22 @@ func (d *Drive) intact() bool {
 
 // judge returns what becomes of a request of a drive that is guarded, which had
 // this result. A disk that was removed has no sectors: reads end at once, writes
-// find no space.
+// find no space. (They find none on a drive either that promises more than it has;
+// it has lost nothing.)
 func (l *lane) judge(r *blk.Request, n int64, errno syscall.Errno) (int64, syscall.Errno) {
 	switch {
-	case errno == syscall.ENOSPC, errno == syscall.ENXIO, errno == syscall.ENODEV, errno == 0 && n != r.Len:
+	case errno == syscall.ENXIO, errno == syscall.ENODEV, (errno == syscall.ENOSPC || errno == 0 && n != r.Len) && l.d.t.ended():
 		l.d.lose("it ends before its end: it was removed")
 	case errno != 0, l.vouched && l.d.loss.Load() == nil, l.d.intact():
 		return n, errno
 	}
 	return 0, syscall.EIO
+}
+
+// ended reports whether t is shorter than it was, or does not tell.
+func (t *target) ended() bool {
+	size, err := sys.End(t.fd)
+	return err != nil || size < t.size
 }
 
 // Loss says how completed writes may have been lost, "" if they cannot have been.

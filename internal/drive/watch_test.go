@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"vacate/internal/blk"
 	"vacate/internal/blk/blktest"
@@ -228,6 +229,44 @@ func TestW1Batch(t *testing.T) {
 	}
 }
 
+// TestW1FromWithin: a flush that a completion submits is looked at by itself,
+// although its batch was looked at before.
+func TestW1FromWithin(t *testing.T) {
+	lost := false
+	d := watchedDrive(t, EngineRing, func() bool { return lost })
+	q := ringOf(t, d, 8)
+	defer mustClose(t, q)
+	var flushed tally
+	first := complete(func(*blk.Request) {
+		lost = true
+		q.Submit([]*blk.Request{{Op: blk.OpFlush, Done: &flushed}})
+	})
+	var others tally
+	batch := []*blk.Request{
+		{Op: blk.OpRead, Len: blk.BlockSize, Buf: aligned(blk.BlockSize), Done: first},
+		{Op: blk.OpRead, Len: blk.BlockSize, Buf: aligned(blk.BlockSize), Done: &others},
+		{Op: blk.OpRead, Len: blk.BlockSize, Buf: aligned(blk.BlockSize), Done: &others},
+	}
+	q.Submit(batch)
+	for end := time.Now().Add(10 * time.Second); q.ring.Ready() < len(batch); {
+		if errno := q.ring.Enter(false); errno != 0 || time.Now().After(end) {
+			t.Fatalf("%d of %d completed: %v", q.ring.Ready(), len(batch), errno)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if n := q.deliver(); n != len(batch) {
+		t.Fatalf("%d completed", n)
+	}
+	if len(flushed) != 1 || flushed[0].Errno != syscall.EIO {
+		t.Errorf("a flush after the loss: %+v", flushed)
+	}
+	for _, r := range others { // carried out before it was seen, told after
+		if r.Errno != syscall.EIO {
+			t.Errorf("a read after the loss was seen: %v", r.Errno)
+		}
+	}
+}
+
 // TestW3Handover: what an engine watched is what the next one must find.
 func TestW3Handover(t *testing.T) {
 	mine := Watched{1}
@@ -322,10 +361,16 @@ func TestConformanceWatched(t *testing.T) {
 // TestJudge: what a removed disk answers means that it is lost; an error of the
 // medium does not.
 func TestJudge(t *testing.T) {
+	file, err := os.Open(sparse(t, "disk", 4096))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
 	for _, tt := range []struct {
 		n         int64
 		errno     syscall.Errno
 		gone      bool
+		full      bool // the disk is as long as it was
 		wantN     int64
 		wantErrno syscall.Errno
 		lost      bool
@@ -335,13 +380,19 @@ func TestJudge(t *testing.T) {
 		{n: 0, wantErrno: syscall.EIO, lost: true},
 		{n: 512, wantErrno: syscall.EIO, lost: true},
 		{errno: syscall.ENOSPC, wantErrno: syscall.EIO, lost: true},
+		{errno: syscall.ENOSPC, full: true, wantErrno: syscall.ENOSPC},
+		{n: 512, full: true, wantN: 512}, // finish makes an EIO of it
 		{errno: syscall.ENXIO, wantErrno: syscall.EIO, lost: true},
 		{errno: syscall.ENODEV, wantErrno: syscall.EIO, lost: true},
 		{n: 512, errno: syscall.EIO, wantN: 512, wantErrno: syscall.EIO},
 		{errno: syscall.ENODATA, wantErrno: syscall.ENODATA}, // a sector that cannot be read
 		{errno: syscall.EINVAL, wantErrno: syscall.EINVAL},
 	} {
-		d := &Drive{t: &target{watch: &watch{gone: func([]int) bool { return tt.gone }}}, lossSeen: make(chan struct{}), guarded: true}
+		disk := &target{fd: int(file.Fd()), size: 8192, watch: &watch{gone: func([]int) bool { return tt.gone }}}
+		if tt.full {
+			disk.size = 4096
+		}
+		d := &Drive{t: disk, lossSeen: make(chan struct{}), guarded: true}
 		n, errno := (&lane{d: d}).judge(&blk.Request{Op: blk.OpRead, Len: 4096}, tt.n, tt.errno)
 		if n != tt.wantN || errno != tt.wantErrno || (d.Loss() != "") != tt.lost {
 			t.Errorf("%+v: %d, %v, %q", tt, n, errno, d.Loss())

@@ -2,6 +2,7 @@ package sys
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"syscall"
@@ -191,6 +192,13 @@ func SizeFD(fd int) (int64, syscall.Errno) {
 	var st unix.Stat_t
 	_, _, errno := unix.RawSyscall(unix.SYS_FSTAT, uintptr(fd), uintptr(unsafe.Pointer(&st)), 0)
 	return st.Size, errno
+}
+
+// End returns the size of an open file or block device, in bytes, as it is now. It
+// moves the descriptor's offset, of which nothing here makes use.
+func End(fd int) (int64, error) {
+	size, err := unix.Seek(fd, 0, io.SeekEnd)
+	return size, os.NewSyscallError("lseek", err)
 }
 
 func fileStat(st *unix.Stat_t) FileStat {
