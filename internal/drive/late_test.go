@@ -2,16 +2,20 @@ package drive
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"vacate/internal/blk"
 	"vacate/internal/blk/blktest"
+	"vacate/internal/sys"
 	"vacate/test/slow"
 )
 
@@ -96,4 +100,83 @@ func writeLate(path string, writes int) string {
 	q.Submit(batch)
 	q.Reap(false)
 	return "writing"
+}
+
+// TestL1MappingHoldsFence: the mapping holds the fence by itself, and nothing is
+// stored through it once another has the fence.
+func TestL1MappingHoldsFence(t *testing.T) {
+	const env, cells = "DRIVE_TEST_STORE", 4
+	if path := os.Getenv(env); path != "" {
+		fmt.Println(storeOn(path, cells))
+		select {} // until it is killed
+	}
+	path := enrolled(t, onTmpfs(t, 32<<20))
+	cmd := exec.Command(os.Args[0], "-test.run=^TestL1MappingHoldsFence$")
+	cmd.Env = append(os.Environ(), env+"="+path)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	}()
+	buf := make([]byte, 200)
+	if n, _ := out.Read(buf); string(buf[:n]) != "storing\n" {
+		t.Fatalf("the other process said %q", buf[:n])
+	}
+	soon := usual
+	soon.FenceWait = 20 * time.Millisecond
+	if d, err := Open(t.Context(), path, soon); !errors.Is(err, ErrFenced) {
+		if err == nil {
+			_ = d.Close()
+		}
+		t.Fatalf("opened while another process has it mapped: %v", err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	d := open(t, path) // at once: it may not have ended
+	var first [cells]uint64
+	for i := range first {
+		first[i] = cell(d, i).Load()
+	}
+	time.Sleep(20 * time.Millisecond)
+	for i, was := range first {
+		if now := cell(d, i).Load(); now != was || was == 0 {
+			t.Errorf("cell %d was %d when the fence was had, and is %d", i, was, now)
+		}
+	}
+}
+
+func cell(d *Drive, i int) *atomic.Uint64 {
+	return (*atomic.Uint64)(unsafe.Pointer(&d.area[i*blk.BlockSize]))
+}
+
+// storeOn stores through a drive's mapping until the process ends. Nothing else
+// holds the drive.
+func storeOn(path string, cells int) string {
+	d, err := Open(context.Background(), path, usual)
+	if err != nil {
+		return err.Error()
+	}
+	if d.area == nil {
+		return d.info.EngineWhy
+	}
+	if err := sys.CloseFD(d.t.fd); err != nil {
+		return err.Error()
+	}
+	for i := range cells {
+		c := cell(d, i)
+		c.Store(1)
+		go func() {
+			for {
+				c.Add(1)
+			}
+		}()
+	}
+	return "storing"
 }
