@@ -32,6 +32,7 @@ type drive struct {
 	state DriveState
 	why   string // where it is not ready
 	lost  string // why its leases end; empty: they do not
+	told  int    // how often its loss was told of
 	fence string // the engine that has opened it, and so holds its fence; or empty
 	space *extent.Allocator
 }
@@ -168,7 +169,7 @@ func compareUUID(a, b *drive) int {
 // was written just now, so that the superblocks cannot have it yet.
 func (n *Node) openDrive(ctx context.Context, d *drive, engineID string, intended bool) bool {
 	n.mu.Lock()
-	j := d.j
+	j, told := d.j, d.told
 	n.mu.Unlock()
 	if j.State == journal.Enrolling {
 		return n.resolveEnrolment(ctx, d, engineID)
@@ -186,7 +187,7 @@ func (n *Node) openDrive(ctx context.Context, d *drive, engineID string, intende
 		err = &ipc.RemoteError{Code: ipc.CodeMismatch, Text: fmt.Sprintf("drive %s has %d extents of %d bytes, the journal says %d of %d",
 			j.Path, info.Extents, info.ExtentBytes, j.Extents, j.ExtentBytes)}
 	}
-	n.noteDrive(d, info, engineID, err)
+	n.noteDrive(d, info, engineID, told, err)
 	return err == nil
 }
 
@@ -196,10 +197,16 @@ func (n *Node) askOpenDrive(ctx context.Context, req ipc.DriveOpenRequest) (ipc.
 	return n.cfg.Engine.OpenDrive(ctx, req)
 }
 
-// noteDrive notes what came of opening d.
-func (n *Node) noteDrive(d *drive, info ipc.DriveInfo, engineID string, err error) {
+// noteDrive notes what came of opening d, which began when its loss had been told
+// of so often: what is told meanwhile is of what was opened just now.
+func (n *Node) noteDrive(d *drive, info ipc.DriveInfo, engineID string, told int, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if err == nil && d.told != told {
+		d.info, d.fence = info, engineID
+		n.lose(d, d.lost)
+		return
+	}
 	if err == nil {
 		d.info, d.state, d.why, d.lost, d.fence = info, DriveReady, "", "", engineID
 		n.kickLocked()

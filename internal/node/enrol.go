@@ -126,7 +126,7 @@ func (n *Node) enrol(ctx context.Context, req EnrollRequest, uuid string) (*driv
 // they were, it is enrolled; where they surely were not, it is forgotten.
 func (n *Node) resolveEnrolment(ctx context.Context, d *drive, engineID string) bool {
 	n.mu.Lock()
-	j := d.j
+	j, told := d.j, d.told
 	n.mu.Unlock()
 	info, err := n.askOpenDrive(ctx, ipc.DriveOpenRequest{Path: j.Path, Node: n.cfg.Store.NodeID(), UUID: j.UUID,
 		Epoch: firstEpoch, NewEpoch: firstEpoch, ForceForward: slices.Contains(n.cfg.ForceForward, j.Path)})
@@ -149,7 +149,7 @@ func (n *Node) resolveEnrolment(ctx context.Context, d *drive, engineID string) 
 	n.mu.Lock()
 	d.j, d.space = j, extent.NewAllocator(j.Extents)
 	n.mu.Unlock()
-	n.noteDrive(d, info, engineID, nil)
+	n.noteDrive(d, info, engineID, told, nil)
 	n.cfg.Log.Info("drive enrolled", "drive", j.Path, "uuid", j.UUID, "size_bytes", int64(j.Extents)*j.ExtentBytes)
 	return true
 }

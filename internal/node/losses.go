@@ -56,6 +56,7 @@ func (n *Node) lose(d *drive, why string) {
 		n.cfg.Log.Error("a drive may have lost completed writes: its leases are closed", "drive", d.j.Path, "error", why)
 	}
 	d.state, d.why, d.lost = DriveLost, why, why
+	d.told++
 	n.endLost()
 	n.kickLocked()
 }

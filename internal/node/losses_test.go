@@ -92,6 +92,32 @@ func TestLostDrive(t *testing.T) {
 	}
 }
 
+// TestLostWhileOpened: the answer to opening a drive is heeded after its loss was
+// told of, and was given before.
+func TestLostWhileOpened(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.up()
+		a := w.open(3, "/a")
+		w.n.mu.Lock()
+		d := w.n.drives[a.Pieces[0].Drive]
+		info, engine, told := d.info, d.fence, d.told
+		w.n.mu.Unlock()
+		w.e.With("/a", func(d *nodesim.Disk) { d.Hangs = true }) // so that it is not opened anew yet
+		w.e.Lose("/a", "it was reset")
+		time.Sleep(time.Second)
+		w.n.noteDrive(d, info, engine, told, nil)
+		if d := w.drive("/a"); d.State != DriveLost || d.StateWhy != "it was reset" {
+			t.Errorf("the drive is %s (%s)", d.State, d.StateWhy)
+		}
+		w.e.With("/a", func(d *nodesim.Disk) { d.Hangs = false })
+		time.Sleep(time.Minute)
+		w.lost(a.ID)
+		if d := w.drive("/a"); d.State != DriveReady {
+			t.Errorf("the drive is %s (%s)", d.State, d.StateWhy)
+		}
+	})
+}
+
 // TestLostDriveHangs: the key goes at once; until the drive is quiet its space is
 // kept, and it takes no lease.
 func TestLostDriveHangs(t *testing.T) {
