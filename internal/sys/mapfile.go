@@ -32,10 +32,17 @@ func MapStorage(fd int, off int64, size int, dax bool) ([]byte, error) {
 	return b, nil
 }
 
-// DirectAccess reports whether an open file is memory that is mapped as it is,
-// without a page cache (statx(2), STATX_ATTR_DAX, since Linux 5.8).
+// DirectAccess reports whether an open file of at least a page is memory that is
+// mapped as it is, without a page cache (statx(2), STATX_ATTR_DAX, since Linux
+// 5.8), and that holds what was stored without being asked to. Files of a virtual
+// machine's host (virtiofs, virtio-pmem) do not, although they are mapped so: the
+// host's page cache lies between (MAP_SYNC is refused there).
 func DirectAccess(fd int) bool {
 	var st unix.Statx_t
 	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, 0, &st)
-	return err == nil && st.Attributes_mask&st.Attributes&unix.STATX_ATTR_DAX != 0
+	if err != nil || st.Attributes_mask&st.Attributes&unix.STATX_ATTR_DAX == 0 {
+		return false
+	}
+	b, err := unix.Mmap(fd, 0, PageSize, unix.PROT_READ, unix.MAP_SHARED_VALIDATE|unix.MAP_SYNC)
+	return err == nil && Unmap(b) == nil
 }
