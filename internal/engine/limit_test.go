@@ -1,12 +1,14 @@
 package engine
 
 import (
+	"bytes"
 	"errors"
 	"testing"
 	"time"
 
 	"vacate/internal/ipc"
 	"vacate/internal/limit"
+	"vacate/internal/nbdclient"
 	"vacate/internal/volume"
 )
 
@@ -143,5 +145,36 @@ func TestLeaveLimited(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	if report := stop(); report.Reconnects != 0 || report.Resent != 0 {
 		t.Errorf("%v; the last break: %v", report.String(), report.LastBreak)
+	}
+}
+
+// TestGoneWhileLimited: what a client left behind that waits for its share is never
+// carried out: the client may have connected again, and written anew.
+func TestGoneWhileLimited(t *testing.T) {
+	h := newHost(t)
+	_, uuid := h.drive(h.dir)
+	req := request(0, uuid, 0)
+	socket := h.open(req)
+	fresh, _ := dial(t, socket, nbdclient.Options{})
+	gone, _ := dial(t, socket, nbdclient.Options{})
+	check(t, h.limit(req.Lease, limit.Limits{IOPS: 1, IOPSBurst: 1}))
+	check(t, fresh.WriteFlags(bytes.Repeat([]byte("new "), 1024), 4096, 0))
+	answered := make(chan error, 1)
+	go func() { answered <- gone.WriteFlags(bytes.Repeat([]byte("old "), 1024), 4096, 0) }()
+	time.Sleep(50 * time.Millisecond) // it has reached the volume, and waits there
+	gone.Abort()
+	if err := <-answered; err == nil {
+		t.Fatal("a write over the limit was answered")
+	}
+	began := time.Now()
+	eventually(t, "its connection to end", func() bool { return h.stats().Connections == 1 })
+	if took := time.Since(began); took > 500*time.Millisecond {
+		t.Errorf("its connection ended after %v, as if it had waited", took)
+	}
+	check(t, h.limit(req.Lease, limit.Limits{}))
+	got := make([]byte, 4096)
+	check(t, fresh.ReadFlags(got, 4096, 0))
+	if !bytes.Equal(got, bytes.Repeat([]byte("new "), 1024)) {
+		t.Errorf("the block holds %q…", got[:8])
 	}
 }

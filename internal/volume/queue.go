@@ -54,7 +54,8 @@ type queue struct {
 	late     bool        // it has stood behind one that waited
 	alarm    *time.Timer // rings the bell at due; nil until it is needed
 
-	delivered int // completions since the queue was made
+	quit      bool // nothing is begun any more
+	delivered int  // completions since the queue was made
 }
 
 // NewQueue returns a queue with bounce pages of its own. After Shut the error
@@ -223,11 +224,16 @@ func (q *queue) Fill() {
 	}
 }
 
+// Quit implements [blk.Quitter].
+func (q *queue) Quit() { q.quit = true }
+
 // advance looks at every op in line. V1: after Shut none is started any more.
 func (q *queue) advance() {
 	rest := q.line[:0]
 	for _, o := range q.line {
 		switch {
+		case q.quit:
+			o.finish(0, syscall.ECANCELED)
 		case q.gate.IsShut() && !plant.Is(plant.GateSkipped):
 			o.finish(0, syscall.ESHUTDOWN)
 		case o.turn():
@@ -245,6 +251,11 @@ func (q *queue) advance() {
 func (q *queue) start(r *blk.Request) bool {
 	if !r.InRange(q.size) {
 		q.refuse(r, syscall.EINVAL)
+		return true
+	}
+	if q.quit {
+		q.due = 0
+		q.refuse(r, syscall.ECANCELED)
 		return true
 	}
 	whole := r.Op == blk.OpFlush || aligned(r)

@@ -28,6 +28,7 @@
 //	V4: a bounce page is cleared when its request ends (L3).
 //	V5: a request that is over the limits waits at the head of its queue's backlog,
 //	    outside of the gate: closing waits for no limit.
+//	V6: once the owner of a queue has quit, nothing that waits there is started.
 package volume
 
 import (

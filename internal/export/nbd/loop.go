@@ -25,10 +25,15 @@ import (
 //	E2: it sleeps only when Reap(false) has just found nothing to do.
 //	E3: the connection ends with nothing in flight; but for a socket that takes
 //	    nothing any more, with everything answered.
+//	E4: once the client is known to be gone, nothing is begun for it any more. It may
+//	    have connected again, and what it writes there must not be overwritten.
 
 // transmit serves requests until the client leaves.
 func (c *conn) transmit() error {
 	err := c.serve()
+	if q, ok := c.queue.(blk.Quitter); ok {
+		q.Quit() // E4: nothing is in flight, or nobody to be answered
+	}
 	for c.inflight > 0 {
 		c.mustReap()
 	}
@@ -163,6 +168,9 @@ const (
 // of a request has come, if one can be taken; or there is room to send. It may
 // return early.
 func (c *conn) await(next next) error {
+	if c.hungUp && next == starved && c.over != nil {
+		return c.over
+	}
 	leaving := c.server.leaving.Load()
 	var window []byte
 	if next == starved && c.over == nil && !(leaving && c.head == c.tail) {
