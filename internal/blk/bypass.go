@@ -6,8 +6,12 @@ package blk
 type Bypasser interface {
 	Queue
 
-	// Bypass asks whether n bytes of a read may be answered so, and counts them as a
-	// read if they may. If not, the read is to be submitted, and will fare as it
-	// must there: the lease is closed, or has to wait for its share.
-	Bypass(n int64) bool
+	// Bypass asks whether a read may be answered so. If not, it is to be submitted,
+	// and will fare as it must there: the lease is closed, or has to wait for its
+	// share.
+	Bypass() bool
+
+	// Bypassed counts n bytes that were: as a read, or, unless alone, as a part of
+	// one of which other parts are submitted.
+	Bypassed(n int64, alone bool)
 }

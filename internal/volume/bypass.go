@@ -4,11 +4,12 @@ import "vacate/internal/blk"
 
 // Bypass implements [blk.Bypasser]. Where there are limits every read waits for its
 // share.
-func (q *queue) Bypass(n int64) bool {
-	if q.v.limiter.Load() != nil || q.gate.IsShut() {
-		return false
+func (q *queue) Bypass() bool { return q.v.limiter.Load() == nil && !q.gate.IsShut() }
+
+// Bypassed implements [blk.Bypasser]. It tells at once: no Submit or Reap may follow.
+func (q *queue) Bypassed(n int64, alone bool) {
+	if alone {
+		q.count.done[blk.OpRead].Add(1)
 	}
-	q.count.done[blk.OpRead].Add(1) // at once: no Submit or Reap may follow
 	q.count.readBytes.Add(uint64(n))
-	return true
 }

@@ -24,7 +24,8 @@ type memory struct {
 	fail    func(r *blk.Request) syscall.Errno // called under mu; nil: nothing fails
 	hang    chan struct{}                      // requests wait until it is closed; nil: none does
 
-	entered atomic.Int64 // requests that were carried out, or hang
+	entered  atomic.Int64 // requests that were carried out, or hang
+	bypassed atomic.Int64 // bytes of holes that were told
 
 	mu      sync.RWMutex
 	data    []byte
@@ -153,11 +154,13 @@ func (q *memoryQueue) Reap(wait bool) int {
 }
 
 // Bypass implements [blk.Bypasser]: a volume that fails, or hangs, has the last word.
-func (q *memoryQueue) Bypass(int64) bool {
+func (q *memoryQueue) Bypass() bool {
 	q.m.mu.RLock()
 	defer q.m.mu.RUnlock()
 	return q.m.fail == nil && q.m.hang == nil
 }
+
+func (q *memoryQueue) Bypassed(n int64, _ bool) { q.m.bypassed.Add(n) }
 
 func (q *memoryQueue) Close() error {
 	if len(q.waiting) > 0 {

@@ -85,6 +85,7 @@ func (c *conn) takeRead(r *request) bool {
 	runs := c.survey(r, r.off, r.length)
 	if len(runs) == 1 && !runs[0].data {
 		c.tally.count(r, false)
+		c.bypass.Bypassed(int64(r.length), true)
 		c.out.add(putHole(c.out.tail(c.tx), chunkDone, r.cookie, r.off, r.length))
 		return true
 	}
@@ -95,6 +96,9 @@ func (c *conn) takeRead(r *request) bool {
 	s := c.free[len(c.free)-1]
 	if !c.txUse.put(&s.place, size) {
 		return false
+	}
+	if holes := c.runs.holes; holes > 0 {
+		c.bypass.Bypassed(holes, false)
 	}
 	c.slot(r)
 	c.laid += size

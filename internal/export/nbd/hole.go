@@ -26,7 +26,7 @@ type runs struct {
 	most int // 1 ≤ most ≤ maxRuns: no request may need more slots than there are
 	left int64
 
-	holes int64 // bytes, of list[:n]
+	holes int64 // bytes, of what was surveyed last
 }
 
 func (u *runs) init(walk func(int64, int64, func(int64, int64, bool) bool), depth int) {
@@ -35,15 +35,17 @@ func (u *runs) init(walk func(int64, int64, func(int64, int64, bool) bool), dept
 
 // survey cuts length bytes at off, which r reads, into runs that tile them. That
 // is one, which is read, unless the client understands holes and the volume lets
-// them be told. They are good until the next call.
+// them be told. They are good until the next call. It counts nothing: where room is
+// wanting for the reply, it is called again.
 func (c *conn) survey(r *request, off uint64, length uint32) []run {
 	u := &c.runs
 	if u.walk != nil && c.bypass != nil && c.terms.structured && r.flags&cmdFlagDF == 0 {
 		u.cut(off, length)
-		if u.holes == 0 || c.bypass.Bypass(u.holes) {
+		if u.holes == 0 || c.bypass.Bypass() {
 			return u.list[:u.n]
 		}
 	}
+	u.holes = 0
 	u.list[0] = run{length: length, data: true}
 	return u.list[:1]
 }

@@ -163,9 +163,13 @@ func (c *conn) layPieces(r *request, off uint64) {
 	end := r.off + uint64(r.length)
 	for off < end {
 		length := uint32(min(end-off, blk.MaxTransfer))
-		for _, u := range c.survey(r, off, length) {
+		runs := c.survey(r, off, length)
+		for _, u := range runs {
 			if !c.layPiece(r, off, u) {
 				return
+			}
+			if !u.data {
+				c.bypass.Bypassed(int64(u.length), len(runs) == 1)
 			}
 			off += uint64(u.length)
 		}

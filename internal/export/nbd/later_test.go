@@ -108,7 +108,9 @@ func (q *laterQueue) Pending(w *blk.Wait) {
 	}
 }
 
-func (q *laterQueue) Bypass(int64) bool { return true }
+func (q *laterQueue) Bypass() bool { return true }
+
+func (q *laterQueue) Bypassed(n int64, _ bool) { q.v.bypassed.Add(n) }
 
 func (q *laterQueue) Close() error {
 	if q.inFlight > 0 {
@@ -280,6 +282,32 @@ func TestHungUpInFlight(t *testing.T) {
 		close(v.release)
 		eventually(t, "the connection has ended", func() bool { return s.Stats().Connections == 0 })
 		v.release = make(chan struct{})
+	}
+}
+
+// TestHolesAreCountedOnce: also those of reads that had to wait for room, and of one
+// that goes alone.
+func TestHolesAreCountedOnce(t *testing.T) {
+	const size, reads = 128 << 10, 32
+	v := newLater(4 << 20)
+	v.mark(0, 4<<20, true)
+	for off := int64(0); off < 4<<20; off += size {
+		v.mark(off, blk.BlockSize, false)
+	}
+	c := rawConnect(t, alone(t, v.config()))
+	c.enterStructured()
+	want := int64(0)
+	for _, n := range []int{size, 1 << 20} {
+		for i := range reads {
+			c.write(command(0, cmdRead, uint64(i), 0, uint32(n)))
+		}
+		for range reads * n / size {
+			c.read(holeChunkSize + dataChunkSize + size - blk.BlockSize)
+			want += blk.BlockSize
+		}
+	}
+	if got := v.bypassed.Load(); got != want {
+		t.Errorf("%d bytes of holes were counted, %d were told", got, want)
 	}
 }
 
