@@ -39,6 +39,6 @@
 //	    are memory of package mem, and in the kernel's socket buffers.
 //	N2: the receive buffer holds payload only of requests that are not complete.
 //	N3: the send buffer holds data only from a read's submission until its reply
-//	    was sent.
+//	    was sent, or nobody takes it any more.
 //	N4: a connection's buffers go back only when no request is in flight.
 package nbd

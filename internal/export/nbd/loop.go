@@ -34,10 +34,10 @@ func (c *conn) transmit() error {
 	if q, ok := c.queue.(blk.Quitter); ok {
 		q.Quit() // E4: nothing is in flight, or nobody to be answered
 	}
-	for c.inflight > 0 {
+	// What is done is cleared before the rest is waited for: a drive may hang (N3).
+	for c.discard(); c.inflight > 0; c.discard() {
 		c.mustReap()
 	}
-	c.discard()
 	return err
 }
 
