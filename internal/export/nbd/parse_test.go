@@ -24,8 +24,8 @@ func TestVerdictTextsFit(t *testing.T) {
 		}
 	}
 	for value := range uint32(128) {
-		if n := len(errorText(value)); n > smallReply-chunkSize-6-8 {
-			t.Errorf("text of error %d has %d bytes, and its reply does not fit %d", value, n, smallReply)
+		if n := len(errorText(value)); n == 0 || n > smallReply-chunkSize-6-8 {
+			t.Errorf("text of error %d has %d bytes, want some, in a reply that fits %d", value, n, smallReply)
 		}
 	}
 }
@@ -101,34 +101,45 @@ func FuzzServer(f *testing.F) {
 	f.Add(true, command(0, cmdWrite, 2, 0, 300<<10))
 	f.Add(true, slices.Concat(command(0, cmdWriteZeroes, 2, 0, 1<<20), command(0, cmdTrim, 4, 1, 1), command(0, cmdFlush, 3, 0, 0)))
 	f.Add(true, bytes.Repeat(read, 200))
-	m := newMemory(1 << 20)
-	s := alone(f, m.config())
+	m, later := newMemory(1<<20), newMemory(1<<20)
+	later.async = true
+	cfg := later.config()
+	cfg.Export = newAnnounced(f, later)
+	servers := []*Server{alone(f, m.config()), alone(f, cfg)}
 	f.Fuzz(func(t *testing.T, entered bool, stream []byte) {
-		c := connect(t, s)
-		if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		if entered {
-			stream = slices.Concat(hexBytes("00000003"), option(optStructuredReply, nil),
-				option(optSetMetaContext, hexBytes("00000000 00000001 0000000f 626173653a616c6c6f636174696f6e")),
-				option(optGo, make([]byte, 6)), stream)
-		}
-		go func() {
-			_, _ = c.Write(stream) // the server may cut it off
-			_ = c.(*net.UnixConn).CloseWrite()
-		}()
-		got, err := io.ReadAll(c)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatal("the server hangs")
-		}
-		if len(got) < 18 {
-			t.Fatalf("%d bytes, want at least the greeting", len(got))
-		}
-		checkReplies(t, got[18:], entered)
-		if err := c.Close(); err != nil {
-			t.Fatal(err)
+		for _, s := range servers {
+			converse(t, s, entered, stream)
 		}
 	})
+}
+
+// converse plays stream, and checks that what comes back are replies, and that the
+// connection ends.
+func converse(t *testing.T, s *Server, entered bool, stream []byte) {
+	c := connect(t, s)
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if entered {
+		stream = slices.Concat(hexBytes("00000003"), option(optStructuredReply, nil),
+			option(optSetMetaContext, hexBytes("00000000 00000001 0000000f 626173653a616c6c6f636174696f6e")),
+			option(optGo, make([]byte, 6)), stream)
+	}
+	go func() {
+		_, _ = c.Write(stream) // the server may cut it off
+		_ = c.(*net.UnixConn).CloseWrite()
+	}()
+	got, err := io.ReadAll(c)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal("the server hangs")
+	}
+	if len(got) < 18 {
+		t.Fatalf("%d bytes, want at least the greeting", len(got))
+	}
+	checkReplies(t, got[18:], entered)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // checkReplies checks that b is made of replies. A stream cut off by the end of

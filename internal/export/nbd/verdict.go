@@ -127,11 +127,8 @@ func errorValue(errno syscall.Errno) uint32 {
 
 // errorText is what a client is told beside an error value.
 func errorText(value uint32) string {
-	switch value {
-	case nbdESHUTDOWN:
+	if value == nbdESHUTDOWN {
 		return "the lease of this volume is closed"
-	case nbdEIO:
-		return "the volume's drive did not carry out the request"
 	}
-	return ""
+	return "the volume's drive did not carry out the request"
 }
