@@ -49,6 +49,18 @@ func useDrive(w world) error {
 	if n, errno := sys.Pread(fd, b[4096:8192], 4096); n != 4096 || errno != 0 || !bytes.HasPrefix(b[4096:], []byte("vacate")) {
 		return fmt.Errorf("pread: %d bytes, %v", n, errno)
 	}
+	// As the engine "mmap" does, and what comes after a fault in a cipher call.
+	area, err := sys.MapStorage(fd, 4096, 4096, false)
+	if err != nil {
+		return err
+	}
+	if !bytes.HasPrefix(area, []byte("vacate")) {
+		return errors.New("what was written is not in the mapping")
+	}
+	if err := sys.Unmap(area); err != nil {
+		return err
+	}
+	sys.OverwriteSignalFrame()
 	if _, err := sys.FileSystem(fd); err != nil {
 		return err
 	}
