@@ -67,7 +67,13 @@ func TestL1ShutStress(t *testing.T) {
 		shared := sharedBlocks(1<<30, 4)
 		stress(t, l, 4, func(id int, q blk.Queue, rng *rand.Rand) error {
 			if id == 3 { // all queues are there
-				time.AfterFunc(5*time.Millisecond, l.Shut)
+				time.AfterFunc(5*time.Millisecond, func() {
+					close(stop)
+					<-stopped
+					l.SetLimits(volume.Limits{Bytes: 1, BytesBurst: 1}) // for hours
+					time.Sleep(time.Millisecond)
+					l.Shut()
+				})
 			}
 			err := shared(id, q, rng)
 			if errors.Is(err, syscall.ESHUTDOWN) {
@@ -75,8 +81,6 @@ func TestL1ShutStress(t *testing.T) {
 			}
 			return err
 		})
-		close(stop)
-		<-stopped
 		if !drained(l.Volume) {
 			t.Fatal("everything has ended, and the gate has not drained")
 		}
