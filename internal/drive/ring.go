@@ -29,6 +29,12 @@ import (
 // wait. A ring of this size takes 16 KiB of the kernel's memory.
 const ringRoom = 128
 
+// Of what the kernel has completed a Reap delivers so much at once, at least one.
+const (
+	portion      = 16
+	portionBytes = 256 << 10
+)
+
 // A ringQueue is a [blk.Queue] of the engine "io_uring".
 //
 // Invariants:
@@ -177,19 +183,29 @@ func (q *ringQueue) Reap(wait bool) (n int) {
 //
 // One look at the drive serves for all that had been completed before it (W1);
 // what comes meanwhile is looked at by itself.
+//
+// It stops at portion requests, or their worth in bytes: the drive completes in
+// bursts, and the owner is to answer some, and submit what comes for them, before
+// it goes on with the rest.
 func (q *ringQueue) deliver() (n int) {
 	q.seen = 0
 	if ready := q.ring.Ready(); ready > 1 && q.d.guarded && q.d.intact() {
 		q.seen = ready
 	}
-	for c, ok := q.ring.Next(); ok; c, ok = q.ring.Next() {
+	for bytes := 0; n < portion && bytes < portionBytes; {
+		c, ok := q.ring.Next()
+		if !ok {
+			break
+		}
 		// A completion may reap, too: then less is left of what was looked after.
 		q.vouched = q.seen > 0
 		q.seen = max(q.seen-1, 0)
+		bytes += c.N
 		if q.settle(uint32(c.ID), int64(c.N), c.Errno) {
 			n++
 		}
 	}
+	q.vouched = false
 	return n
 }
 

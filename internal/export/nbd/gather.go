@@ -21,7 +21,7 @@ func (c *conn) gather() next {
 	if !c.out.empty() {
 		return held
 	}
-	for c.laid < batchData {
+	for c.laid < batchData && c.taken < batchRequests {
 		b := c.rx[c.head:c.tail]
 		if len(b) < requestSize {
 			return starved
