@@ -69,12 +69,12 @@ func (e *Engine) openDrive(ctx context.Context, req *ipc.DriveOpenRequest) (*ipc
 			Node: node, UUID: uuid, Epoch: req.Epoch, NewEpoch: req.NewEpoch, ForceForward: req.ForceForward,
 			Engine: e.cfg.Drives, FenceWait: e.cfg.FenceWait,
 		})
-		e.settleDrive(uuid.String(), d, opened)
+		opening := e.settleDrive(uuid.String(), d, opened)
 		if err != nil {
 			return nil, coded(barred(e.cfg.Sandbox, req.Path, err))
 		}
 		info := driveInfo(opened.Info())
-		info.Epoch = req.NewEpoch // Info is of when it was opened first
+		info.Epoch, info.Opening = req.NewEpoch, opening // Info is of when it was opened first
 		return &info, nil
 	})
 }

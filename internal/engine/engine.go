@@ -91,6 +91,7 @@ type Engine struct {
 	leases  map[string]*tenancy // by id: everything that holds a slot and extents
 	ready   map[string]*tenancy // those of leases whose opening has succeeded
 	losses  losses
+	opened  uint64  // the number of the last opening of a drive; no engine before this one has reached it
 	ended   endings // leases that are gone, while they are remembered
 	leaving bool    // no lease comes back any more
 }
@@ -109,6 +110,7 @@ func New(cfg Config) *Engine {
 		leases: map[string]*tenancy{},
 		ready:  map[string]*tenancy{},
 		losses: losses{seen: cfg.Generation<<32 + 1, news: make(chan struct{})},
+		opened: cfg.Generation << 32,
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	return e
@@ -127,6 +129,7 @@ func (e *Engine) at(p fail.Point) {
 // it has a record in the table, it is open or looked for.
 type openDrive struct {
 	drive   *drive.Drive // nil while it is not open
+	opening uint64       // its number
 	busy    bool         // one call, or a search, is opening, renewing or closing it, and may change drive and rec
 	closing bool         // that call is closing it
 

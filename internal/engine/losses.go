@@ -79,7 +79,7 @@ func (e *Engine) awaitLosses(ctx context.Context, seen uint64) (*ipc.Losses, err
 		lost := []ipc.DriveLoss{}
 		for uuid, d := range e.drives {
 			if d.drive != nil && d.drive.Loss() != "" {
-				lost = append(lost, ipc.DriveLoss{UUID: uuid, Why: d.drive.Loss()})
+				lost = append(lost, ipc.DriveLoss{UUID: uuid, Opening: d.opening, Why: d.drive.Loss()})
 			}
 		}
 		e.mu.Unlock()

@@ -76,6 +76,7 @@ func TestLostWhileNobodyWatched(t *testing.T) {
 
 	h.crash()()
 	was := h.noted(lost, func(r *volatile.DriveRecord) { r.Watched = [16]byte{1, 2, 3} })
+	opening := uint64(0)
 	for range 2 { // the next one, and the one after it
 		h.takeOver()
 		l, err := h.lossesSince(t.Context(), none.Seen)
@@ -85,6 +86,10 @@ func TestLostWhileNobodyWatched(t *testing.T) {
 		if err != nil || len(l.Drives) != 1 || l.Drives[0].UUID != lost || !strings.Contains(l.Drives[0].Why, "now it cannot be") {
 			t.Fatalf("losses: %+v, %v", l, err)
 		}
+		if was := opening; l.Drives[0].Opening <= was {
+			t.Errorf("the number of the opening is %#x after %#x", l.Drives[0].Opening, was)
+		}
+		opening = l.Drives[0].Opening
 		if rec := h.noted(lost, nil); rec.Watched != was.Watched {
 			t.Errorf("the record of a lost drive has changed: %+v", rec)
 		}
@@ -125,8 +130,12 @@ func TestLostWhileNobodyWatched(t *testing.T) {
 	if _, err := h.closeDriveByID(lost); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.openDriveAt(path, lost, 1, 2); err != nil {
+	info, err := h.openDriveAt(path, lost, 1, 2)
+	if err != nil {
 		t.Fatalf("opening the drive anew: %v", err)
+	}
+	if info.Opening <= opening {
+		t.Errorf("opened anew it has the number %#x, and %#x when it was lost", info.Opening, opening)
 	}
 	c, _ := dial(t, h.open(request(1, lost, 0)), nbdclient.Options{})
 	if _, err := c.ReadAt(make([]byte, 4096), 4096); err != nil {

@@ -148,11 +148,12 @@ func (e *Engine) interrupt(ctx context.Context, uuid string, d *openDrive) error
 	return err
 }
 
-// settleDrive ends what reserveDrive began.
-func (e *Engine) settleDrive(uuid string, d *openDrive, now *drive.Drive) {
+// settleDrive ends what reserveDrive began, and returns the number of the opening.
+func (e *Engine) settleDrive(uuid string, d *openDrive, now *drive.Drive) uint64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.settle(uuid, d, now)
+	return d.opening
 }
 
 // settle makes d what it is now: an open drive, of which its leases are told; or
@@ -164,6 +165,8 @@ func (e *Engine) settle(uuid string, d *openDrive, now *drive.Drive) {
 	d.busy, d.closing, d.drive = false, false, now
 	switch {
 	case news:
+		e.opened++
+		d.opening = e.opened
 		e.watchFor(uuid, now)
 		e.hasFence(uuid)
 	case now != nil, d.waiting > 0, e.ctx.Err() != nil:

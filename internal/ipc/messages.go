@@ -106,8 +106,9 @@ type Losses struct {
 
 // A DriveLoss says how.
 type DriveLoss struct {
-	UUID string `json:"uuid"`
-	Why  string `json:"why"` // for people
+	UUID    string `json:"uuid"`
+	Opening uint64 `json:"opening,omitempty"` // as in DriveInfo: of an earlier one, it is past
+	Why     string `json:"why"`               // for people
 }
 
 // DriveCloseRequest gives up a drive without leases.
@@ -134,6 +135,7 @@ type DriveInfo struct {
 	ExtentBytes   int64    `json:"extentBytes"` // bytes
 	Extents       uint32   `json:"extents"`
 	Epoch         uint64   `json:"epoch"`
+	Opening       uint64   `json:"opening,omitempty"`  // greater each time that a drive is opened, by this engine and the next; 0: it is not said
 	Repaired      []string `json:"repaired,omitempty"` // superblock copies that were mended
 }
 

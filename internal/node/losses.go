@@ -44,7 +44,8 @@ func (n *Node) noteLosses(l ipc.Losses) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, loss := range l.Drives {
-		if d := n.drives[loss.UUID]; d != nil {
+		// What has come late may be of a drive that was opened anew since.
+		if d := n.drives[loss.UUID]; d != nil && loss.Opening >= d.info.Opening {
 			n.lose(d, loss.Why)
 		}
 	}

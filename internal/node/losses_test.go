@@ -118,6 +118,25 @@ func TestLostWhileOpened(t *testing.T) {
 	})
 }
 
+// TestLostBefore: news of a loss that come when the drive was opened anew end no
+// lease.
+func TestLostBefore(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.up()
+		a := w.open(3, "/a")
+		uuid := a.Pieces[0].Drive
+		w.n.mu.Lock()
+		w.n.drives[uuid].info.Opening = 1<<32 + 7
+		w.n.mu.Unlock()
+		w.n.noteLosses(ipc.Losses{Seen: 2, Drives: []ipc.DriveLoss{{UUID: uuid, Opening: 1<<32 + 6, Why: "it was reset"}}})
+		time.Sleep(time.Second)
+		w.expect(a.ID, lease.Open, "", lease.Held)
+		w.n.noteLosses(ipc.Losses{Seen: 3, Drives: []ipc.DriveLoss{{UUID: uuid, Opening: 1<<32 + 7, Why: "it was reset"}}})
+		time.Sleep(time.Minute)
+		w.lost(a.ID)
+	})
+}
+
 // TestLostDriveHangs: the key goes at once; until the drive is quiet its space is
 // kept, and it takes no lease.
 func TestLostDriveHangs(t *testing.T) {
