@@ -155,7 +155,7 @@ func assemble(k Keeper, f Files, s Settings, log *slog.Logger) (*Engine, error) 
 
 // bufferProbe is about what one connection needs: see whether that much can be
 // locked, beside the keys.
-const bufferProbe = 2 << 20
+const bufferProbe = 3 << 20
 
 // probeLock finds out whether buffers can be locked. Where they must be and
 // cannot, the engine does not start.

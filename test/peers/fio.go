@@ -36,13 +36,13 @@ func rawOn(dir string, size int64) (string, error) {
 	return path, err
 }
 
-// on returns the measurement on the raw file of a folder, from the client's core.
-func (f fio) on(w *world, dir string) (func(round int) (sample, error), error) {
+// on returns the measurement on the raw file of a folder, from one of the cores.
+func (f fio) on(w *world, dir string, cores *cpuSet) (func(round int) (sample, error), error) {
 	path, err := rawOn(dir, w.o.size)
 	if err != nil {
 		return nil, err
 	}
-	core := w.cores.client.list()[0]
+	core := cores.list()[0]
 	return func(round int) (sample, error) {
 		span := w.o.span
 		if round < 0 {

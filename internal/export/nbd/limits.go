@@ -21,11 +21,11 @@ const (
 	preferredBlock = blk.BlockSize
 
 	// rxSize and txSize are the two buffers of a connection, in bytes. Either
-	// takes four requests of 128 KiB, or two of MaxTransfer, and their headers.
+	// takes eight requests of 128 KiB, or four of MaxTransfer, and their headers.
 	// Behind txSize there is room for smallReplies replies without data beside one
 	// for each request in flight.
-	rxSize       = 512<<10 + 4096
-	txSize       = 512<<10 + 4096
+	rxSize       = 1<<20 + 4096
+	txSize       = 1<<20 + 4096
 	smallReplies = 64
 
 	// batchData is how many bytes of replies with data are worth a submission,

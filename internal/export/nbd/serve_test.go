@@ -162,7 +162,7 @@ func TestBlockStatus(t *testing.T) {
 // TestFailures lets the volume fail, at once and in the middle of a large
 // request; the connection goes on wherever the protocol can tell it.
 func TestFailures(t *testing.T) {
-	const at = 600 << 10 // in the third piece of MaxTransfer
+	const at = 1624 << 10 // in the seventh piece of MaxTransfer, behind what the send buffer takes at once
 	tests := []struct {
 		errno, want syscall.Errno
 	}{
@@ -178,7 +178,7 @@ func TestFailures(t *testing.T) {
 	}
 	for _, mode := range modes {
 		t.Run(mode.name, func(t *testing.T) {
-			m := newMemory(2 << 20)
+			m := newMemory(4 << 20)
 			m.async = mode.async
 			var errno syscall.Errno
 			m.fail = func(r *blk.Request) syscall.Errno {
@@ -195,9 +195,9 @@ func TestFailures(t *testing.T) {
 					"read":        c.ReadFlags(make([]byte, 4096), at, 0),
 					"large read":  c.ReadFlags(make([]byte, 512<<10), at&^4095, 0),
 					"write":       c.WriteFlags(make([]byte, 4096), at, 0),
-					"large write": c.WriteFlags(make([]byte, 1<<20), 0, 0),
-					"zero":        c.Zero(0, 1<<20, 0),
-					"trim":        c.Trim(0, 1<<20, 0),
+					"large write": c.WriteFlags(make([]byte, 2<<20), 0, 0),
+					"zero":        c.Zero(0, 2<<20, 0),
+					"trim":        c.Trim(0, 2<<20, 0),
 					"flush":       c.Flush(),
 				}
 				for name, err := range calls {
@@ -211,7 +211,7 @@ func TestFailures(t *testing.T) {
 			}
 
 			m.with(func() { errno = syscall.EIO })
-			err := c.ReadFlags(make([]byte, 1<<20), 0, 0)
+			err := c.ReadFlags(make([]byte, 2<<20), 0, 0)
 			var failed *nbdclient.Error
 			if mode.options.SimpleReplies {
 				if err == nil || errors.As(err, &failed) {
@@ -219,8 +219,8 @@ func TestFailures(t *testing.T) {
 				}
 				return
 			}
-			if !errors.As(err, &failed) || failed.Errno != syscall.EIO || failed.At != 512<<10 {
-				t.Errorf("read that fails in its third piece: error %v, want EIO at %d", err, 512<<10)
+			if !errors.As(err, &failed) || failed.Errno != syscall.EIO || failed.At != 1536<<10 {
+				t.Errorf("read that fails in its seventh piece: error %v, want EIO at %d", err, 1536<<10)
 			}
 			if err := c.ReadFlags(make([]byte, 4096), 0, 0); err != nil {
 				t.Errorf("read after it: %v", err)
