@@ -41,22 +41,48 @@ func newLimiter(l Limits, old *limiter, now int64) *limiter {
 	return n
 }
 
-// reserve takes r's share, as if r had come at the time since, and returns when
-// r is due (both CLOCK_MONOTONIC, ns). A flush takes none, and is due at once.
-func (l *limiter) reserve(r *blk.Request, since int64) (due int64) {
-	due = math.MinInt64
-	switch r.Op {
-	case blk.OpFlush:
-		return due
-	case blk.OpRead, blk.OpWrite:
-		if l.bytes.rate != 0 {
-			due = l.bytes.reserve(uint64(r.Len), since)
-		}
+// A share is what a request takes of either bucket, in ns.
+type share struct{ requests, bytes int64 }
+
+// share returns what r takes. A flush takes nothing.
+func (l *limiter) share(r *blk.Request) (s share) {
+	if l.requests.rate != 0 && r.Op != blk.OpFlush {
+		s.requests = l.requests.time(1)
 	}
-	if l.requests.rate != 0 {
-		due = max(due, l.requests.reserve(1, since))
+	if l.bytes.rate != 0 && (r.Op == blk.OpRead || r.Op == blk.OpWrite) {
+		s.bytes = l.bytes.time(uint64(r.Len))
+	}
+	return s
+}
+
+// reserve takes a share, as if it were asked for at the time since, and returns
+// when it is due (both CLOCK_MONOTONIC, ns). Nothing is due at once.
+func (l *limiter) reserve(s share, since int64) (due int64) {
+	due = math.MinInt64
+	if s.requests != 0 {
+		due = l.requests.reserve(s.requests, since)
+	}
+	if s.bytes != 0 {
+		due = max(due, l.bytes.reserve(s.bytes, since))
 	}
 	return due
+}
+
+// await notes that a share was reserved and is not due yet.
+func (l *limiter) await(s share) {
+	l.requests.waiting.Add(s.requests)
+	l.bytes.waiting.Add(s.bytes)
+}
+
+// awaited undoes await.
+func (l *limiter) awaited(s share) { l.await(share{-s.requests, -s.bytes}) }
+
+// forgo gives back a share that is not due yet. Who has reserved since waits no
+// shorter for it; who comes does.
+func (l *limiter) forgo(s share) {
+	l.requests.full.Add(-s.requests)
+	l.bytes.full.Add(-s.bytes)
+	l.awaited(s)
 }
 
 // A bucket holds burst units (requests, bytes) when it is full, and gains rate
@@ -64,11 +90,12 @@ func (l *limiter) reserve(r *blk.Request, since int64) (due int64) {
 // it is then due when the bucket has gained the rest, and what is more than burst
 // is due when the bucket is full.
 type bucket struct {
-	rate, burst uint64 // rate 0: no bucket
-	depth       int64  // ns: what it takes to fill it
+	rate  uint64 // 0: no bucket
+	depth int64  // ns: what it takes to fill it
 
-	full atomic.Int64 // CLOCK_MONOTONIC, ns: when it will be full, if nothing more is taken
-	_    [64]byte
+	full    atomic.Int64 // CLOCK_MONOTONIC, ns: when it will be full, if nothing more is taken
+	waiting atomic.Int64 // ns: how much of that is of requests that are not due yet
+	_       [64]byte
 }
 
 // init makes a bucket that is full. A burst of 0 is one second's worth, at least
@@ -77,23 +104,25 @@ func (b *bucket) init(rate, burst, least uint64) {
 	if burst == 0 {
 		burst = max(rate, least)
 	}
-	b.rate, b.burst = rate, burst
+	b.rate = rate
 	if rate != 0 {
 		b.depth = b.time(burst)
 	}
 	b.full.Store(math.MinInt64 / 2)
 }
 
-// follow makes b hold what old holds at now, as far as there is room for it.
-// Where old had no limit, b stays full.
+// follow makes b hold what old holds at now, as far as there is room for it. Who
+// waits reserves again here: what was reserved for it there counts for nothing, or
+// limits that change again and again would let nobody through. Where old had no
+// limit, b stays full.
 func (b *bucket) follow(old *bucket, now int64) {
 	if b.rate == 0 || old.rate == 0 {
 		return
 	}
-	lacks := min(max(old.full.Load()-now, 0), old.depth)
-	hi, lo := bits.Mul64(uint64(lacks), old.rate)
-	units, _ := bits.Div64(hi, lo, second) // hi < second: it is at most burst × second
-	b.full.Store(now + b.time(min(units, b.burst)))
+	waiting := old.waiting.Load() // first: what is reserved meanwhile was granted
+	lacks := min(max(old.full.Load()-waiting-now, 0), old.depth)
+	// In ns of either rate: a request or a byte is too much to round by.
+	b.full.Store(now + min(scale(uint64(lacks), old.rate, b.rate), b.depth))
 }
 
 const second = 1e9 // ns
@@ -102,17 +131,20 @@ const second = 1e9 // ns
 const forever = 1 << 60
 
 // time returns how long it takes to gain units, in ns, at most forever.
-func (b *bucket) time(units uint64) int64 {
-	hi, lo := bits.Mul64(units, second)
-	if hi >= b.rate {
+func (b *bucket) time(units uint64) int64 { return scale(units, second, b.rate) }
+
+// scale returns n × by / per, at most forever. REQUIRES: per > 0.
+func scale(n, by, per uint64) int64 {
+	hi, lo := bits.Mul64(n, by)
+	if hi >= per {
 		return forever
 	}
-	ns, _ := bits.Div64(hi, lo, b.rate)
-	return int64(min(ns, forever))
+	q, _ := bits.Div64(hi, lo, per)
+	return int64(min(q, forever))
 }
 
-func (b *bucket) reserve(units uint64, since int64) (due int64) {
-	takes := b.time(units)
+// reserve takes what the bucket gains in takes ns, and returns when that is due.
+func (b *bucket) reserve(takes, since int64) (due int64) {
 	for {
 		old := b.full.Load()
 		full := max(old, since) + takes
@@ -142,15 +174,31 @@ func (q *queue) pay(r *blk.Request) bool {
 		if q.late {
 			since -= slack
 		}
-		q.payer, q.reserved = l, l.reserve(r, since)
+		q.payer, q.due, q.share = l, 0, l.share(r)
+		q.reserved = l.reserve(q.share, since)
 	} else {
 		waited = true
 	}
 	if q.reserved > now {
-		q.due = q.reserved
+		if q.due == 0 {
+			q.due = q.reserved
+			l.await(q.share)
+		}
 		return false
+	}
+	if q.due != 0 {
+		l.awaited(q.share)
 	}
 	// What stands behind one that was woken late has been waiting too.
 	q.payer, q.due, q.late = nil, 0, waited && q.backlog.Len() > 1
 	return true
+}
+
+// forgo gives up what the oldest request of the backlog has reserved, if it waits
+// for that.
+func (q *queue) forgo() {
+	if q.due != 0 {
+		q.payer.forgo(q.share)
+		q.payer, q.due = nil, 0
+	}
 }

@@ -36,7 +36,7 @@ func TestBucketModel(t *testing.T) {
 				now += rng.Int64N(2*b.depth + 2)
 			}
 			units := 1 + rng.Uint64N(2*burst)
-			due := b.reserve(units, now)
+			due := b.reserve(b.time(units), now)
 			// Times are whole nanoseconds: what one is worth, for each request so far.
 			slip := 1e-6*float64(units+burst) + 600*float64(rate)/second
 			if late := due - now; late > 0 {
@@ -61,7 +61,7 @@ func TestLimiterTurns(t *testing.T) {
 	const rate = 100 << 20
 	l := newLimiter(Limits{Bytes: rate, BytesBurst: blk.MaxTransfer}, nil, 0)
 	long, short := &blk.Request{Op: blk.OpWrite, Len: blk.MaxTransfer}, &blk.Request{Op: blk.OpRead, Len: blk.BlockSize}
-	due := map[*blk.Request]int64{long: l.reserve(long, 0), short: l.reserve(short, 0)}
+	due := map[*blk.Request]int64{long: l.reserve(l.share(long), 0), short: l.reserve(l.share(short), 0)}
 	turns := make(map[*blk.Request]int64)
 	now := int64(0)
 	for now < 10*second {
@@ -71,7 +71,7 @@ func TestLimiterTurns(t *testing.T) {
 		}
 		now = max(now, due[r])
 		turns[r]++
-		due[r] = l.reserve(r, now)
+		due[r] = l.reserve(l.share(r), now)
 	}
 	if d := turns[long] - turns[short]; d < -1 || d > 1 {
 		t.Errorf("%d turns of long requests, %d of short ones", turns[long], turns[short])
@@ -96,7 +96,7 @@ func TestLimiterCounts(t *testing.T) {
 	} {
 		const now = 5
 		l := newLimiter(Limits{IOPS: 1, Bytes: 100}, nil, now)
-		l.reserve(&tt.r, now)
+		l.reserve(l.share(&tt.r), now)
 		for what, b := range map[string]struct {
 			*bucket
 			takes int64
@@ -130,11 +130,11 @@ func TestLimiterFollows(t *testing.T) {
 	} {
 		old := newLimiter(tt.old, nil, now)
 		for range tt.used {
-			old.reserve(r, now)
+			old.reserve(old.share(r), now)
 		}
 		l := newLimiter(tt.next, old, now)
 		got := 0
-		for l.reserve(r, now) <= now {
+		for l.reserve(l.share(r), now) <= now {
 			got++
 		}
 		if got != tt.requests {
@@ -153,7 +153,7 @@ func TestLimiterExtremes(t *testing.T) {
 			l := newLimiter(limits, newLimiter(limits, nil, 1<<50), 1<<50)
 			last := int64(math.MinInt64)
 			for i := range 1000 {
-				due := l.reserve(r, 1<<50)
+				due := l.reserve(l.share(r), 1<<50)
 				if due < last || due > 1<<50+int64(i+1)*blk.MaxTransfer*second {
 					t.Fatalf("%+v: request %d is due at %d, the one before at %d", limits, i, due, last)
 				}

@@ -232,6 +232,31 @@ func TestLimitsChangeWhileWaiting(t *testing.T) {
 	closeAll(t, c.q)
 }
 
+// TestLimitsChangeAgain: limits that change sooner than anybody's time comes let as
+// much through as if they did not.
+func TestLimitsChangeAgain(t *testing.T) {
+	v := newLease(t, newRAM(4<<20), 1).Volume
+	v.SetLimits(volume.Limits{IOPS: 10, IOPSBurst: 1})
+	one, two := newClient(t, v, blk.OpRead, blk.BlockSize, 2), newClient(t, v, blk.OpRead, blk.BlockSize, 2)
+	began := time.Now()
+	for i := uint64(0); one.done+two.done < 11; i++ {
+		for _, c := range []*client{one, two} {
+			c.submit()
+			c.q.Reap(false)
+		}
+		time.Sleep(5 * time.Millisecond)
+		v.SetLimits(volume.Limits{IOPS: 10, IOPSBurst: 1, Bytes: 1<<40 + i})
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("%d requests in 10 s, at 10/s", one.done+two.done)
+		}
+	}
+	if took := time.Since(began); took < 900*time.Millisecond {
+		t.Errorf("11 requests took %v, at 10/s", took)
+	}
+	one.finish(t, v)
+	two.finish(t, v)
+}
+
 // TestL1ShutWhileLimited: what waits for its time when the gate is shut is never
 // started, nobody waits for it, and who waits in Reap is woken.
 func TestL1ShutWhileLimited(t *testing.T) {

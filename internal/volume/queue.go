@@ -49,6 +49,7 @@ type queue struct {
 
 	// Of the oldest request in the backlog; see pay.
 	payer    *limiter    // where it has reserved its share, or nil
+	share    share       // that
 	reserved int64       // when it is due there, CLOCK_MONOTONIC in ns
 	due      int64       // reserved, if it waits for that time; else 0
 	late     bool        // it has stood behind one that waited
@@ -254,7 +255,7 @@ func (q *queue) start(r *blk.Request) bool {
 		return true
 	}
 	if q.quit {
-		q.due = 0
+		q.forgo()
 		q.refuse(r, syscall.ECANCELED)
 		return true
 	}

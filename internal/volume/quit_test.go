@@ -3,6 +3,7 @@ package volume_test
 import (
 	"syscall"
 	"testing"
+	"time"
 
 	"vacate/internal/blk"
 	"vacate/internal/sim"
@@ -75,4 +76,30 @@ func TestQuitInLine(t *testing.T) {
 		t.Error(err)
 	}
 	closeAll(t, one, two)
+}
+
+// TestQuitGivesBack: what was reserved for requests that were never begun is there for
+// others: a client that comes and goes does not use the share of its lease up.
+func TestQuitGivesBack(t *testing.T) {
+	l := newLease(t, newRAM(4<<20), 1)
+	l.SetLimits(volume.Limits{IOPS: 1 << 40, Bytes: 1 << 20, BytesBurst: 1})
+	c := newClient(t, l.Volume, blk.OpRead, blk.MaxTransfer, 1)
+	c.submit() // and nothing for 250 ms
+	for range 200 {
+		gone := newClient(t, l.Volume, blk.OpRead, blk.MaxTransfer, 2)
+		gone.submit()
+		gone.q.(blk.Quitter).Quit()
+		if gone.q.Reap(true); gone.done != 2 {
+			t.Fatalf("%d requests done, want 2 canceled", gone.done)
+		}
+		closeAll(t, gone.q)
+	}
+	began := time.Now()
+	for c.submit(); c.done < 2; {
+		c.q.Reap(true)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the next request waited for %v", took)
+	}
+	closeAll(t, c.q)
 }
