@@ -34,3 +34,21 @@ func TestL3Abandoned(t *testing.T) {
 	close(v.release)
 	s.Wait()
 }
+
+// TestL3HalfWrite: so is what came of a write whose rest never will (N2).
+func TestL3HalfWrite(t *testing.T) {
+	canary := bytes.Repeat([]byte("CANARY"), 1000)
+	v := newLater(1 << 20)
+	v.hold = func(r *blk.Request) bool { return r.Op == blk.OpFlush }
+	s := alone(t, v.config())
+	c := rawConnect(t, s)
+	c.enter()
+	c.write(command(0, cmdFlush, 1, 0, 0))
+	c.write(append(command(0, cmdWrite, 2, 0, 64<<10), canary...))
+	holds := func() bool { return bytes.Contains(buffers(t, s)["receive"], canary[:64]) }
+	eventually(t, "half a write is there", holds)
+	c.Close()
+	eventually(t, "it is cleared", func() bool { return !holds() })
+	close(v.release)
+	eventually(t, "the connection has ended", func() bool { return s.Stats().Connections == 0 })
+}

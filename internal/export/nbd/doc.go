@@ -37,7 +37,8 @@
 //
 //	N1: a tenant's data is only ever in the two buffers of its connection, which
 //	    are memory of package mem, and in the kernel's socket buffers.
-//	N2: the receive buffer holds payload only of requests that are not complete.
+//	N2: the receive buffer holds payload only of requests that are not complete, and
+//	    may still be.
 //	N3: the send buffer holds data only from a read's submission until its reply
 //	    was sent, or nobody takes it any more.
 //	N4: a connection's buffers go back only when no request is in flight.

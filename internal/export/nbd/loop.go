@@ -34,7 +34,9 @@ func (c *conn) transmit() error {
 	if q, ok := c.queue.(blk.Quitter); ok {
 		q.Quit() // E4: nothing is in flight, or nobody to be answered
 	}
-	// What is done is cleared before the rest is waited for: a drive may hang (N3).
+	// What is done, and what never will be, is cleared before the rest is waited for:
+	// a drive may hang (N2, N3).
+	wipe(c.rx[c.head:c.tail])
 	for c.discard(); c.inflight > 0; c.discard() {
 		c.mustReap()
 	}
