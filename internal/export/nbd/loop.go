@@ -57,7 +57,9 @@ func (c *conn) serve() error {
 		switch {
 		case c.quiet():
 			err = c.proceed(next, moved)
-		case moved || next == enough || next == held && c.out.empty():
+		case moved:
+			c.look(next)
+		case next == enough || next == held && c.out.empty():
 		default:
 			err = c.await(next)
 		}
@@ -65,6 +67,23 @@ func (c *conn) serve() error {
 			return err
 		}
 	}
+}
+
+// look receives what has come meanwhile, so that a drive which completes in bursts
+// is given more before all of a burst is answered.
+func (c *conn) look(next next) {
+	if window := c.wanted(next); window != nil {
+		c.receive(window)
+	}
+}
+
+// wanted is the window to receive into; nil if nothing can be taken now.
+func (c *conn) wanted(next next) []byte {
+	leaving := c.server.leaving.Load()
+	if next != starved || c.over != nil || leaving && c.head == c.tail {
+		return nil
+	}
+	return c.window(leaving)
 }
 
 // quiet reports whether all that was taken was answered.
@@ -174,10 +193,7 @@ func (c *conn) await(next next) error {
 		return c.over
 	}
 	leaving := c.server.leaving.Load()
-	var window []byte
-	if next == starved && c.over == nil && !(leaving && c.head == c.tail) {
-		window = c.window(leaving)
-	}
+	window := c.wanted(next)
 	if c.inflight == 0 {
 		return c.sendWait()
 	}
