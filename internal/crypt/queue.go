@@ -76,6 +76,7 @@ func (q *queue) Close() error {
 	if q.waiting.n > 0 || len(q.free) < len(q.slots) {
 		panic("crypt: queue closed with requests in flight")
 	}
+	xts.Scrub() // or the frame would keep what copies have left in registers
 	sys.OverwriteSignalFrame()
 	q.c.gates.Drop(q.gate)
 	return errors.Join(q.below.Close(), q.scratch.close())

@@ -4,13 +4,14 @@ package xts
 // the vector registers of this thread, and the stack below the caller. It is for
 // whoever recovered from a fault in such a call (a mapping that failed, with
 // SetPanicOnFault), and must run on the same thread: the caller is locked to it
-// (runtime.LockOSThread).
+// (runtime.LockOSThread). It is also for whoever has the kernel save the registers
+// next, with what Go's copies left in them.
 //
 // What the system saved of the registers when the fault happened is out of its
 // reach (docs/spec/cipher.md).
 func Scrub() {
-	scrubDeep()
 	clearVectors()
+	scrubDeep()
 }
 
 // scrubDeep overwrites 4 KiB of stack: twice what the calls from Encrypt down to
