@@ -63,6 +63,16 @@ func (b *badDrive) hang(t *testing.T) {
 	if err := b.kit.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "all threads of the drive to have stopped", func() error { // the signal does not wait for that
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", b.kit.Process.Pid))
+		for _, task := range tasks {
+			stat, err := os.ReadFile(task)
+			if _, state, _ := strings.Cut(string(stat), ") "); err != nil || !strings.HasPrefix(state, "T") {
+				return fmt.Errorf("%s is in state %.1s: %v", task, state, err)
+			}
+		}
+		return err
+	})
 }
 
 func (b *badDrive) goOn(t *testing.T) {
