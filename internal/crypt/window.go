@@ -27,7 +27,7 @@ import (
 func (q *queue) inPlace(r *blk.Request, w []byte) (n int64, errno syscall.Errno) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer q.caught(r, w, &n, &errno)
-	done := false
+	var done bool
 	if r.Op == blk.OpWrite {
 		touchStore(w)
 		done = q.encrypt(w, r.Buf, block(r))

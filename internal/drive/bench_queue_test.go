@@ -15,7 +15,7 @@ import (
 func BenchmarkQueue(b *testing.B) {
 	const size = 1 << 30
 	for _, where := range []string{"memory", "disk"} {
-		path := ""
+		var path string
 		if where == "disk" {
 			path = enrolled(b, sparse(b, "drive.img", size))
 		} else {
