@@ -187,10 +187,15 @@ func TestVerifyFinds(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.class.String(), func(t *testing.T) {
-			s := newVictim(t, 1<<20)
-			v := s.quick()
-			tt.plant(s, v)
-			r := verify(t, v)
+			var r Report
+			for range 3 { // what strikes only once may strike where a request in flight excuses it
+				s := newVictim(t, 1<<20)
+				v := s.quick()
+				tt.plant(s, v)
+				if r = verify(t, v); r.WrongByClass[tt.class] > 0 {
+					break
+				}
+			}
 			if r.WrongByClass[tt.class] == 0 || r.Err() == nil || len(r.Wrong) == 0 {
 				t.Fatalf("seed %d: not found: %v", r.Seed, &r)
 			}

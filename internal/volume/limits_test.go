@@ -221,8 +221,8 @@ func TestLimitsChangeWhileWaiting(t *testing.T) {
 	if c.done != 1 {
 		t.Fatalf("%d requests done, want the first", c.done)
 	}
-	time.AfterFunc(5*time.Millisecond, func() { v.SetLimits(volume.Limits{Bytes: 1 << 40}) })
 	began := time.Now()
+	time.AfterFunc(5*time.Millisecond, func() { v.SetLimits(volume.Limits{Bytes: 1 << 40}) })
 	for c.done < 3 {
 		c.q.Reap(true)
 	}
