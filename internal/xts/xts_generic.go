@@ -17,9 +17,6 @@ func (w *work) wipe() { *w = work{} }
 // scrub overwrites the part of the stack where the functions that were called
 // before it kept what did not fit in registers: plaintext, bits of a key.
 //
-// It is called before them, too: so the stack has room for all of them, and does
-// not grow, which would leave the old one behind as it is.
-//
 //go:noinline
 func scrub() {
 	var b [1024]byte
@@ -30,7 +27,6 @@ func scrub() {
 func touch(b *[1024]byte) { clear(b[:]) }
 
 func encryptGeneric(s *Schedule, dst, src []byte, unitSize int, first uint64) {
-	scrub()
 	var w work
 	keys := (*[keysSize]byte)(s[offEncrypt:])
 	for ; len(src) > 0; first++ {
@@ -48,7 +44,6 @@ func encryptGeneric(s *Schedule, dst, src []byte, unitSize int, first uint64) {
 }
 
 func decryptGeneric(s *Schedule, dst, src []byte, unitSize int, first uint64) {
-	scrub()
 	var w work
 	keys := (*[keysSize]byte)(s[offDecrypt:])
 	for ; len(src) > 0; first++ {
@@ -207,7 +202,6 @@ func xtime(a uint64) uint64 {
 
 // expandGeneric fills in the schedule of key.
 func expandGeneric(s *Schedule, key *[KeySize]byte) {
-	scrub()
 	var w work
 	copy(s[offEncrypt:], key[:KeySize/2])
 	copy(s[offTweak:], key[KeySize/2:])
