@@ -15,11 +15,11 @@ var skips = map[string]string{
 	"internal/drive/device_test.go":     "needs root and the loop driver; with both, it must get a device",
 	"internal/drive/late_test.go":       "needs root and /dev/fuse; fails without them where CI is set",
 	"internal/drive/queue_test.go":      "needs root, to mount a small tmpfs",
-	"internal/drive/mmap_test.go":       "needs root, to mount a small tmpfs",
+	"internal/drive/mmap_test.go":       "needs root, to mount a small tmpfs; fails without where CI is set",
 	"internal/extent/allocator_test.go": "an action of a state machine that does not apply; others are drawn",
 	"internal/journal/folder_test.go":   "gives a folder away, mounts it read-only: only some roots may",
 	"internal/server/peer_test.go":      "needs root, to connect as another user; the rest of each test has run by then",
-	"test/e2e/bench_test.go":            "needs root, for a loop device; on a folder the script bench tests the same",
+	"test/e2e/bench_test.go":            "needs root, for a loop device; fails without where CI is set",
 	"test/e2e/faults_test.go":           "needs root and /dev/fuse; fails without them where CI is set",
 	"test/e2e/drive_test.go":            "needs root, for a loop device; internal/drive tests the same on files",
 	"test/e2e/hostile_test.go":          "needs root, to become another user; fails without where CI is set",
@@ -27,7 +27,7 @@ var skips = map[string]string{
 	"test/e2e/state_test.go":            "needs root, to mount; fails without where CI is set",
 	"internal/server/admin_test.go":     "its last part calls as another user: only root may",
 	"internal/server/server_test.go":    "its last part calls as another user: only root may",
-	"internal/sys/attribute_test.go":    "needs root and the loop driver, to take a device away; test/vm does so with a drive",
+	"internal/sys/attribute_test.go":    "needs root and the loop driver, to take a device away; fails without them where CI is set",
 	"internal/volatile/keys_test.go":    "a kernel without memfd_secret; any other reason to lack it fails",
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,8 +20,10 @@ import (
 	"vacate/api/vacate/v1/vacatev1connect"
 )
 
-// A fake is a daemon with canned answers. The requests that it got are kept.
+// A fake is a daemon with canned answers, which serves one call at a time. The
+// requests that it got are kept.
 type fake struct {
+	mu     sync.Mutex
 	opened *vacatev1.LeaseServiceOpenRequest
 	limit  *vacatev1.LeaseServiceLimitRequest
 	enroll *vacatev1.DriveServiceEnrollRequest
@@ -276,7 +279,11 @@ func startFake(t *testing.T) (*fake, string) {
 	mux.Handle(vacatev1connect.NewLeaseServiceHandler(leaseFake{f}))
 	mux.Handle(vacatev1connect.NewDriveServiceHandler(driveFake{f}))
 	mux.Handle(vacatev1connect.NewNodeServiceHandler(nodeFake{f}))
-	srv := &http.Server{Handler: mux}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock() // a call that is cut off orders nothing before the next one
+		defer f.mu.Unlock()
+		mux.ServeHTTP(w, r)
+	})}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
 	t.Cleanup(func() {

@@ -129,7 +129,7 @@ func TestMmapCutUnseen(t *testing.T) {
 // TestMmapFull: a store that finds no space is a fault, and the drive works on.
 func TestMmapFull(t *testing.T) {
 	dir := t.TempDir()
-	if os.Getuid() != 0 {
+	if os.Getuid() != 0 && os.Getenv("CI") == "" {
 		t.Skip("needs root to mount a small tmpfs")
 	}
 	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=4m"); err != nil {

@@ -86,8 +86,11 @@ func TestAttributeStaysUnderSignals(t *testing.T) {
 // do with any other.
 func TestAttributeVanishes(t *testing.T) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
+	if err != nil && os.Getenv("CI") == "" && (errors.Is(err, fs.ErrNotExist) || os.Geteuid() != 0) {
 		t.Skipf("no loop device can be made: %v", err) // test/vm does the same with a drive
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 	defer control.Close()
 	const number = 977

@@ -269,9 +269,11 @@ func TestHungUpInFlight(t *testing.T) {
 	for _, extra := range []int{0, 2 * defaultDepth} { // with slots left, and without
 		c := rawConnect(t, s)
 		c.enter()
+		var flushes []byte // sent at once: of what comes later no more is received than can be carried out
 		for i := range uint64(1 + extra) {
-			c.write(command(0, cmdFlush, i, 0, 0))
+			flushes = append(flushes, command(0, cmdFlush, i, 0, 0)...)
 		}
+		c.write(flushes)
 		eventually(t, "all is taken that can be", func() bool { return unread(t, s) == 0 })
 		c.Close()
 		before := processorTime(t)
