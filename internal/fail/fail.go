@@ -41,6 +41,17 @@ const (
 	ControlRecovered Point = "control.recovered"
 )
 
+// The points of a vhost-user session. Each is called on a thread of the engine:
+// the first three by the one that serves messages, the others by a ring's.
+const (
+	EngineVhostPeeked    Point = "engine.vhost.peeked"    // a message was seen, nothing is noted
+	EngineVhostCommitted Point = "engine.vhost.committed" // what it asks is noted, the message is still in the socket
+	EngineVhostConsumed  Point = "engine.vhost.consumed"  // it is taken out and answered, places that it freed are still held
+	EngineRingPopped     Point = "engine.ring.popped"     // a request is noted as in flight, nothing is submitted
+	EngineRingDone       Point = "engine.ring.done"       // it is carried out, the used ring does not say so
+	EngineRingPublished  Point = "engine.ring.published"  // the used ring says so, the driver was not called
+)
+
 // The points of the keeper, whose end loses every lease.
 const (
 	KeeperEngineStarted  Point = "keeper.engine.started"
@@ -48,6 +59,7 @@ const (
 	KeeperControlStarted Point = "keeper.control.started"
 	KeeperMapped         Point = "keeper.mapped"    // a block map is made, the engine was not told
 	KeeperHeld           Point = "keeper.held"      // likewise, a listening socket
+	KeeperKept           Point = "keeper.kept"      // likewise, a descriptor in a place, or the place was given up
 	KeeperPassed         Point = "keeper.passed"    // likewise, a client's connection
 	KeeperWiped          Point = "keeper.wiped"     // a key is destroyed, the engine was not told
 	KeeperUnmapped       Point = "keeper.unmapped"  // a map is forgotten, the engine was not told
