@@ -26,6 +26,7 @@ type fake struct {
 	mu     sync.Mutex
 	opened *vacatev1.LeaseServiceOpenRequest
 	limit  *vacatev1.LeaseServiceLimitRequest
+	resize *vacatev1.LeaseServiceResizeRequest
 	enroll *vacatev1.DriveServiceEnrollRequest
 	stop   *vacatev1.NodeServiceStopRequest
 	sock   string
@@ -151,6 +152,22 @@ func (f leaseFake) Limit(_ context.Context, req *vacatev1.LeaseServiceLimitReque
 	}
 	l.Limits = req.GetLimits()
 	return &vacatev1.LeaseServiceLimitResponse{Lease: l}, nil
+}
+
+func (f leaseFake) Resize(_ context.Context, req *vacatev1.LeaseServiceResizeRequest) (*vacatev1.LeaseServiceResizeResponse, error) {
+	f.resize = req
+	if err := f.recovering(); err != nil {
+		return nil, err
+	}
+	l := fakeLease(req.GetId())
+	switch {
+	case l == nil:
+		return nil, noSuchLease(req.GetId())
+	case req.GetSizeBytes() < l.GetSizeBytes():
+		return nil, fakeError(connect.CodeFailedPrecondition, "a volume is never made smaller", &vacatev1.Problem{Kind: "refused"})
+	}
+	l.SizeBytes = req.GetSizeBytes()
+	return &vacatev1.LeaseServiceResizeResponse{Lease: l}, nil
 }
 
 func (f leaseFake) Close(_ context.Context, req *vacatev1.LeaseServiceCloseRequest) (*vacatev1.LeaseServiceCloseResponse, error) {

@@ -15,6 +15,7 @@ import (
 type Node interface {
 	Open(ctx context.Context, req node.OpenRequest) (lease.Lease, error)
 	Limit(ctx context.Context, id string, limits limit.Limits) (lease.Lease, error)
+	Resize(ctx context.Context, id string, sizeBytes int64, plan bool) (lease.Lease, error)
 	Close(ctx context.Context, id string) (lease.Lease, error)
 	Get(id string) (lease.Lease, error)
 	List(ended bool) []lease.Lease
@@ -42,3 +43,14 @@ func Of(n *node.Node) Node { return realNode{n} }
 type realNode struct{ *node.Node }
 
 func (n realNode) Watch() (Watch, error) { return n.Node.Watch() }
+
+// Resize implements Node.
+func (n realNode) Resize(ctx context.Context, id string, sizeBytes int64, plan bool) (lease.Lease, error) {
+	r, ok := any(n.Node).(interface {
+		Resize(ctx context.Context, id string, sizeBytes int64, plan bool) (lease.Lease, error)
+	})
+	if !ok {
+		return lease.Lease{}, &node.Error{Kind: node.Refused, Object: id, Text: "this daemon cannot make a volume larger", Next: "open a larger one, and copy"}
+	}
+	return r.Resize(ctx, id, sizeBytes, plan)
+}

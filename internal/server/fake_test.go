@@ -106,6 +106,19 @@ func (n *fakeNode) Limit(_ context.Context, id string, limits limit.Limits) (lea
 	return l, nil
 }
 
+func (n *fakeNode) Resize(_ context.Context, id string, sizeBytes int64, plan bool) (lease.Lease, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.fail != nil {
+		return lease.Lease{}, n.fail
+	}
+	l := n.leases[id]
+	if l.SizeBytes = sizeBytes; !plan {
+		n.put(l)
+	}
+	return l, nil
+}
+
 func (n *fakeNode) Close(_ context.Context, id string) (lease.Lease, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

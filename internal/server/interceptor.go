@@ -126,6 +126,8 @@ func subject(req, res any) []slog.Attr {
 		return attrs
 	case *vacatev1.LeaseServiceLimitRequest:
 		return append([]slog.Attr{slog.String("lease_id", r.GetId())}, limitAttrs(r.GetLimits())...)
+	case *vacatev1.LeaseServiceResizeRequest:
+		return []slog.Attr{slog.String("lease_id", r.GetId()), slog.Int64("size_bytes", r.GetSizeBytes()), slog.Bool("plan", r.GetPlan())}
 	case *vacatev1.LeaseServiceCloseRequest:
 		attrs := []slog.Attr{slog.String("lease_id", r.GetId())}
 		if res, ok := res.(*vacatev1.LeaseServiceCloseResponse); ok {

@@ -87,6 +87,19 @@ func (h leases) Limit(ctx context.Context, req *vacatev1.LeaseServiceLimitReques
 	return &vacatev1.LeaseServiceLimitResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
 }
 
+// Resize implements LeaseService. A caller that goes away does not stop it.
+func (h leases) Resize(ctx context.Context, req *vacatev1.LeaseServiceResizeRequest) (*vacatev1.LeaseServiceResizeResponse, error) {
+	ctx = context.WithoutCancel(ctx)
+	if _, err := h.s.find(ctx, req.GetId()); err != nil {
+		return nil, err
+	}
+	l, err := h.s.cfg.Node.Resize(ctx, req.GetId(), req.GetSizeBytes(), req.GetPlan())
+	if err != nil {
+		return nil, err
+	}
+	return &vacatev1.LeaseServiceResizeResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
+}
+
 // Close implements LeaseService. A caller that goes away does not stop a close.
 func (h leases) Close(ctx context.Context, req *vacatev1.LeaseServiceCloseRequest) (*vacatev1.LeaseServiceCloseResponse, error) {
 	ctx = context.WithoutCancel(ctx)

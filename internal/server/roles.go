@@ -33,6 +33,7 @@ var access = map[string]map[Role]Access{
 	vacatev1connect.LeaseServiceListProcedure:   {Operator: All, Auditor: All, Tenant: Own},
 	vacatev1connect.LeaseServiceGetProcedure:    {Operator: All, Auditor: All, Tenant: Own},
 	vacatev1connect.LeaseServiceLimitProcedure:  {Operator: All, Auditor: No, Tenant: No},
+	vacatev1connect.LeaseServiceResizeProcedure: {Operator: All, Auditor: No, Tenant: No},
 	vacatev1connect.LeaseServiceCloseProcedure:  {Operator: All, Auditor: No, Tenant: Own},
 	vacatev1connect.LeaseServiceWatchProcedure:  {Operator: All, Auditor: All, Tenant: Own},
 	vacatev1connect.DriveServiceEnrollProcedure: {Operator: All, Auditor: No, Tenant: No},
@@ -47,6 +48,7 @@ var access = map[string]map[Role]Access{
 var mutating = map[string]bool{
 	vacatev1connect.LeaseServiceOpenProcedure:   true,
 	vacatev1connect.LeaseServiceLimitProcedure:  true,
+	vacatev1connect.LeaseServiceResizeProcedure: true,
 	vacatev1connect.LeaseServiceCloseProcedure:  true,
 	vacatev1connect.DriveServiceEnrollProcedure: true,
 	vacatev1connect.NodeServiceStopProcedure:    true,

@@ -53,6 +53,10 @@ var probes = map[string]probe{
 		res, err := c.Leases.Limit(ctx, &vacatev1.LeaseServiceLimitRequest{Id: id})
 		return res.GetLease(), err
 	}),
+	"Lease.Resize": onLease(func(ctx context.Context, c *client.Client, id string) (*vacatev1.Lease, error) {
+		res, err := c.Leases.Resize(ctx, &vacatev1.LeaseServiceResizeRequest{Id: id, SizeBytes: 1 << 31})
+		return res.GetLease(), err
+	}),
 	"Lease.Close": onLease(func(ctx context.Context, c *client.Client, id string) (*vacatev1.Lease, error) {
 		res, err := c.Leases.Close(ctx, &vacatev1.LeaseServiceCloseRequest{Id: id})
 		return res.GetLease(), err

@@ -475,12 +475,17 @@ func (x *Piece) GetExtents() uint32 {
 // Export is a way to reach a volume.
 type Export struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "nbd".
+	// "nbd" or "vhost-user".
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// What clients take as it is: "nbd+unix:///?socket=…".
+	// What NBD clients take as it is: "nbd+unix:///?socket=…". Empty for
+	// vhost-user, whose frontends take the socket's path.
 	Uri string `protobuf:"bytes,2,opt,name=uri,proto3" json:"uri,omitempty"`
 	// Path of the unix socket.
-	Socket        string `protobuf:"bytes,3,opt,name=socket,proto3" json:"socket,omitempty"`
+	Socket string `protobuf:"bytes,3,opt,name=socket,proto3" json:"socket,omitempty"`
+	// Most virtqueues that a frontend can use; 0 for NBD.
+	Queues uint32 `protobuf:"varint,4,opt,name=queues,proto3" json:"queues,omitempty"`
+	// Writes through this export are refused.
+	ReadOnly      bool `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -534,6 +539,20 @@ func (x *Export) GetSocket() string {
 		return x.Socket
 	}
 	return ""
+}
+
+func (x *Export) GetQueues() uint32 {
+	if x != nil {
+		return x.Queues
+	}
+	return 0
+}
+
+func (x *Export) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
 }
 
 // Erasure is what was observed when a lease's key was destroyed. Durations are
@@ -761,7 +780,15 @@ type LeaseServiceOpenRequest struct {
 	// for it with List, and close it.)
 	IdempotencyKey string `protobuf:"bytes,7,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	// How fast the volume may be used; unset: as fast as it can.
-	Limits        *Limits `protobuf:"bytes,8,opt,name=limits,proto3" json:"limits,omitempty"`
+	Limits *Limits `protobuf:"bytes,8,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Ways to reach the volume, each at most once: "nbd", "vhost-user"; empty
+	// means "nbd".
+	Exports []string `protobuf:"bytes,9,rep,name=exports,proto3" json:"exports,omitempty"`
+	// Virtqueues of the vhost-user export, 1 to 64; 0 means one for each processor
+	// of the host, at most 8. Only with that export.
+	Queues uint32 `protobuf:"varint,10,opt,name=queues,proto3" json:"queues,omitempty"`
+	// The vhost-user export refuses writes. Only with that export.
+	ReadOnly      bool `protobuf:"varint,11,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -850,6 +877,27 @@ func (x *LeaseServiceOpenRequest) GetLimits() *Limits {
 		return x.Limits
 	}
 	return nil
+}
+
+func (x *LeaseServiceOpenRequest) GetExports() []string {
+	if x != nil {
+		return x.Exports
+	}
+	return nil
+}
+
+func (x *LeaseServiceOpenRequest) GetQueues() uint32 {
+	if x != nil {
+		return x.Queues
+	}
+	return 0
+}
+
+func (x *LeaseServiceOpenRequest) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
 }
 
 // LeaseServiceOpenResponse carries the open lease.
@@ -1192,6 +1240,118 @@ func (x *LeaseServiceLimitResponse) GetLease() *Lease {
 	return nil
 }
 
+// LeaseServiceResizeRequest names a lease and its new size.
+type LeaseServiceResizeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease's id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Size in bytes that the volume shall have: at least what it has, a multiple of
+	// 4096, at most 2^62.
+	SizeBytes int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Say what would happen; do nothing.
+	Plan          bool `protobuf:"varint,3,opt,name=plan,proto3" json:"plan,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceResizeRequest) Reset() {
+	*x = LeaseServiceResizeRequest{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceResizeRequest) ProtoMessage() {}
+
+func (x *LeaseServiceResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceResizeRequest.ProtoReflect.Descriptor instead.
+func (*LeaseServiceResizeRequest) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *LeaseServiceResizeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LeaseServiceResizeRequest) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *LeaseServiceResizeRequest) GetPlan() bool {
+	if x != nil {
+		return x.Plan
+	}
+	return false
+}
+
+// LeaseServiceResizeResponse carries the lease with its size.
+type LeaseServiceResizeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease: with its new size and space, or (for a plan) with those that it
+	// would have.
+	Lease         *Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceResizeResponse) Reset() {
+	*x = LeaseServiceResizeResponse{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceResizeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceResizeResponse) ProtoMessage() {}
+
+func (x *LeaseServiceResizeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceResizeResponse.ProtoReflect.Descriptor instead.
+func (*LeaseServiceResizeResponse) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *LeaseServiceResizeResponse) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
 // LeaseServiceCloseRequest names the lease to close.
 type LeaseServiceCloseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1203,7 +1363,7 @@ type LeaseServiceCloseRequest struct {
 
 func (x *LeaseServiceCloseRequest) Reset() {
 	*x = LeaseServiceCloseRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[14]
+	mi := &file_vacate_v1_lease_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1375,7 @@ func (x *LeaseServiceCloseRequest) String() string {
 func (*LeaseServiceCloseRequest) ProtoMessage() {}
 
 func (x *LeaseServiceCloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[14]
+	mi := &file_vacate_v1_lease_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1388,7 @@ func (x *LeaseServiceCloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceCloseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceCloseRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{14}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaseServiceCloseRequest) GetId() string {
@@ -1249,7 +1409,7 @@ type LeaseServiceCloseResponse struct {
 
 func (x *LeaseServiceCloseResponse) Reset() {
 	*x = LeaseServiceCloseResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[15]
+	mi := &file_vacate_v1_lease_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1421,7 @@ func (x *LeaseServiceCloseResponse) String() string {
 func (*LeaseServiceCloseResponse) ProtoMessage() {}
 
 func (x *LeaseServiceCloseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[15]
+	mi := &file_vacate_v1_lease_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1434,7 @@ func (x *LeaseServiceCloseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceCloseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceCloseResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{15}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeaseServiceCloseResponse) GetLease() *Lease {
@@ -1297,7 +1457,7 @@ type LeaseServiceWatchRequest struct {
 
 func (x *LeaseServiceWatchRequest) Reset() {
 	*x = LeaseServiceWatchRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[16]
+	mi := &file_vacate_v1_lease_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1469,7 @@ func (x *LeaseServiceWatchRequest) String() string {
 func (*LeaseServiceWatchRequest) ProtoMessage() {}
 
 func (x *LeaseServiceWatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[16]
+	mi := &file_vacate_v1_lease_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1482,7 @@ func (x *LeaseServiceWatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceWatchRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceWatchRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{16}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LeaseServiceWatchRequest) GetIds() []string {
@@ -1350,7 +1510,7 @@ type LeaseServiceWatchResponse struct {
 
 func (x *LeaseServiceWatchResponse) Reset() {
 	*x = LeaseServiceWatchResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[17]
+	mi := &file_vacate_v1_lease_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1522,7 @@ func (x *LeaseServiceWatchResponse) String() string {
 func (*LeaseServiceWatchResponse) ProtoMessage() {}
 
 func (x *LeaseServiceWatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[17]
+	mi := &file_vacate_v1_lease_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1535,7 @@ func (x *LeaseServiceWatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceWatchResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceWatchResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{17}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LeaseServiceWatchResponse) GetLease() *Lease {
@@ -1426,11 +1586,13 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\n" +
 	"drive_uuid\x18\x02 \x01(\tR\tdriveUuid\x12!\n" +
 	"\ffirst_extent\x18\x03 \x01(\rR\vfirstExtent\x12\x18\n" +
-	"\aextents\x18\x04 \x01(\rR\aextents\"F\n" +
+	"\aextents\x18\x04 \x01(\rR\aextents\"{\n" +
 	"\x06Export\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03uri\x18\x02 \x01(\tR\x03uri\x12\x16\n" +
-	"\x06socket\x18\x03 \x01(\tR\x06socket\"\xd0\x01\n" +
+	"\x06socket\x18\x03 \x01(\tR\x06socket\x12\x16\n" +
+	"\x06queues\x18\x04 \x01(\rR\x06queues\x12\x1b\n" +
+	"\tread_only\x18\x05 \x01(\bR\breadOnly\"\xd0\x01\n" +
 	"\aErasure\x126\n" +
 	"\x18gate_to_key_destroyed_ns\x18\x01 \x01(\x03R\x14gateToKeyDestroyedNs\x124\n" +
 	"\x17gate_to_ciphers_done_ns\x18\x02 \x01(\x03R\x13gateToCiphersDoneNs\x12\x1b\n" +
@@ -1449,7 +1611,7 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\vwrite_bytes\x18\a \x01(\x04R\n" +
 	"writeBytes\x12\x16\n" +
 	"\x06errors\x18\b \x01(\x04R\x06errors\x12#\n" +
-	"\rwritten_bytes\x18\t \x01(\x04R\fwrittenBytes\"\xab\x02\n" +
+	"\rwritten_bytes\x18\t \x01(\x04R\fwrittenBytes\"\xfa\x02\n" +
 	"\x17LeaseServiceOpenRequest\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12\x16\n" +
@@ -1459,7 +1621,11 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x03uid\x18\x05 \x01(\rH\x00R\x03uid\x88\x01\x01\x12+\n" +
 	"\x03ttl\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12'\n" +
 	"\x0fidempotency_key\x18\a \x01(\tR\x0eidempotencyKey\x12)\n" +
-	"\x06limits\x18\b \x01(\v2\x11.vacate.v1.LimitsR\x06limitsB\x06\n" +
+	"\x06limits\x18\b \x01(\v2\x11.vacate.v1.LimitsR\x06limits\x12\x18\n" +
+	"\aexports\x18\t \x03(\tR\aexports\x12\x16\n" +
+	"\x06queues\x18\n" +
+	" \x01(\rR\x06queues\x12\x1b\n" +
+	"\tread_only\x18\v \x01(\bR\breadOnlyB\x06\n" +
 	"\x04_uid\"B\n" +
 	"\x18LeaseServiceOpenResponse\x12&\n" +
 	"\x05lease\x18\x01 \x01(\v2\x10.vacate.v1.LeaseR\x05lease\"V\n" +
@@ -1476,6 +1642,13 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
 	"\x06limits\x18\x02 \x01(\v2\x11.vacate.v1.LimitsR\x06limits\"C\n" +
 	"\x19LeaseServiceLimitResponse\x12&\n" +
+	"\x05lease\x18\x01 \x01(\v2\x10.vacate.v1.LeaseR\x05lease\"^\n" +
+	"\x19LeaseServiceResizeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x12\n" +
+	"\x04plan\x18\x03 \x01(\bR\x04plan\"D\n" +
+	"\x1aLeaseServiceResizeResponse\x12&\n" +
 	"\x05lease\x18\x01 \x01(\v2\x10.vacate.v1.LeaseR\x05lease\"*\n" +
 	"\x18LeaseServiceCloseRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"C\n" +
@@ -1494,12 +1667,13 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x13LEASE_STATE_CLOSING\x10\x03\x12\x16\n" +
 	"\x12LEASE_STATE_ERASED\x10\x04\x12\x16\n" +
 	"\x12LEASE_STATE_CLOSED\x10\x05\x12\x14\n" +
-	"\x10LEASE_STATE_LOST\x10\x062\xfc\x03\n" +
+	"\x10LEASE_STATE_LOST\x10\x062\xd3\x04\n" +
 	"\fLeaseService\x12O\n" +
 	"\x04Open\x12\".vacate.v1.LeaseServiceOpenRequest\x1a#.vacate.v1.LeaseServiceOpenResponse\x12O\n" +
 	"\x04List\x12\".vacate.v1.LeaseServiceListRequest\x1a#.vacate.v1.LeaseServiceListResponse\x12L\n" +
 	"\x03Get\x12!.vacate.v1.LeaseServiceGetRequest\x1a\".vacate.v1.LeaseServiceGetResponse\x12R\n" +
-	"\x05Limit\x12#.vacate.v1.LeaseServiceLimitRequest\x1a$.vacate.v1.LeaseServiceLimitResponse\x12R\n" +
+	"\x05Limit\x12#.vacate.v1.LeaseServiceLimitRequest\x1a$.vacate.v1.LeaseServiceLimitResponse\x12U\n" +
+	"\x06Resize\x12$.vacate.v1.LeaseServiceResizeRequest\x1a%.vacate.v1.LeaseServiceResizeResponse\x12R\n" +
 	"\x05Close\x12#.vacate.v1.LeaseServiceCloseRequest\x1a$.vacate.v1.LeaseServiceCloseResponse\x12T\n" +
 	"\x05Watch\x12#.vacate.v1.LeaseServiceWatchRequest\x1a$.vacate.v1.LeaseServiceWatchResponse0\x01B\x1fZ\x1dvacate/api/vacate/v1;vacatev1b\x06proto3"
 
@@ -1516,66 +1690,71 @@ func file_vacate_v1_lease_proto_rawDescGZIP() []byte {
 }
 
 var file_vacate_v1_lease_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vacate_v1_lease_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_vacate_v1_lease_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_vacate_v1_lease_proto_goTypes = []any{
-	(LeaseState)(0),                   // 0: vacate.v1.LeaseState
-	(*Lease)(nil),                     // 1: vacate.v1.Lease
-	(*Limits)(nil),                    // 2: vacate.v1.Limits
-	(*Piece)(nil),                     // 3: vacate.v1.Piece
-	(*Export)(nil),                    // 4: vacate.v1.Export
-	(*Erasure)(nil),                   // 5: vacate.v1.Erasure
-	(*LeaseStats)(nil),                // 6: vacate.v1.LeaseStats
-	(*LeaseServiceOpenRequest)(nil),   // 7: vacate.v1.LeaseServiceOpenRequest
-	(*LeaseServiceOpenResponse)(nil),  // 8: vacate.v1.LeaseServiceOpenResponse
-	(*LeaseServiceListRequest)(nil),   // 9: vacate.v1.LeaseServiceListRequest
-	(*LeaseServiceListResponse)(nil),  // 10: vacate.v1.LeaseServiceListResponse
-	(*LeaseServiceGetRequest)(nil),    // 11: vacate.v1.LeaseServiceGetRequest
-	(*LeaseServiceGetResponse)(nil),   // 12: vacate.v1.LeaseServiceGetResponse
-	(*LeaseServiceLimitRequest)(nil),  // 13: vacate.v1.LeaseServiceLimitRequest
-	(*LeaseServiceLimitResponse)(nil), // 14: vacate.v1.LeaseServiceLimitResponse
-	(*LeaseServiceCloseRequest)(nil),  // 15: vacate.v1.LeaseServiceCloseRequest
-	(*LeaseServiceCloseResponse)(nil), // 16: vacate.v1.LeaseServiceCloseResponse
-	(*LeaseServiceWatchRequest)(nil),  // 17: vacate.v1.LeaseServiceWatchRequest
-	(*LeaseServiceWatchResponse)(nil), // 18: vacate.v1.LeaseServiceWatchResponse
-	(*timestamppb.Timestamp)(nil),     // 19: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 20: google.protobuf.Duration
+	(LeaseState)(0),                    // 0: vacate.v1.LeaseState
+	(*Lease)(nil),                      // 1: vacate.v1.Lease
+	(*Limits)(nil),                     // 2: vacate.v1.Limits
+	(*Piece)(nil),                      // 3: vacate.v1.Piece
+	(*Export)(nil),                     // 4: vacate.v1.Export
+	(*Erasure)(nil),                    // 5: vacate.v1.Erasure
+	(*LeaseStats)(nil),                 // 6: vacate.v1.LeaseStats
+	(*LeaseServiceOpenRequest)(nil),    // 7: vacate.v1.LeaseServiceOpenRequest
+	(*LeaseServiceOpenResponse)(nil),   // 8: vacate.v1.LeaseServiceOpenResponse
+	(*LeaseServiceListRequest)(nil),    // 9: vacate.v1.LeaseServiceListRequest
+	(*LeaseServiceListResponse)(nil),   // 10: vacate.v1.LeaseServiceListResponse
+	(*LeaseServiceGetRequest)(nil),     // 11: vacate.v1.LeaseServiceGetRequest
+	(*LeaseServiceGetResponse)(nil),    // 12: vacate.v1.LeaseServiceGetResponse
+	(*LeaseServiceLimitRequest)(nil),   // 13: vacate.v1.LeaseServiceLimitRequest
+	(*LeaseServiceLimitResponse)(nil),  // 14: vacate.v1.LeaseServiceLimitResponse
+	(*LeaseServiceResizeRequest)(nil),  // 15: vacate.v1.LeaseServiceResizeRequest
+	(*LeaseServiceResizeResponse)(nil), // 16: vacate.v1.LeaseServiceResizeResponse
+	(*LeaseServiceCloseRequest)(nil),   // 17: vacate.v1.LeaseServiceCloseRequest
+	(*LeaseServiceCloseResponse)(nil),  // 18: vacate.v1.LeaseServiceCloseResponse
+	(*LeaseServiceWatchRequest)(nil),   // 19: vacate.v1.LeaseServiceWatchRequest
+	(*LeaseServiceWatchResponse)(nil),  // 20: vacate.v1.LeaseServiceWatchResponse
+	(*timestamppb.Timestamp)(nil),      // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 22: google.protobuf.Duration
 }
 var file_vacate_v1_lease_proto_depIdxs = []int32{
 	0,  // 0: vacate.v1.Lease.state:type_name -> vacate.v1.LeaseState
 	3,  // 1: vacate.v1.Lease.pieces:type_name -> vacate.v1.Piece
 	4,  // 2: vacate.v1.Lease.exports:type_name -> vacate.v1.Export
-	19, // 3: vacate.v1.Lease.opened_at:type_name -> google.protobuf.Timestamp
-	19, // 4: vacate.v1.Lease.expires_at:type_name -> google.protobuf.Timestamp
-	19, // 5: vacate.v1.Lease.closed_at:type_name -> google.protobuf.Timestamp
+	21, // 3: vacate.v1.Lease.opened_at:type_name -> google.protobuf.Timestamp
+	21, // 4: vacate.v1.Lease.expires_at:type_name -> google.protobuf.Timestamp
+	21, // 5: vacate.v1.Lease.closed_at:type_name -> google.protobuf.Timestamp
 	5,  // 6: vacate.v1.Lease.erasure:type_name -> vacate.v1.Erasure
 	6,  // 7: vacate.v1.Lease.stats:type_name -> vacate.v1.LeaseStats
 	2,  // 8: vacate.v1.Lease.limits:type_name -> vacate.v1.Limits
-	20, // 9: vacate.v1.LeaseServiceOpenRequest.ttl:type_name -> google.protobuf.Duration
+	22, // 9: vacate.v1.LeaseServiceOpenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 10: vacate.v1.LeaseServiceOpenRequest.limits:type_name -> vacate.v1.Limits
 	1,  // 11: vacate.v1.LeaseServiceOpenResponse.lease:type_name -> vacate.v1.Lease
 	1,  // 12: vacate.v1.LeaseServiceListResponse.leases:type_name -> vacate.v1.Lease
 	1,  // 13: vacate.v1.LeaseServiceGetResponse.lease:type_name -> vacate.v1.Lease
 	2,  // 14: vacate.v1.LeaseServiceLimitRequest.limits:type_name -> vacate.v1.Limits
 	1,  // 15: vacate.v1.LeaseServiceLimitResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 16: vacate.v1.LeaseServiceCloseResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 17: vacate.v1.LeaseServiceWatchResponse.lease:type_name -> vacate.v1.Lease
-	7,  // 18: vacate.v1.LeaseService.Open:input_type -> vacate.v1.LeaseServiceOpenRequest
-	9,  // 19: vacate.v1.LeaseService.List:input_type -> vacate.v1.LeaseServiceListRequest
-	11, // 20: vacate.v1.LeaseService.Get:input_type -> vacate.v1.LeaseServiceGetRequest
-	13, // 21: vacate.v1.LeaseService.Limit:input_type -> vacate.v1.LeaseServiceLimitRequest
-	15, // 22: vacate.v1.LeaseService.Close:input_type -> vacate.v1.LeaseServiceCloseRequest
-	17, // 23: vacate.v1.LeaseService.Watch:input_type -> vacate.v1.LeaseServiceWatchRequest
-	8,  // 24: vacate.v1.LeaseService.Open:output_type -> vacate.v1.LeaseServiceOpenResponse
-	10, // 25: vacate.v1.LeaseService.List:output_type -> vacate.v1.LeaseServiceListResponse
-	12, // 26: vacate.v1.LeaseService.Get:output_type -> vacate.v1.LeaseServiceGetResponse
-	14, // 27: vacate.v1.LeaseService.Limit:output_type -> vacate.v1.LeaseServiceLimitResponse
-	16, // 28: vacate.v1.LeaseService.Close:output_type -> vacate.v1.LeaseServiceCloseResponse
-	18, // 29: vacate.v1.LeaseService.Watch:output_type -> vacate.v1.LeaseServiceWatchResponse
-	24, // [24:30] is the sub-list for method output_type
-	18, // [18:24] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	1,  // 16: vacate.v1.LeaseServiceResizeResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 17: vacate.v1.LeaseServiceCloseResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 18: vacate.v1.LeaseServiceWatchResponse.lease:type_name -> vacate.v1.Lease
+	7,  // 19: vacate.v1.LeaseService.Open:input_type -> vacate.v1.LeaseServiceOpenRequest
+	9,  // 20: vacate.v1.LeaseService.List:input_type -> vacate.v1.LeaseServiceListRequest
+	11, // 21: vacate.v1.LeaseService.Get:input_type -> vacate.v1.LeaseServiceGetRequest
+	13, // 22: vacate.v1.LeaseService.Limit:input_type -> vacate.v1.LeaseServiceLimitRequest
+	15, // 23: vacate.v1.LeaseService.Resize:input_type -> vacate.v1.LeaseServiceResizeRequest
+	17, // 24: vacate.v1.LeaseService.Close:input_type -> vacate.v1.LeaseServiceCloseRequest
+	19, // 25: vacate.v1.LeaseService.Watch:input_type -> vacate.v1.LeaseServiceWatchRequest
+	8,  // 26: vacate.v1.LeaseService.Open:output_type -> vacate.v1.LeaseServiceOpenResponse
+	10, // 27: vacate.v1.LeaseService.List:output_type -> vacate.v1.LeaseServiceListResponse
+	12, // 28: vacate.v1.LeaseService.Get:output_type -> vacate.v1.LeaseServiceGetResponse
+	14, // 29: vacate.v1.LeaseService.Limit:output_type -> vacate.v1.LeaseServiceLimitResponse
+	16, // 30: vacate.v1.LeaseService.Resize:output_type -> vacate.v1.LeaseServiceResizeResponse
+	18, // 31: vacate.v1.LeaseService.Close:output_type -> vacate.v1.LeaseServiceCloseResponse
+	20, // 32: vacate.v1.LeaseService.Watch:output_type -> vacate.v1.LeaseServiceWatchResponse
+	26, // [26:33] is the sub-list for method output_type
+	19, // [19:26] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_vacate_v1_lease_proto_init() }
@@ -1590,7 +1769,7 @@ func file_vacate_v1_lease_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vacate_v1_lease_proto_rawDesc), len(file_vacate_v1_lease_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

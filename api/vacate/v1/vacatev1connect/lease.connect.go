@@ -41,6 +41,8 @@ const (
 	LeaseServiceGetProcedure = "/vacate.v1.LeaseService/Get"
 	// LeaseServiceLimitProcedure is the fully-qualified name of the LeaseService's Limit RPC.
 	LeaseServiceLimitProcedure = "/vacate.v1.LeaseService/Limit"
+	// LeaseServiceResizeProcedure is the fully-qualified name of the LeaseService's Resize RPC.
+	LeaseServiceResizeProcedure = "/vacate.v1.LeaseService/Resize"
 	// LeaseServiceCloseProcedure is the fully-qualified name of the LeaseService's Close RPC.
 	LeaseServiceCloseProcedure = "/vacate.v1.LeaseService/Close"
 	// LeaseServiceWatchProcedure is the fully-qualified name of the LeaseService's Watch RPC.
@@ -59,12 +61,19 @@ type LeaseServiceClient interface {
 	// set before. When this returns, requests that come are held to it. It may be
 	// called again; after an error of kind "recovering" it should be.
 	Limit(context.Context, *v1.LeaseServiceLimitRequest) (*v1.LeaseServiceLimitResponse, error)
+	// Resize makes an open lease's volume larger; its new blocks read as zeros. When
+	// this returns, virtual machines that are connected over vhost-user have been
+	// told; NBD clients see the new size when they connect again. To make a volume
+	// smaller is refused. It may be called again; after an error of kind
+	// "recovering" it should be. To the size that the volume has it changes nothing.
+	Resize(context.Context, *v1.LeaseServiceResizeRequest) (*v1.LeaseServiceResizeResponse, error)
 	// Close destroys the lease's key, then drains its I/O. It is idempotent. It
 	// returns when the lease is closed, or erased and past the drain deadline:
 	// then its space stays quarantined until the I/O has drained.
 	Close(context.Context, *v1.LeaseServiceCloseRequest) (*v1.LeaseServiceCloseResponse, error)
 	// Watch sends every lease that the caller may see as it stands, then each one
-	// again whenever its state or its limits change. It ends when the caller or the daemon goes.
+	// again whenever its state, its limits or its size change. It ends when the caller
+	// or the daemon goes.
 	Watch(context.Context, *v1.LeaseServiceWatchRequest) (*connect.ServerStreamForClient[v1.LeaseServiceWatchResponse], error)
 }
 
@@ -103,6 +112,12 @@ func NewLeaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(leaseServiceMethods.ByName("Limit")),
 			connect.WithClientOptions(opts...),
 		),
+		resize: connect.NewClient[v1.LeaseServiceResizeRequest, v1.LeaseServiceResizeResponse](
+			httpClient,
+			baseURL+LeaseServiceResizeProcedure,
+			connect.WithSchema(leaseServiceMethods.ByName("Resize")),
+			connect.WithClientOptions(opts...),
+		),
 		close: connect.NewClient[v1.LeaseServiceCloseRequest, v1.LeaseServiceCloseResponse](
 			httpClient,
 			baseURL+LeaseServiceCloseProcedure,
@@ -120,12 +135,13 @@ func NewLeaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // leaseServiceClient implements LeaseServiceClient.
 type leaseServiceClient struct {
-	open  *connect.Client[v1.LeaseServiceOpenRequest, v1.LeaseServiceOpenResponse]
-	list  *connect.Client[v1.LeaseServiceListRequest, v1.LeaseServiceListResponse]
-	get   *connect.Client[v1.LeaseServiceGetRequest, v1.LeaseServiceGetResponse]
-	limit *connect.Client[v1.LeaseServiceLimitRequest, v1.LeaseServiceLimitResponse]
-	close *connect.Client[v1.LeaseServiceCloseRequest, v1.LeaseServiceCloseResponse]
-	watch *connect.Client[v1.LeaseServiceWatchRequest, v1.LeaseServiceWatchResponse]
+	open   *connect.Client[v1.LeaseServiceOpenRequest, v1.LeaseServiceOpenResponse]
+	list   *connect.Client[v1.LeaseServiceListRequest, v1.LeaseServiceListResponse]
+	get    *connect.Client[v1.LeaseServiceGetRequest, v1.LeaseServiceGetResponse]
+	limit  *connect.Client[v1.LeaseServiceLimitRequest, v1.LeaseServiceLimitResponse]
+	resize *connect.Client[v1.LeaseServiceResizeRequest, v1.LeaseServiceResizeResponse]
+	close  *connect.Client[v1.LeaseServiceCloseRequest, v1.LeaseServiceCloseResponse]
+	watch  *connect.Client[v1.LeaseServiceWatchRequest, v1.LeaseServiceWatchResponse]
 }
 
 // Open calls vacate.v1.LeaseService.Open.
@@ -164,6 +180,15 @@ func (c *leaseServiceClient) Limit(ctx context.Context, req *v1.LeaseServiceLimi
 	return nil, err
 }
 
+// Resize calls vacate.v1.LeaseService.Resize.
+func (c *leaseServiceClient) Resize(ctx context.Context, req *v1.LeaseServiceResizeRequest) (*v1.LeaseServiceResizeResponse, error) {
+	response, err := c.resize.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Close calls vacate.v1.LeaseService.Close.
 func (c *leaseServiceClient) Close(ctx context.Context, req *v1.LeaseServiceCloseRequest) (*v1.LeaseServiceCloseResponse, error) {
 	response, err := c.close.CallUnary(ctx, connect.NewRequest(req))
@@ -190,12 +215,19 @@ type LeaseServiceHandler interface {
 	// set before. When this returns, requests that come are held to it. It may be
 	// called again; after an error of kind "recovering" it should be.
 	Limit(context.Context, *v1.LeaseServiceLimitRequest) (*v1.LeaseServiceLimitResponse, error)
+	// Resize makes an open lease's volume larger; its new blocks read as zeros. When
+	// this returns, virtual machines that are connected over vhost-user have been
+	// told; NBD clients see the new size when they connect again. To make a volume
+	// smaller is refused. It may be called again; after an error of kind
+	// "recovering" it should be. To the size that the volume has it changes nothing.
+	Resize(context.Context, *v1.LeaseServiceResizeRequest) (*v1.LeaseServiceResizeResponse, error)
 	// Close destroys the lease's key, then drains its I/O. It is idempotent. It
 	// returns when the lease is closed, or erased and past the drain deadline:
 	// then its space stays quarantined until the I/O has drained.
 	Close(context.Context, *v1.LeaseServiceCloseRequest) (*v1.LeaseServiceCloseResponse, error)
 	// Watch sends every lease that the caller may see as it stands, then each one
-	// again whenever its state or its limits change. It ends when the caller or the daemon goes.
+	// again whenever its state, its limits or its size change. It ends when the caller
+	// or the daemon goes.
 	Watch(context.Context, *v1.LeaseServiceWatchRequest, *connect.ServerStream[v1.LeaseServiceWatchResponse]) error
 }
 
@@ -230,6 +262,12 @@ func NewLeaseServiceHandler(svc LeaseServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(leaseServiceMethods.ByName("Limit")),
 		connect.WithHandlerOptions(opts...),
 	)
+	leaseServiceResizeHandler := connect.NewUnaryHandlerSimple(
+		LeaseServiceResizeProcedure,
+		svc.Resize,
+		connect.WithSchema(leaseServiceMethods.ByName("Resize")),
+		connect.WithHandlerOptions(opts...),
+	)
 	leaseServiceCloseHandler := connect.NewUnaryHandlerSimple(
 		LeaseServiceCloseProcedure,
 		svc.Close,
@@ -252,6 +290,8 @@ func NewLeaseServiceHandler(svc LeaseServiceHandler, opts ...connect.HandlerOpti
 			leaseServiceGetHandler.ServeHTTP(w, r)
 		case LeaseServiceLimitProcedure:
 			leaseServiceLimitHandler.ServeHTTP(w, r)
+		case LeaseServiceResizeProcedure:
+			leaseServiceResizeHandler.ServeHTTP(w, r)
 		case LeaseServiceCloseProcedure:
 			leaseServiceCloseHandler.ServeHTTP(w, r)
 		case LeaseServiceWatchProcedure:
@@ -279,6 +319,10 @@ func (UnimplementedLeaseServiceHandler) Get(context.Context, *v1.LeaseServiceGet
 
 func (UnimplementedLeaseServiceHandler) Limit(context.Context, *v1.LeaseServiceLimitRequest) (*v1.LeaseServiceLimitResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.Limit is not implemented"))
+}
+
+func (UnimplementedLeaseServiceHandler) Resize(context.Context, *v1.LeaseServiceResizeRequest) (*v1.LeaseServiceResizeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.Resize is not implemented"))
 }
 
 func (UnimplementedLeaseServiceHandler) Close(context.Context, *v1.LeaseServiceCloseRequest) (*v1.LeaseServiceCloseResponse, error) {
