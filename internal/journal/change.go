@@ -117,7 +117,7 @@ func (b *Bolt) OpenLease(l lease.Lease) (lease.Lease, error) {
 		if l.State != lease.Opening || l.Space != lease.Held || !lease.ValidID(l.ID) {
 			return fmt.Errorf("lease %q in state %s with space %s cannot be opened", l.ID, l.State, l.Space)
 		}
-		if err := errors.Join(l.Limits.Check(), l.OpenLimits.Check()); err != nil {
+		if err := errors.Join(l.Limits.Check(), l.OpenLimits.Check(), l.Exports.Check()); err != nil {
 			return err
 		}
 		for _, bucket := range [][]byte{leasesBucket, endedBucket} {

@@ -25,6 +25,8 @@ func vectors(t testing.TB) map[string][]byte {
 	limited := l
 	limited.Limits = limit.Limits{IOPS: 500, IOPSBurst: 3000, Bytes: 200 << 20, BytesBurst: 1 << 30}
 	limited.OpenLimits = limit.Limits{IOPS: 5000}
+	virtual := l
+	virtual.Exports = lease.Exports{NoNBD: true, VhostUser: true, ReadOnly: true, Queues: 4}
 	ended := erased(l)
 	ended.CloseSeq, ended.Space, ended.State = 4, lease.Free, lease.Closed
 
@@ -49,6 +51,7 @@ func vectors(t testing.TB) map[string][]byte {
 	v["drive"] = encode(driveValue{Version, d})
 	v["lease"] = encode(leaseValue{Version, l})
 	v["lease, limited"] = encode(leaseValue{Version, limited})
+	v["lease, for virtual machines"] = encode(leaseValue{Version, virtual})
 	v["lease, ended"] = encode(leaseValue{Version, ended})
 	v["extents"] = encode(extentValue{Version, 5, l.ID, lease.Held})
 	v["order"] = encode(refValue{Version, l.ID})

@@ -65,7 +65,7 @@ func (t *tables) loadLive(s *State) error {
 		case v.Slot < 0 || len(v.Pieces) == 0 || len(v.Pieces) > lease.MaxPieces:
 			return fmt.Errorf("slot %d, %d pieces", v.Slot, len(v.Pieces))
 		}
-		if err := errors.Join(v.Limits.Check(), v.OpenLimits.Check()); err != nil {
+		if err := errors.Join(v.Limits.Check(), v.OpenLimits.Check(), v.Exports.Check()); err != nil {
 			return err
 		}
 		s.Live = append(s.Live, v.Lease)

@@ -61,6 +61,8 @@ type Lease struct {
 	Limits     limit.Limits `json:"limits,omitzero"`     // of its volume
 	OpenLimits limit.Limits `json:"openLimits,omitzero"` // with which it was opened
 
+	Exports Exports `json:"exports,omitzero"` // ways to reach its volume; all its life
+
 	OpenedAt  time.Time `json:"openedAt,omitzero"`  // the node's wall clock, as all times here
 	ExpiresAt time.Time `json:"expiresAt,omitzero"` // zero: never
 	ClosedAt  time.Time `json:"closedAt,omitzero"`  // when it was erased or found lost
