@@ -34,6 +34,7 @@ const table = `
 	leaf     sys:              golang.org/x/sys/unix kernel.org/pub/linux/libs/security/libcap/psx
 	leaf     mem:              plant sys
 	leaf     sandbox:          sys github.com/landlock-lsm/go-landlock
+	leaf     poll:
 	leaf     xts:              golang.org/x/sys/cpu
 	leaf     uring:            sys
 	leaf     nbdclient:
@@ -41,7 +42,7 @@ const table = `
 	leaf     version:
 
 	# data plane: a request moves down, a completion up
-	data     export/nbd:       blk mem plant sys
+	data     export/nbd:       blk mem plant poll sys
 	data     volume:           blk mem plant sys
 	data     blockmap:         blk fail plant
 	data     crypt:            blk mem plant sys xts

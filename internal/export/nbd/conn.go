@@ -12,6 +12,7 @@ import (
 	"vacate/internal/blk"
 	"vacate/internal/mem"
 	"vacate/internal/plant"
+	"vacate/internal/poll"
 	"vacate/internal/sys"
 )
 
@@ -66,7 +67,7 @@ type conn struct {
 	ready   []sys.Ready // of await
 	hungUp  bool        // the socket has been seen to be hung up
 	over    error       // nothing more can be received, and why
-	polling polling
+	polling poll.Budget
 	tally   tally
 	tid     atomic.Int32 // of the thread; 0 before it runs
 	waiting atomic.Bool  // the thread waits for its client, and may be woken
@@ -148,7 +149,7 @@ func (c *conn) furnish() {
 	c.out.init(cfg.QueueDepth, txSize, len(c.tx))
 	c.runs.init(cfg.Map, cfg.QueueDepth)
 	c.status.init(cfg.Map)
-	c.polling.max = cfg.Poll
+	c.polling = poll.New(cfg.Poll)
 	c.round.pieces = make([]piece, 0, maxPieces)
 }
 

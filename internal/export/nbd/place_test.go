@@ -4,7 +4,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
-	"time"
 )
 
 // FuzzArena compares an arena with a model that marks each byte: places never
@@ -71,72 +70,6 @@ func widestRun(used []bool) (widest int) {
 		widest = max(widest, n)
 	}
 	return widest
-}
-
-// TestPolling: Y1 to Y3.
-func TestPolling(t *testing.T) {
-	p := polling{max: 40 * time.Microsecond}
-	sleeps := func(found bool) (n int) { // until it polls again
-		for {
-			b := p.begin()
-			if b > p.max {
-				t.Fatalf("polls for %v", b)
-			}
-			if b > 0 {
-				p.end(found)
-				return n
-			}
-			n++
-		}
-	}
-	for range 100 {
-		if n := sleeps(true); n != 0 {
-			t.Fatalf("%d sleeps while polling pays", n)
-		}
-	}
-	spent := 0 // polls in vain before it gives up
-	for sleeps(false) == 0 {
-		spent++
-	}
-	if spent > 4 {
-		t.Errorf("polls in vain %d times before it stops", spent)
-	}
-	last := 0
-	for range 12 {
-		n := sleeps(false)
-		if n < last || n >= mostPolls {
-			t.Errorf("%d sleeps between trials, %d before", n, last)
-		}
-		last = n
-	}
-	if last != mostPolls-1 {
-		t.Errorf("%d sleeps between trials in vain, want %d at last", last, mostPolls-1)
-	}
-	if sleeps(true); p.begin() != p.max {
-		t.Error("a success does not restore the budget")
-	}
-	if off := (polling{}); off.begin() != 0 {
-		t.Error("polls with no budget")
-	}
-}
-
-// TestPollersBounded: who is over the bound sleeps at once.
-func TestPollersBounded(t *testing.T) {
-	c := &conn{server: alone(t, newMemory(1<<20).config())}
-	c.polling.max = MaxPoll
-	pollers.Add(maxPollers)
-	start := time.Now()
-	if c.poll(nil) {
-		t.Error("found something")
-	}
-	pollers.Add(-maxPollers)
-	if c.polling.budget != MaxPoll || time.Since(start) > time.Second {
-		t.Error("a place was taken beyond the bound")
-	}
-	c.poll(nil)
-	if c.polling.budget == MaxPoll || pollers.Load() != 0 {
-		t.Errorf("it does not poll within the bound, or %d are left", pollers.Load())
-	}
 }
 
 // TestRuns: runs tile the read, and a hole beside data is a block at least.

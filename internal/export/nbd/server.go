@@ -42,7 +42,7 @@ type Config struct {
 	// once. 1 ≤ QueueDepth ≤ 1024; default 128. More wait in the socket.
 	QueueDepth int
 	// Poll is how long a connection that has just been active looks for more to do
-	// before its thread sleeps. 0 ≤ Poll ≤ 50 µs; 0: not at all (poll.go).
+	// before its thread sleeps. 0 ≤ Poll ≤ 50 µs; 0: not at all (package poll).
 	Poll time.Duration
 	// HandshakeTimeout is how long a client may take until transmission.
 	// Default 10 s; then the connection ends.
