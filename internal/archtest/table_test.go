@@ -43,6 +43,7 @@ const table = `
 
 	# data plane: a request moves down, a completion up
 	data     export/nbd:       blk mem plant poll sys
+	data     export/vhostuser: blk mem sys
 	data     volume:           blk mem plant sys
 	data     blockmap:         blk fail plant
 	data     crypt:            blk mem plant sys xts
