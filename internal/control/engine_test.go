@@ -32,7 +32,7 @@ func serveEngine(t *testing.T, h ipc.Handler) (f *os.File, end func()) {
 }
 
 func hello(id string) ipc.Handler {
-	return func(ctx context.Context, method string, _ []byte, _ *os.File) (any, error) {
+	return func(ctx context.Context, method string, _ []byte, _ []*os.File) (any, error) {
 		if method == ipc.MethodLeaseDrain {
 			<-ctx.Done()
 			return nil, ctx.Err()

@@ -199,9 +199,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 // handle is the simulated engine behind a connection.
-func (w *world) handle(ctx context.Context, method string, body []byte, file *os.File) (any, error) {
-	if file != nil {
-		defer file.Close() //nolint:errcheck // it was only shown
+func (w *world) handle(ctx context.Context, method string, body []byte, files []*os.File) (any, error) {
+	for _, f := range files {
+		defer f.Close() //nolint:errcheck // it was only shown
 	}
 	e := w.sim
 	switch method {
@@ -215,7 +215,7 @@ func (w *world) handle(ctx context.Context, method string, body []byte, file *os
 		return with(ctx, body, e.OpenDrive)
 	case ipc.MethodLeaseOpen:
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseOpenRequest) (ipc.LeaseOpened, error) {
-			return e.OpenLease(ctx, r, file)
+			return e.OpenLease(ctx, r, files[0])
 		})
 	case ipc.MethodLeaseLimit:
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseLimitRequest) (ipc.Empty, error) {

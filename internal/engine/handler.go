@@ -8,10 +8,12 @@ import (
 )
 
 // Handle carries out one call of control's. It is an [ipc.Handler].
-func (e *Engine) Handle(ctx context.Context, method string, body []byte, file *os.File) (any, error) {
-	if file != nil {
-		defer file.Close() //nolint:errcheck // what needs it has a duplicate
-	}
+func (e *Engine) Handle(ctx context.Context, method string, body []byte, files []*os.File) (any, error) {
+	defer func() {
+		for _, f := range files {
+			f.Close() //nolint:errcheck // what needs it has a duplicate
+		}
+	}()
 	switch method {
 	case ipc.MethodHello:
 		return e.cfg.Hello, nil
@@ -24,7 +26,7 @@ func (e *Engine) Handle(ctx context.Context, method string, body []byte, file *o
 	case ipc.MethodDriveClose:
 		return call(body, func(req *ipc.DriveCloseRequest) (*ipc.Empty, error) { return e.closeDrive(ctx, req) })
 	case ipc.MethodLeaseOpen:
-		return call(body, func(req *ipc.LeaseOpenRequest) (*ipc.LeaseOpened, error) { return e.openLease(req, file) })
+		return call(body, func(req *ipc.LeaseOpenRequest) (*ipc.LeaseOpened, error) { return e.openLease(req, files) })
 	case ipc.MethodLeaseLimit:
 		return call(body, func(req *ipc.LeaseLimitRequest) (*ipc.Empty, error) { return e.limitLease(req) })
 	case ipc.MethodLeaseClose:

@@ -56,7 +56,7 @@ func TestHandleGarbage(t *testing.T) {
 		for _, body := range []string{"", "null null", "[]", "{", `{"nobody":1}`, `{"path":1,"lease":1,"uuid":1}`, "\xff\xfe", `"` + strings.Repeat("x", 1<<16)} {
 			f, err := os.Open(os.DevNull)
 			check(t, err)
-			if _, err = h.Handle(t.Context(), method, []byte(body), f); err == nil {
+			if _, err = h.Handle(t.Context(), method, []byte(body), only(f)); err == nil {
 				t.Errorf("%s of %.20q succeeds", method, body)
 			}
 			wantCode(t, err, ipc.CodeInvalid)
@@ -124,7 +124,7 @@ func FuzzHandle(f *testing.F) {
 		if withListener {
 			file, _ = h.listen()
 		}
-		v, err := h.Handle(t.Context(), method, tame(h, method, body), file)
+		v, err := h.Handle(t.Context(), method, tame(h, method, body), only(file))
 		if (v == nil) == (err == nil) {
 			t.Errorf("%q: value %v and error %v", method, v, err)
 		}

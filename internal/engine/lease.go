@@ -47,10 +47,11 @@ type tenancy struct {
 // openLease makes volatile memory, key, layers and export of a lease. Where that
 // fails, everything is taken back. An engine that dies on the way leaves a slot
 // that says opening, which the next one takes back.
-func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listener *os.File) (*ipc.LeaseOpened, error) {
-	if err := checkLease(req, listener); err != nil {
+func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listeners []*os.File) (*ipc.LeaseOpened, error) {
+	if err := checkLease(req, listeners); err != nil {
 		return nil, err
 	}
+	listener := listeners[0]
 	lease, err := volatile.ParseLeaseID(req.Lease)
 	if err != nil {
 		return nil, invalid("%v", err)
@@ -179,10 +180,12 @@ func (e *Engine) export(t *tenancy) nbd.Config {
 	}
 }
 
-func checkLease(req *ipc.LeaseOpenRequest, listener *os.File) error {
+func checkLease(req *ipc.LeaseOpenRequest, listeners []*os.File) error {
 	switch {
-	case listener == nil:
-		return invalid("lease %s came without its listening socket", req.Lease)
+	case req.Exports != ipc.Exports{}:
+		return invalid("lease %s: this engine serves NBD only", req.Lease)
+	case len(listeners) != 1:
+		return invalid("lease %s came with %d listening sockets, want 1", req.Lease, len(listeners))
 	case req.Slot < 0 || req.Slot >= volatile.Slots:
 		return invalid("lease %s: slot %d, there are %d", req.Lease, req.Slot, volatile.Slots)
 	case req.SizeBytes <= 0 || req.SizeBytes%blk.BlockSize != 0 || req.SizeBytes > blk.MaxVolume:

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -178,7 +179,7 @@ func do[Resp any](h *host, method string, req any, file *os.File) (*Resp, error)
 	h.t.Helper()
 	body, err := json.Marshal(req)
 	check(h.t, err)
-	v, err := h.Handle(h.t.Context(), method, body, file)
+	v, err := h.Handle(h.t.Context(), method, body, only(file))
 	if err != nil {
 		return nil, err
 	}
@@ -336,4 +337,9 @@ func eventually(t testing.TB, what string, ok func() bool) {
 			t.Fatalf("waited in vain: %s", what)
 		}
 	}
+}
+
+// only are those of all that are there.
+func only(all ...*os.File) []*os.File {
+	return slices.DeleteFunc(all, func(f *os.File) bool { return f == nil })
 }

@@ -37,7 +37,7 @@ func spec() Note {
 	return Note{
 		Version: 1, Place: "/run/vacate, /var/lib/vacate", Keys: At(3), Table: At(4), API: At(5), Admin: At(6), Alive: At(7), Lock: At(8),
 		Program: At(9), Old: At(10), Settings: []byte(`{"maxConns":128}`), Outcome: "done", Engine: Child{4711, At(11), At(12)}, Control: Child{4712, At(13), At(14)},
-		Slots: []Slot{{5, At(15), At(16), []Conn{{At(17), 1}, {At(18), 1<<64 - 1}}}},
+		Slots: []Slot{{5, At(15), At(16), []Conn{{At(17), 1}, {At(18), 1<<64 - 1}}, []Place{{At(19), 0}, {At(20), 255}}}},
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 
 const (
 	version = 1
-	maxSize = 4 << 20 // bytes; with all slots and connections there is 1 MiB
+	maxSize = 16 << 20 // bytes; with all slots, connections and places there are 9 MiB
 )
 
 // A Note is what the hand-off file says.
@@ -49,6 +49,14 @@ type Slot struct {
 	Map      File   `json:"map"`
 	Listener File   `json:"listener,omitzero"`
 	Conns    []Conn `json:"conns,omitempty"`
+	// Places are in their order.
+	Places []Place `json:"places,omitempty"`
+}
+
+// A Place is what an export of the lease keeps in a numbered place.
+type Place struct {
+	File  File `json:"fd"`
+	Place int  `json:"place"`
 }
 
 // A Conn is a client's connection between two of its messages.
@@ -99,6 +107,9 @@ func (n *Note) files(check bool) []*File {
 		optional = append(optional, &s.Listener)
 		for j := range s.Conns {
 			all = append(all, &s.Conns[j].File)
+		}
+		for j := range s.Places {
+			all = append(all, &s.Places[j].File)
 		}
 	}
 	for _, f := range optional {
@@ -154,9 +165,18 @@ func (n *Note) decode(b []byte, check bool) error {
 		}
 		seen[f.fd] = true
 	}
-	for i := range n.Slots {
-		if s := n.Slots[i].Slot; s < 0 || i > 0 && s <= n.Slots[i-1].Slot {
-			return fmt.Errorf("slot %d does not follow its predecessor", s)
+	return n.ordered()
+}
+
+func (n *Note) ordered() error {
+	for i, s := range n.Slots {
+		if s.Slot < 0 || i > 0 && s.Slot <= n.Slots[i-1].Slot {
+			return fmt.Errorf("slot %d does not follow its predecessor", s.Slot)
+		}
+		for j, p := range s.Places {
+			if p.Place < 0 || j > 0 && p.Place <= s.Places[j-1].Place {
+				return fmt.Errorf("place %d of slot %d does not follow its predecessor", p.Place, s.Slot)
+			}
 		}
 	}
 	return nil

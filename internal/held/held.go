@@ -1,12 +1,14 @@
 // Package held is what engines give their keeper to hold for the next one,
-// beside the keys: block maps, listening sockets, and at a planned end clients'
-// connections. It answers the engine's messages (docs/spec/volatile.md).
+// beside the keys: block maps, listening sockets, what exports' sessions are made
+// of, and at a planned end clients' connections. It answers the engine's messages (docs/spec/volatile.md).
 package held
 
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -26,6 +28,7 @@ type Held struct {
 	slots   [volatile.Slots]slot
 	maps    int // slots that have one
 	passed  int // connections in all slots
+	kept    int // files in places, in all slots
 	closing sync.WaitGroup
 }
 
@@ -33,6 +36,7 @@ type Held struct {
 type slot struct {
 	bits, listener *os.File
 	conns          []conn
+	places         map[int]*os.File // what an export keeps where
 }
 
 type conn struct {
@@ -75,6 +79,10 @@ func (h *Held) Answer(m *volatile.Message, file *os.File) (give *os.File, err er
 			give, reply.Arg, reply.Errno = s.fetch(m.Arg)
 		case volatile.KindPass:
 			reply.Errno = h.pass(s, conn{file, m.Arg})
+		case volatile.KindKeep:
+			reply.Errno = h.keep(s, m.Arg, file)
+		case volatile.KindYield:
+			reply.Errno = h.yield(s, m.Arg)
 		case volatile.KindUp:
 			h.forgetConns()
 		default:
@@ -106,7 +114,7 @@ func (h *Held) makeMap(s *slot, m *volatile.Message) (*os.File, syscall.Errno) {
 		return nil, syscall.EEXIST
 	case !h.keys.Empty(int(m.Slot)):
 		return nil, syscall.EBUSY
-	case 2*h.maps+2+h.passed > h.room: // the keeper could not start the next engine any more
+	case h.used()+2 > h.room: // the keeper could not start the next engine any more
 		return nil, syscall.EMFILE
 	case m.Arg > 1<<31: // far more extents than a map can have, and an int anywhere
 		return nil, syscall.EINVAL
@@ -125,6 +133,9 @@ func (h *Held) makeMap(s *slot, m *volatile.Message) (*os.File, syscall.Errno) {
 	fail.At(fail.KeeperMapped)
 	return f, 0
 }
+
+// used is how many descriptors are held, or set aside: a map comes with a socket.
+func (h *Held) used() int { return 2*h.maps + h.passed + h.kept }
 
 func (h *Held) unmap(s *slot, i int) syscall.Errno {
 	if !h.keys.Empty(i) {
@@ -145,10 +156,14 @@ func (h *Held) drop(s *slot) {
 	*s = slot{}
 	h.maps--
 	h.passed -= len(old.conns)
+	h.kept -= len(old.places)
 	h.closing.Go(func() {
 		old.bits.Close()     //nolint:errcheck // a memfd: closing frees it, nothing is written
 		old.listener.Close() //nolint:errcheck // it may be nil
 		old.closeConns()
+		for _, f := range old.places {
+			f.Close() //nolint:errcheck // its session has ended with the lease
+		}
 	})
 }
 
@@ -175,7 +190,7 @@ func (h *Held) pass(s *slot, c conn) syscall.Errno {
 	switch {
 	case s.bits == nil:
 		return syscall.ENOENT
-	case h.passed >= min(volatile.MaxPassed, h.room-2*h.maps):
+	case h.passed >= volatile.MaxPassed || h.used() >= h.room:
 		return syscall.ENOSPC
 	}
 	s.conns = append(s.conns, c)
@@ -184,12 +199,62 @@ func (h *Held) pass(s *slot, c conn) syscall.Errno {
 	return 0
 }
 
+// keep puts file into a place. The last quarter of what may be held is not for
+// places: whatever sessions take, leases can be opened.
+func (h *Held) keep(s *slot, place uint64, file *os.File) syscall.Errno {
+	old := s.places[int(place%volatile.Places)]
+	switch {
+	case place >= volatile.Places:
+		return syscall.EINVAL
+	case s.bits == nil:
+		return syscall.ENOENT
+	case old == nil && h.used() >= h.room-h.room/4:
+		return syscall.ENOSPC
+	case old == nil:
+		h.kept++
+	}
+	h.discard(old)
+	s.put(int(place), file)
+	fail.At(fail.KeeperKept)
+	return 0
+}
+
+func (s *slot) put(place int, f *os.File) {
+	if s.places == nil {
+		s.places = make(map[int]*os.File)
+	}
+	s.places[place] = f
+}
+
+func (h *Held) yield(s *slot, place uint64) syscall.Errno {
+	if place >= volatile.Places {
+		return syscall.EINVAL
+	}
+	if old := s.places[int(place)]; old != nil {
+		delete(s.places, int(place))
+		h.kept--
+		h.discard(old)
+	}
+	fail.At(fail.KeeperKept)
+	return 0
+}
+
+// discard closes f, which may be nil and may be the last descriptor of a guest's
+// memory: a key must not wait until that is freed.
+func (h *Held) discard(f *os.File) {
+	if f != nil {
+		h.closing.Go(func() { f.Close() }) //nolint:errcheck // its engine had a duplicate
+	}
+}
+
 func (s *slot) fetch(what uint64) (f *os.File, terms uint64, errno syscall.Errno) {
 	switch n := what - volatile.FetchConn; {
 	case what == volatile.FetchMap:
 		f = s.bits
 	case what == volatile.FetchListener:
 		f = s.listener
+	case what >= volatile.FetchPlace && what-volatile.FetchPlace < volatile.Places:
+		f = s.places[int(what-volatile.FetchPlace)]
 	case n < uint64(len(s.conns)):
 		f, terms = s.conns[n].file, s.conns[n].terms
 	}
@@ -244,6 +309,9 @@ func (h *Held) Describe() (slots []handoff.Slot) {
 		for _, c := range s.conns {
 			to.Conns = append(to.Conns, handoff.Conn{File: handoff.Of(c.file), Terms: c.terms})
 		}
+		for _, at := range slices.Sorted(maps.Keys(s.places)) {
+			to.Places = append(to.Places, handoff.Place{File: handoff.Of(s.places[at]), Place: at})
+		}
 		slots = append(slots, to)
 	}
 	return slots
@@ -260,8 +328,15 @@ func (h *Held) Inherit(slots []handoff.Slot) error {
 		for _, c := range from.Conns {
 			s.conns = append(s.conns, conn{c.File.File, c.Terms})
 		}
+		for _, p := range from.Places {
+			if p.Place >= volatile.Places {
+				return fmt.Errorf("taking over place %d of slot %d: %w", p.Place, from.Slot, volatile.ErrSlot)
+			}
+			s.put(p.Place, p.File.File)
+		}
 		h.maps++
 		h.passed += len(from.Conns)
+		h.kept += len(from.Places)
 	}
 	return nil
 }

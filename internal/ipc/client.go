@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 )
 
@@ -46,11 +47,11 @@ func (cl *Client) Close() error {
 // Done is closed when the other side is gone.
 func (cl *Client) Done() <-chan struct{} { return cl.done }
 
-// Call sends one request, with file if it is not nil, and waits for the
-// answer, which it decodes into resp. It returns a [*RemoteError] when the
+// Call sends one request and files, of which those that are nil are left out, and
+// waits for the answer, which it decodes into resp. The files stay the caller's. It returns a [*RemoteError] when the
 // other side refused, and an error that wraps [ErrGone] when it went away.
 // A call that is given up through ctx may still be carried out.
-func (cl *Client) Call(ctx context.Context, method string, req, resp any, file *os.File) error {
+func (cl *Client) Call(ctx context.Context, method string, req, resp any, files ...*os.File) error {
 	body, err := json.Marshal(req)
 	if err != nil {
 		return fmt.Errorf("ipc: encoding %q: %w", method, err)
@@ -60,7 +61,8 @@ func (cl *Client) Call(ctx context.Context, method string, req, resp any, file *
 		return err
 	}
 	defer cl.forget(id)
-	if err := cl.c.write(&envelope{ID: id, Method: method, Body: body}, file); err != nil {
+	files = slices.DeleteFunc(slices.Clone(files), func(f *os.File) bool { return f == nil })
+	if err := cl.c.write(&envelope{ID: id, Method: method, Body: body}, files); err != nil {
 		return fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	select {
@@ -112,10 +114,8 @@ func (cl *Client) gone() error {
 func (cl *Client) read() {
 	defer close(cl.done)
 	for {
-		e, file, err := cl.c.read()
-		if file != nil {
-			file.Close() //nolint:errcheck // answers carry no descriptor; a surplus one is dropped
-		}
+		e, files, err := cl.c.read()
+		closeFiles(files) // answers carry none
 		cl.mu.Lock()
 		if err != nil {
 			cl.err = err

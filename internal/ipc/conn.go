@@ -5,7 +5,7 @@
 //
 // A frame is a header of 8 bytes, the magic "VIPC" and the length of the body
 // (uint32, little-endian), then the body: one JSON object, an envelope. A
-// file descriptor travels as SCM_RIGHTS with the first byte of its frame.
+// frame's file descriptors, at most four, travel as SCM_RIGHTS with its first byte.
 // Control sends requests, the engine answers each exactly once, in any order.
 //
 // # Trust
@@ -33,6 +33,8 @@ const (
 	headerSize = 8
 	// MaxBody bounds a frame's body. A lease in 64 Ki pieces fits.
 	MaxBody = 8 << 20
+	// MaxFiles bounds the files that travel with a frame.
+	MaxFiles = 4
 )
 
 var magic = [4]byte{'V', 'I', 'P', 'C'}
@@ -53,7 +55,7 @@ type envelope struct {
 type conn struct {
 	uc  *net.UnixConn
 	mu  sync.Mutex // held while a frame is written
-	oob [64]byte   // reader's
+	oob [128]byte  // reader's: room for more files than may come
 }
 
 func newConn(f *os.File) (*conn, error) {
@@ -69,21 +71,33 @@ func newConn(f *os.File) (*conn, error) {
 	return &conn{uc: uc}, nil
 }
 
-func (c *conn) write(e *envelope, file *os.File) error {
+func (c *conn) write(e *envelope, files []*os.File) error {
 	frame, err := encode(e)
 	if err != nil {
 		return err
 	}
-	if file == nil {
-		return c.send(frame, nil)
+	if len(files) > MaxFiles {
+		return fmt.Errorf("ipc: %q with %d files, the bound is %d", e.Method, len(files), MaxFiles)
 	}
-	raw, err := file.SyscallConn() // unlike Fd, it leaves the file's blocking mode alone
+	return c.pass(frame, nil, files)
+}
+
+// pass sends a frame with the descriptors fds and those of files.
+func (c *conn) pass(frame []byte, fds []int, files []*os.File) error {
+	if len(files) == 0 {
+		if len(fds) == 0 {
+			return c.send(frame, nil)
+		}
+		return c.send(frame, syscall.UnixRights(fds...))
+	}
+	f := files[0]
+	raw, err := f.SyscallConn() // unlike Fd, it leaves the file's blocking mode alone
 	if err != nil {
-		return fmt.Errorf("ipc: passing %s: %w", file.Name(), err)
+		return fmt.Errorf("ipc: passing %s: %w", f.Name(), err)
 	}
 	var sent error
-	if err := raw.Control(func(fd uintptr) { sent = c.send(frame, syscall.UnixRights(int(fd))) }); err != nil {
-		return fmt.Errorf("ipc: passing %s: %w", file.Name(), err)
+	if err := raw.Control(func(fd uintptr) { sent = c.pass(frame, append(fds, int(fd)), files[1:]) }); err != nil {
+		return fmt.Errorf("ipc: passing %s: %w", f.Name(), err)
 	}
 	return sent
 }
@@ -101,48 +115,50 @@ func (c *conn) send(frame, oob []byte) error {
 	return nil
 }
 
-// read returns the next frame and the file that came with it, or nil.
-func (c *conn) read() (e *envelope, file *os.File, err error) {
+// read returns the next frame and the files that came with it.
+func (c *conn) read() (e *envelope, files []*os.File, err error) {
 	var head [headerSize]byte
 	defer func() {
-		if err != nil && file != nil {
-			file.Close() //nolint:errcheck // the frame is refused; the descriptor is only dropped
-			file = nil
+		if err != nil {
+			closeFiles(files) // the frame is refused
+			files = nil
 		}
 	}()
 	for got := 0; got < headerSize; {
-		n, oobn, _, _, err := c.uc.ReadMsgUnix(head[got:], c.oob[:])
-		if f, ferr := takeFile(c.oob[:oobn]); ferr != nil || (f != nil && file != nil) {
-			return nil, file, fmt.Errorf("ipc: %w: more than one descriptor", ErrFrame)
-		} else if f != nil {
-			file = f
+		n, oobn, flags, _, err := c.uc.ReadMsgUnix(head[got:], c.oob[:])
+		more, ferr := takeFiles(c.oob[:oobn])
+		files = append(files, more...)
+		if ferr == nil && (flags&syscall.MSG_CTRUNC != 0 || len(files) > MaxFiles) {
+			ferr = errors.New("more descriptors than a frame may have")
+		}
+		if ferr != nil {
+			return nil, files, fmt.Errorf("ipc: %w: %w", ErrFrame, ferr)
 		}
 		if errors.Is(err, io.EOF) && got > 0 {
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil {
-			return nil, file, err
+			return nil, files, err
 		}
 		got += n
 	}
 	size, err := parseHeader(head)
 	if err != nil {
-		return nil, file, err
+		return nil, files, err
 	}
 	body := make([]byte, size)
 	if _, err := io.ReadFull(c.uc, body); err != nil {
-		return nil, file, fmt.Errorf("ipc: reading a frame of %d bytes: %w", size, err)
+		return nil, files, fmt.Errorf("ipc: reading a frame of %d bytes: %w", size, err)
 	}
 	e = new(envelope)
 	if err := Decode(body, e); err != nil {
-		return nil, file, err
+		return nil, files, err
 	}
-	return e, file, nil
+	return e, files, nil
 }
 
-// takeFile returns the one descriptor in a control message; others are closed
-// and reported.
-func takeFile(oob []byte) (*os.File, error) {
+// takeFiles returns the descriptors in control messages, also with an error.
+func takeFiles(oob []byte) (files []*os.File, err error) {
 	if len(oob) == 0 {
 		return nil, nil
 	}
@@ -150,20 +166,22 @@ func takeFile(oob []byte) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	var fds []int
 	for i := range msgs {
-		got, err := syscall.ParseUnixRights(&msgs[i])
-		if err == nil {
-			fds = append(fds, got...)
+		fds, perr := syscall.ParseUnixRights(&msgs[i])
+		if perr != nil {
+			err = perr
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "passed"))
 		}
 	}
-	if len(fds) == 1 {
-		return os.NewFile(uintptr(fds[0]), "passed"), nil
+	return files, err
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close() //nolint:errcheck // descriptors that are only dropped
 	}
-	for _, fd := range fds {
-		syscall.Close(fd) //nolint:errcheck // surplus descriptors of a refused frame
-	}
-	return nil, fmt.Errorf("ipc: %w: %d descriptors in one message", ErrFrame, len(fds))
 }
 
 func parseHeader(h [headerSize]byte) (int, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,8 +48,56 @@ func start(t *testing.T, h Handler) (cl *Client, end func() error) {
 	}
 }
 
+// saying is the end of a pipe from which text can be read.
+func saying(t *testing.T, text string) *os.File {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() }) //nolint:errcheck // only read
+	if _, err := w.WriteString(text); errors.Join(err, w.Close()) != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// TestTooManyFiles: a frame with more descriptors than it may have ends the
+// connection, and none of them stays open.
+func TestTooManyFiles(t *testing.T) {
+	frame, err := encode(&envelope{ID: 1, Method: "m", Body: json.RawMessage("{}")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, count := range []int{MaxFiles + 1, 200} { // more than may come; more than there is room to receive
+		a, b := pair(t)
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		rights := syscall.UnixRights(slices.Repeat([]int{int(w.Fd())}, count)...)
+		if err := errors.Join(syscall.Sendmsg(int(a.Fd()), frame, rights, nil, 0), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		err = Serve(t.Context(), b, func(context.Context, string, []byte, []*os.File) (any, error) {
+			t.Error("a handler was called")
+			return nil, nil
+		})
+		if !errors.Is(err, ErrFrame) {
+			t.Errorf("%d descriptors: %v", count, err)
+		}
+		if err := r.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("%d descriptors: one is still open: %v", count, err)
+		}
+		r.Close() //nolint:errcheck // only read
+	}
+}
+
 func TestCall(t *testing.T) {
-	cl, end := start(t, func(_ context.Context, method string, body []byte, file *os.File) (any, error) {
+	cl, end := start(t, func(_ context.Context, method string, body []byte, files []*os.File) (any, error) {
 		var ref LeaseRef
 		if err := Decode(body, &ref); err != nil {
 			return nil, err
@@ -58,10 +107,15 @@ func TestCall(t *testing.T) {
 			return ref, nil
 		case "refuse":
 			return nil, fmt.Errorf("lease %s: %w", ref.Lease, &RemoteError{Code: CodeBusy, Text: "wait"})
-		case "file":
-			defer file.Close() //nolint:errcheck // test's file
-			b, err := io.ReadAll(file)
-			return LeaseRef{Lease: string(b)}, err
+		case "files":
+			var all []byte
+			for _, f := range files {
+				b, err := io.ReadAll(f)
+				if all = append(all, b...); errors.Join(err, f.Close()) != nil {
+					return nil, err
+				}
+			}
+			return LeaseRef{Lease: string(all)}, nil
 		}
 		return nil, errors.New("no such method")
 	})
@@ -92,17 +146,21 @@ func TestCall(t *testing.T) {
 		t.Errorf("unknown field: %v, want it named", err)
 	}
 
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.WriteString("through a pipe") //nolint:errcheck // read back below
-	w.Close()                       //nolint:errcheck // read back below
 	var got LeaseRef
-	if err := cl.Call(ctx, "file", LeaseRef{}, &got, r); err != nil || got.Lease != "through a pipe" {
-		t.Errorf("file: %q, %v", got.Lease, err)
+	for want, files := range map[string][]*os.File{
+		"":        {nil, nil},
+		"one":     {saying(t, "one")},
+		"one two": {saying(t, "one"), nil, saying(t, " two")}, // in this order
+		"abcd":    {saying(t, "a"), saying(t, "b"), saying(t, "c"), saying(t, "d")},
+	} {
+		if err := cl.Call(ctx, "files", LeaseRef{}, &got, files...); err != nil || got.Lease != want {
+			t.Errorf("files: %q, %v, want %q", got.Lease, err, want)
+		}
 	}
-	r.Close() //nolint:errcheck // test's file
+	many := slices.Repeat([]*os.File{saying(t, "")}, MaxFiles+1)
+	if err := cl.Call(ctx, "files", LeaseRef{}, &got, many...); err == nil {
+		t.Errorf("%d files were sent", len(many))
+	}
 
 	if err := end(); err != nil {
 		t.Errorf("Serve = %v after an orderly end", err)
@@ -129,7 +187,7 @@ func TestGoneDuringCall(t *testing.T) {
 
 func TestCallGivenUp(t *testing.T) {
 	hold := make(chan struct{})
-	cl, end := start(t, func(ctx context.Context, _ string, _ []byte, _ *os.File) (any, error) {
+	cl, end := start(t, func(ctx context.Context, _ string, _ []byte, _ []*os.File) (any, error) {
 		<-ctx.Done() // ends with the connection
 		close(hold)
 		return Empty{}, nil
@@ -164,7 +222,7 @@ func TestBadFrames(t *testing.T) {
 			a, b := pair(t)
 			a.WriteString(frame) //nolint:errcheck // the server reports
 			a.Close()            //nolint:errcheck // half a frame ends here
-			err := Serve(t.Context(), b, func(context.Context, string, []byte, *os.File) (any, error) {
+			err := Serve(t.Context(), b, func(context.Context, string, []byte, []*os.File) (any, error) {
 				t.Error("a handler was called")
 				return nil, nil
 			})
@@ -195,11 +253,11 @@ func FuzzServe(f *testing.F) {
 		syscall.Shutdown(int(a.Fd()), syscall.SHUT_WR) //nolint:errcheck // the input ends here
 		calls := 0
 		var mu sync.Mutex
-		err := Serve(t.Context(), b, func(_ context.Context, _ string, body []byte, file *os.File) (any, error) {
+		err := Serve(t.Context(), b, func(_ context.Context, _ string, body []byte, files []*os.File) (any, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			calls++
-			if file != nil {
+			if files != nil {
 				t.Error("a descriptor out of nowhere")
 			}
 			var req LeaseOpenRequest
@@ -214,7 +272,7 @@ func FuzzServe(f *testing.F) {
 // TestNewerEngine: in the midst of an upgrade the engine may say more than
 // control understands. What control asks is understood whole, or refused.
 func TestNewerEngine(t *testing.T) {
-	cl, end := start(t, func(_ context.Context, _ string, body []byte, _ *os.File) (any, error) {
+	cl, end := start(t, func(_ context.Context, _ string, body []byte, _ []*os.File) (any, error) {
 		var req Empty
 		return map[string]any{"lease": "x", "colour": "blue"}, Decode(body, &req)
 	})

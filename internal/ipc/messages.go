@@ -13,7 +13,7 @@ const (
 	MethodEnroll     = "enroll"       // EnrollRequest → DriveInfo
 	MethodDriveOpen  = "drive.open"   // DriveOpenRequest → DriveInfo
 	MethodDriveClose = "drive.close"  // DriveCloseRequest → Empty
-	MethodLeaseOpen  = "lease.open"   // LeaseOpenRequest + listener → LeaseOpened
+	MethodLeaseOpen  = "lease.open"   // LeaseOpenRequest + listeners → LeaseOpened
 	MethodLeaseLimit = "lease.limit"  // LeaseLimitRequest → Empty
 	MethodLeaseClose = "lease.close"  // LeaseRef → Erasure; never waits for a device
 	MethodLeaseDrain = "lease.drain"  // LeaseRef → Empty; waits until no I/O of the lease is in flight
@@ -139,8 +139,8 @@ type DriveInfo struct {
 	Repaired      []string `json:"repaired,omitempty"` // superblock copies that were mended
 }
 
-// LeaseOpenRequest makes a volume and its exports. The listening socket of the
-// NBD export comes along as the message's file descriptor.
+// LeaseOpenRequest makes a volume and its exports. Their listening sockets come
+// along as the message's files, in this order: NBD, vhost-user.
 type LeaseOpenRequest struct {
 	Lease        string         `json:"lease"` // 16 characters, a-z and 2-7
 	Slot         int            `json:"slot"`  // slot of the volatile memory, 0 ≤ Slot < Hello.Slots
@@ -149,6 +149,15 @@ type LeaseOpenRequest struct {
 	Pieces       []extent.Piece `json:"pieces"`
 	UID          uint32         `json:"uid"` // who may connect, besides root and the daemon
 	Limits       limit.Limits   `json:"limits,omitzero"`
+	Exports      Exports        `json:"exports,omitzero"`
+}
+
+// Exports are the ways to reach a volume. The zero Exports is NBD alone.
+type Exports struct {
+	NoNBD     bool `json:"noNbd,omitempty"`
+	VhostUser bool `json:"vhostUser,omitempty"`
+	ReadOnly  bool `json:"readOnly,omitempty"` // of vhost-user
+	Queues    int  `json:"queues,omitempty"`   // of vhost-user: 1 to 64; 0 without it
 }
 
 // LeaseLimitRequest sets how fast the volume of an open lease may be used, in

@@ -16,10 +16,10 @@ import (
 // further frames wait in the socket.
 const maxCalls = 4096
 
-// A Handler carries out one call. The file that came with it, if any, is the
-// handler's to close. An error that is, or wraps, a [*RemoteError] keeps its
+// A Handler carries out one call. The files that came with it, in their order, are
+// the handler's to close. An error that is, or wraps, a [*RemoteError] keeps its
 // code; any other is sent as [CodeInternal].
-type Handler func(ctx context.Context, method string, body []byte, file *os.File) (any, error)
+type Handler func(ctx context.Context, method string, body []byte, files []*os.File) (any, error)
 
 // Serve answers calls on the socket f, which it duplicates, until the other
 // side closes it or ctx ends, and then waits for the calls in progress, whose
@@ -40,7 +40,7 @@ func Serve(ctx context.Context, f *os.File, h Handler) error {
 	}()
 	free := make(chan struct{}, maxCalls)
 	for {
-		e, file, err := c.read()
+		e, files, err := c.read()
 		if err != nil {
 			if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 				return nil
@@ -50,7 +50,7 @@ func Serve(ctx context.Context, f *os.File, h Handler) error {
 		free <- struct{}{}
 		calls.Go(func() {
 			defer func() { <-free }()
-			answer := carryOut(ctx, h, e, file)
+			answer := carryOut(ctx, h, e, files)
 			if err := c.write(answer, nil); err != nil {
 				c.uc.Close() //nolint:errcheck // ends the reader, which reports
 			}
@@ -58,9 +58,9 @@ func Serve(ctx context.Context, f *os.File, h Handler) error {
 	}
 }
 
-func carryOut(ctx context.Context, h Handler, e *envelope, file *os.File) *envelope {
+func carryOut(ctx context.Context, h Handler, e *envelope, files []*os.File) *envelope {
 	answer := &envelope{ID: e.ID}
-	v, err := h(ctx, e.Method, e.Body, file)
+	v, err := h(ctx, e.Method, e.Body, files)
 	if err == nil {
 		answer.Body, err = json.Marshal(v)
 	}

@@ -46,7 +46,8 @@ func (l *Link) Map(slot int, blocks uint64, extents int, lease LeaseID) (*os.Fil
 	return a.file, nil
 }
 
-// Unmap makes the keeper forget the block map of slot and its listening socket.
+// Unmap makes the keeper forget the block map of slot, and all that it holds
+// beside it.
 // The slot's key must have been wiped. A slot without a map is fine.
 func (l *Link) Unmap(slot int) error {
 	if a := l.ask(slot, Message{Kind: KindUnmap}, nil); a.err != nil {
@@ -123,6 +124,45 @@ func (l *Link) FetchConn(slot, n int) (f *os.File, terms uint64, err error) {
 func (l *Link) Pass(slot int, conn *os.File, terms uint64) error {
 	if a := l.give(slot, Message{Kind: KindPass, Arg: terms}, conn); a.err != nil {
 		return fmt.Errorf("passing a connection of slot %d to the keeper: %w", slot, a.err)
+	}
+	return nil
+}
+
+// Keep has the keeper hold f in a place of slot, 0 ≤ place < [Places], instead of
+// what it holds there; a nil f gives up the place, which may be empty. What is in
+// places outlives engines and is given back with the map. ENOENT: the slot has no
+// map. ENOSPC: the keeper needs its other descriptors for itself.
+func (l *Link) Keep(slot, place int, f *os.File) error {
+	m := Message{Kind: KindKeep, Arg: uint64(place)}
+	if f == nil {
+		m.Kind = KindYield
+	}
+	err := checkPlace(place)
+	if err == nil {
+		err = l.ask(slot, m, f).err
+	}
+	if err != nil {
+		return fmt.Errorf("%v: place %d of slot %d of the keeper: %w", m.Kind, place, slot, err)
+	}
+	return nil
+}
+
+// FetchPlace returns what is in a place of slot, and nil when nothing is.
+func (l *Link) FetchPlace(slot, place int) (*os.File, error) {
+	err := checkPlace(place)
+	if err == nil {
+		a := l.ask(slot, Message{Kind: KindFetch, Arg: FetchPlace + uint64(place)}, nil)
+		if a.err == nil || errors.Is(a.err, syscall.ENOENT) {
+			return a.file, nil
+		}
+		err = a.err
+	}
+	return nil, fmt.Errorf("asking the keeper for place %d of slot %d: %w", place, slot, err)
+}
+
+func checkPlace(place int) error {
+	if place < 0 || place >= Places {
+		return fmt.Errorf("there are %d places: %w", Places, ErrFormat)
 	}
 	return nil
 }

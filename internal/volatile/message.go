@@ -31,7 +31,9 @@ const (
 	KindReady   Kind = 10 // control: it has recovered
 	KindStop    Kind = 11 // control: the stop is granted
 	KindUpgrade Kind = 12 // control: start the upgrade
-	kinds       Kind = 13
+	KindKeep    Kind = 13 // engine: hold this in place Arg of Slot, instead of what is there: a descriptor
+	KindYield   Kind = 14 // engine: give up what is in place Arg of Slot
+	kinds       Kind = 15
 )
 
 // What Arg of a KindFetch names.
@@ -39,13 +41,20 @@ const (
 	FetchMap      = 0 // the block map
 	FetchListener = 1 // the listening socket
 	FetchConn     = 2 // the first connection that was passed; the next ones follow
+
+	FetchPlace = 1 << 32 // what is in place 0; the next ones follow
 )
+
+// Places is how many places a slot has, for what the sessions of its lease's
+// exports are made of. What an export keeps in which is its own matter.
+const Places = 256
 
 // MaxPassed is how many connections a keeper holds at once, over all slots.
 const MaxPassed = 16384
 
 var kindNames = [kinds]string{
 	"none", "map", "unmap", "wipe", "control", "hold", "fetch", "pass", "up", "leave", "ready", "stop", "upgrade",
+	"keep", "yield",
 }
 
 func (k Kind) String() string {
@@ -64,7 +73,7 @@ type Message struct {
 
 	Blocks uint64  // map
 	Lease  LeaseID // map
-	Arg    uint64  // map: extents; fetch: what; reply to fetch, and pass: terms
+	Arg    uint64  // map: extents; fetch: what; reply to fetch, and pass: terms; keep, yield: place
 
 	// Of replies.
 	Errno     syscall.Errno // 0: it was done
@@ -82,7 +91,7 @@ func (m *Message) Carries() bool {
 	switch m.Kind {
 	case KindMap, KindFetch:
 		return m.Reply
-	case KindControl, KindHold, KindPass:
+	case KindControl, KindHold, KindPass, KindKeep:
 		return !m.Reply
 	}
 	return false

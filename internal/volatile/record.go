@@ -2,6 +2,7 @@ package volatile
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 )
 
@@ -48,6 +49,7 @@ type Record struct {
 	Generation   uint64 // of the engine that wrote this, 1 ≤ Generation
 	UID          uint32 // who may connect to its exports, besides root and the daemon
 	Limits       Limits // how fast the volume may be used
+	Exports      Exports
 
 	// CLOCK_BOOTTIME in nanoseconds; 0 is not yet.
 	KeyGeneratedNs int64
@@ -62,6 +64,17 @@ type Limits struct {
 	IOPS, IOPSBurst   uint32 // requests
 	Bytes, BytesBurst uint64 // at most MaxBandwidth
 }
+
+// Exports are the ways to reach a volume. The zero Exports is NBD alone.
+type Exports struct {
+	NoNBD     bool
+	VhostUser bool
+	ReadOnly  bool   // of vhost-user
+	Queues    uint16 // of vhost-user: 1 ≤ Queues ≤ MaxQueues; 0 without it
+}
+
+// MaxQueues bounds the queues of a vhost-user export.
+const MaxQueues = 64
 
 // MaxBandwidth bounds bytes a second, and their burst.
 const MaxBandwidth = 1 << 50
@@ -81,7 +94,9 @@ const (
 	recGateClosed   = 64
 	recKeyDestroyed = 72
 	recUID          = 80
-	recReserved     = 84 // 4 bytes
+	recExports      = 84 // 1 byte: exportVhostUser, exportNoNBD
+	recExportFlags  = 85 // 1 byte: exportReadOnly
+	recQueues       = 86 // 2 bytes
 	recCiphersDone  = 88
 	recIOPS         = 96
 	recIOPSBurst    = 100
@@ -89,6 +104,12 @@ const (
 	recBytesBurst   = 112
 	recReservedEnd  = 120 // 4 bytes
 	recCRC          = recordSize - 4
+)
+
+const (
+	exportVhostUser = 1 << 0
+	exportNoNBD     = 1 << 1
+	exportReadOnly  = 1 << 0
 )
 
 // validate checks what must hold of every record.
@@ -115,7 +136,44 @@ func (r *Record) validate() error {
 	case r.KeyGeneratedNs < 0 || r.GateClosedNs < 0 || r.CiphersDoneNs < 0 || r.KeyDestroyedNs < 0:
 		return fmt.Errorf("negative time: %w", ErrFormat)
 	}
-	return r.Limits.validate()
+	return errors.Join(r.Limits.validate(), r.Exports.validate())
+}
+
+func (x *Exports) validate() error {
+	switch {
+	case !x.VhostUser && *x != Exports{}:
+		return fmt.Errorf("no export, or queues of none: %w", ErrFormat)
+	case x.VhostUser && (x.Queues == 0 || x.Queues > MaxQueues):
+		return fmt.Errorf("%d queues: %w", x.Queues, ErrFormat)
+	}
+	return nil
+}
+
+// encode and decode have the record's bytes.
+func (x *Exports) encode(b []byte) {
+	b[recExports] = bit(x.VhostUser, exportVhostUser) | bit(x.NoNBD, exportNoNBD)
+	b[recExportFlags] = bit(x.ReadOnly, exportReadOnly)
+	binary.LittleEndian.PutUint16(b[recQueues:], x.Queues)
+}
+
+func (x *Exports) decode(b []byte) error {
+	if b[recExports]&^(exportVhostUser|exportNoNBD) != 0 || b[recExportFlags]&^exportReadOnly != 0 {
+		return fmt.Errorf("exports %#02x %#02x: %w", b[recExports], b[recExportFlags], ErrFormat)
+	}
+	*x = Exports{
+		VhostUser: b[recExports]&exportVhostUser != 0,
+		NoNBD:     b[recExports]&exportNoNBD != 0,
+		ReadOnly:  b[recExportFlags]&exportReadOnly != 0,
+		Queues:    binary.LittleEndian.Uint16(b[recQueues:]),
+	}
+	return nil
+}
+
+func bit(set bool, b byte) byte {
+	if set {
+		return b
+	}
+	return 0
 }
 
 func (l *Limits) validate() error {
@@ -140,6 +198,7 @@ func (r *Record) encode(b []byte) {
 	le.PutUint64(b[recGateClosed:], uint64(r.GateClosedNs))
 	le.PutUint64(b[recKeyDestroyed:], uint64(r.KeyDestroyedNs))
 	le.PutUint32(b[recUID:], r.UID)
+	r.Exports.encode(b)
 	le.PutUint64(b[recCiphersDone:], uint64(r.CiphersDoneNs))
 	le.PutUint32(b[recIOPS:], r.Limits.IOPS)
 	le.PutUint32(b[recIOPSBurst:], r.Limits.IOPSBurst)
@@ -149,7 +208,7 @@ func (r *Record) encode(b []byte) {
 
 func (r *Record) decode(b []byte) error {
 	le := binary.LittleEndian
-	if !allZero(b[recReserved:recCiphersDone]) || !allZero(b[recReservedEnd:recCRC]) {
+	if !allZero(b[recReservedEnd:recCRC]) {
 		return fmt.Errorf("reserved bytes are in use: %w", ErrFormat)
 	}
 	*r = Record{
@@ -169,5 +228,5 @@ func (r *Record) decode(b []byte) error {
 		},
 	}
 	copy(r.Lease[:], b[recLease:])
-	return nil
+	return r.Exports.decode(b)
 }

@@ -284,7 +284,7 @@ func TestDriveRecordEveryBit(t *testing.T) {
 // guess. The checksum is right each time.
 func TestReservedBytes(t *testing.T) {
 	t.Run("lease", func(t *testing.T) {
-		reserved(t, testRecord(1), recordSize, recReserved, recReserved+3, recReservedEnd, recCRC-1)
+		reserved(t, testRecord(1), recordSize, recExports, recExportFlags, recQueues, recQueues+1, recReservedEnd, recCRC-1)
 	})
 	t.Run("drive", func(t *testing.T) {
 		r := testDrive(1)
