@@ -134,9 +134,10 @@ func (c Config) AdminSocket() string { return filepath.Join(c.RunDir, "admin.soc
 // LeasesDir is the folder with one folder of sockets for each lease.
 func (c Config) LeasesDir() string { return filepath.Join(c.RunDir, "leases") }
 
-// LeaseSocket is the path of a lease's NBD socket.
+// LeaseSocket is the path of a lease's vhost-user socket, the longest that a
+// lease has.
 func (c Config) LeaseSocket(id string) string {
-	return filepath.Join(c.LeasesDir(), id, "nbd.sock")
+	return filepath.Join(c.LeasesDir(), id, "vhost-user.sock")
 }
 
 // Journal is the path of the database.

@@ -55,63 +55,63 @@ func (e *engine) now() (*ipc.Client, <-chan struct{}) {
 	return e.c, e.changed
 }
 
-func call[Resp any](ctx context.Context, e *engine, method string, req any, file *os.File) (Resp, error) {
+func call[Resp any](ctx context.Context, e *engine, method string, req any, files ...*os.File) (Resp, error) {
 	var resp Resp
 	c, _ := e.now()
 	if c == nil {
 		return resp, fmt.Errorf("%w: the keeper has not started one yet", ipc.ErrGone)
 	}
-	err := c.Call(ctx, method, req, &resp, file)
+	err := c.Call(ctx, method, req, &resp, files...)
 	return resp, err
 }
 
 func (e *engine) Hello(ctx context.Context) (ipc.Hello, error) {
-	return call[ipc.Hello](ctx, e, ipc.MethodHello, ipc.Empty{}, nil)
+	return call[ipc.Hello](ctx, e, ipc.MethodHello, ipc.Empty{})
 }
 
 func (e *engine) Inspect(ctx context.Context, req ipc.InspectRequest) (ipc.Inspection, error) {
-	return call[ipc.Inspection](ctx, e, ipc.MethodInspect, req, nil)
+	return call[ipc.Inspection](ctx, e, ipc.MethodInspect, req)
 }
 
 func (e *engine) Enroll(ctx context.Context, req ipc.EnrollRequest) (ipc.DriveInfo, error) {
-	return call[ipc.DriveInfo](ctx, e, ipc.MethodEnroll, req, nil)
+	return call[ipc.DriveInfo](ctx, e, ipc.MethodEnroll, req)
 }
 
 func (e *engine) OpenDrive(ctx context.Context, req ipc.DriveOpenRequest) (ipc.DriveInfo, error) {
-	return call[ipc.DriveInfo](ctx, e, ipc.MethodDriveOpen, req, nil)
+	return call[ipc.DriveInfo](ctx, e, ipc.MethodDriveOpen, req)
 }
 
 func (e *engine) CloseDrive(ctx context.Context, req ipc.DriveCloseRequest) error {
-	_, err := call[ipc.Empty](ctx, e, ipc.MethodDriveClose, req, nil)
+	_, err := call[ipc.Empty](ctx, e, ipc.MethodDriveClose, req)
 	return err
 }
 
-func (e *engine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listener *os.File) (ipc.LeaseOpened, error) {
-	return call[ipc.LeaseOpened](ctx, e, ipc.MethodLeaseOpen, req, listener)
+func (e *engine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listeners ...*os.File) (ipc.LeaseOpened, error) {
+	return call[ipc.LeaseOpened](ctx, e, ipc.MethodLeaseOpen, req, listeners...)
 }
 
 func (e *engine) LimitLease(ctx context.Context, req ipc.LeaseLimitRequest) error {
-	_, err := call[ipc.Empty](ctx, e, ipc.MethodLeaseLimit, req, nil)
+	_, err := call[ipc.Empty](ctx, e, ipc.MethodLeaseLimit, req)
 	return err
 }
 
 func (e *engine) CloseLease(ctx context.Context, id string) (ipc.Erasure, error) {
-	return call[ipc.Erasure](ctx, e, ipc.MethodLeaseClose, ipc.LeaseRef{Lease: id}, nil)
+	return call[ipc.Erasure](ctx, e, ipc.MethodLeaseClose, ipc.LeaseRef{Lease: id})
 }
 
 func (e *engine) Drain(ctx context.Context, id string) error {
-	_, err := call[ipc.Empty](ctx, e, ipc.MethodLeaseDrain, ipc.LeaseRef{Lease: id}, nil)
+	_, err := call[ipc.Empty](ctx, e, ipc.MethodLeaseDrain, ipc.LeaseRef{Lease: id})
 	return err
 }
 
 func (e *engine) Leases(ctx context.Context) (ipc.LeaseList, error) {
-	return call[ipc.LeaseList](ctx, e, ipc.MethodLeaseList, ipc.Empty{}, nil)
+	return call[ipc.LeaseList](ctx, e, ipc.MethodLeaseList, ipc.Empty{})
 }
 
 func (e *engine) Losses(ctx context.Context, seen uint64) (ipc.Losses, error) {
-	return call[ipc.Losses](ctx, e, ipc.MethodLosses, ipc.LossesRequest{Seen: seen}, nil)
+	return call[ipc.Losses](ctx, e, ipc.MethodLosses, ipc.LossesRequest{Seen: seen})
 }
 
 func (e *engine) Stats(ctx context.Context) (ipc.Stats, error) {
-	return call[ipc.Stats](ctx, e, ipc.MethodStats, ipc.Empty{}, nil)
+	return call[ipc.Stats](ctx, e, ipc.MethodStats, ipc.Empty{})
 }

@@ -215,7 +215,7 @@ func (w *world) handle(ctx context.Context, method string, body []byte, files []
 		return with(ctx, body, e.OpenDrive)
 	case ipc.MethodLeaseOpen:
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseOpenRequest) (ipc.LeaseOpened, error) {
-			return e.OpenLease(ctx, r, files[0])
+			return e.OpenLease(ctx, r, files...)
 		})
 	case ipc.MethodLeaseLimit:
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseLimitRequest) (ipc.Empty, error) {

@@ -40,7 +40,9 @@ type Engine interface {
 	Enroll(ctx context.Context, req ipc.EnrollRequest) (ipc.DriveInfo, error)
 	OpenDrive(ctx context.Context, req ipc.DriveOpenRequest) (ipc.DriveInfo, error)
 	CloseDrive(ctx context.Context, req ipc.DriveCloseRequest) error
-	OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listener *os.File) (ipc.LeaseOpened, error)
+	// OpenLease is given the listening sockets of the exports, in the order of
+	// [lease.Exports.Kinds]. They stay the caller's.
+	OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listeners ...*os.File) (ipc.LeaseOpened, error)
 	LimitLease(ctx context.Context, req ipc.LeaseLimitRequest) error
 	CloseLease(ctx context.Context, id string) (ipc.Erasure, error)
 	Drain(ctx context.Context, id string) error
@@ -52,12 +54,13 @@ type Engine interface {
 
 // Sockets makes the places where clients reach a lease.
 type Sockets interface {
-	// Make makes the lease's folder and listens on a socket in it that only uid,
-	// root and the daemon can connect to. The caller closes the listener.
-	Make(id string, uid uint32) (*os.File, error)
-	// Path is where the lease's socket is, or would be.
-	Path(id string) string
-	// Remove removes socket and folder. What is not there is removed.
+	// Make makes the lease's folder and listens on a socket in it for each kind of
+	// export, that only uid, root and the daemon can connect to. The caller closes
+	// the listeners, which are in the order of kinds.
+	Make(id string, uid uint32, kinds ...string) ([]*os.File, error)
+	// Path is where the lease's socket for a kind of export is, or would be.
+	Path(id, kind string) string
+	// Remove removes sockets and folder. What is not there is removed.
 	Remove(id string) error
 	// Clean removes the folders of all leases that keep does not name.
 	Clean(keep func(id string) bool) error

@@ -185,10 +185,10 @@ func TestLostDriveIsGone(t *testing.T) {
 // losing is an engine whose drive is lost while it opens a lease.
 type losing struct{ *nodesim.Engine }
 
-func (e losing) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listener *os.File) (ipc.LeaseOpened, error) {
+func (e losing) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, l ...*os.File) (ipc.LeaseOpened, error) {
 	e.Lose("/a", "it was reset")
 	time.Sleep(time.Second)
-	return e.Engine.OpenLease(ctx, req, listener)
+	return e.Engine.OpenLease(ctx, req, l...)
 }
 
 // TestLostWhileOpening: a lease whose opening was under way ends, too.

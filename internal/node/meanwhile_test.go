@@ -26,11 +26,11 @@ func (e *slowEngine) Leases(ctx context.Context) (ipc.LeaseList, error) {
 	return list, err
 }
 
-func (e *slowEngine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, l *os.File) (ipc.LeaseOpened, error) {
+func (e *slowEngine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, l ...*os.File) (ipc.LeaseOpened, error) {
 	if e.opening != nil {
 		e.opening()
 	}
-	return e.Engine.OpenLease(ctx, req, l)
+	return e.Engine.OpenLease(ctx, req, l...)
 }
 
 // TestOpenedDuringRecovery: a lease that a new engine opened after it had listed

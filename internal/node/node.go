@@ -30,6 +30,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -55,6 +56,7 @@ type Config struct {
 	RetryMin      time.Duration // back-off of what failed in the background; 20 ms
 	RetryMax      time.Duration // 5 s
 	MaxWatches    int           // 128
+	Queues        int           // of a vhost-user export that asks for no number; one a processor, at most 8
 
 	// ForceForward is danger_zone's: paths of drives that get the flush class
 	// "forward", whatever was probed.
@@ -87,6 +89,9 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.RetryMax, 5*time.Second)
 	if c.MaxWatches == 0 {
 		c.MaxWatches = 128
+	}
+	if c.Queues == 0 {
+		c.Queues = min(runtime.NumCPU(), 8)
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now

@@ -26,7 +26,7 @@ func TestOpenAndClose(t *testing.T) {
 		if got := w.socks.IDs(); !slices.Equal(got, []string{l.ID}) {
 			t.Errorf("sockets of %v", got)
 		}
-		if got := w.n.SocketPath(l.ID); got != "/leases/"+l.ID+"/nbd.sock" {
+		if got := w.n.SocketPath(l.ID, lease.NBD); got != "/leases/"+l.ID+"/nbd.sock" {
 			t.Errorf("socket %s", got)
 		}
 		d := w.n.Drives(w.ctx)

@@ -17,8 +17,8 @@ import (
 //
 //	1. admit: id, space and slot are taken in memory.
 //	2. The journal holds the lease, its extents and its OPEN record, durably.
-//	3. Folder and socket are made.
-//	4. The engine makes key, map and export.
+//	3. Folder and sockets are made, one for each export.
+//	4. The engine makes key, map and exports.
 //
 // When 2 surely did nothing, 1 is taken back. When 3, 4, or perhaps 2, fail, the
 // lease is closed like any other, with the result "failed".
@@ -33,6 +33,7 @@ type OpenRequest struct {
 	TTL          time.Duration // 0 is for ever
 	Key          string        // idempotency key; see Open
 	Limits       limit.Limits  // how fast the volume may be used
+	Exports      lease.Exports // ways to reach it; of a vhost-user export, 0 queues are Config.Queues
 }
 
 func (r *OpenRequest) check() error {
@@ -65,13 +66,16 @@ func (r *OpenRequest) check() error {
 	case r.TTL < 0 || r.TTL > 0 && r.TTL < time.Second:
 		return invalid(r.TTL.String(), "a time to live of %v is too short: a second is the least", r.TTL)
 	}
+	if err := r.Exports.Check(); err != nil {
+		return invalid("exports", "%v", err)
+	}
 	return checkLimits(r.Limits)
 }
 
 // same reports whether l is what r asks for.
 func (r OpenRequest) same(l lease.Lease) bool {
 	return r.SizeBytes == l.SizeBytes && r.Tenant == l.Tenant && r.Drive == l.Drive && r.LogicalBlock == l.LogicalBlock &&
-		r.UID == l.UID && r.TTL == l.TTL && r.Limits == l.OpenLimits
+		r.UID == l.UID && r.TTL == l.TTL && r.Limits == l.OpenLimits && r.Exports == l.Exports
 }
 
 // Open opens a lease and returns when it is open. With an idempotency key, a
@@ -81,6 +85,9 @@ func (r OpenRequest) same(l lease.Lease) bool {
 // A caller who leaves early: with a key, the lease is opened all the same and
 // the key finds it; without one, nobody could know its id, so it is closed again.
 func (n *Node) Open(ctx context.Context, req OpenRequest) (lease.Lease, error) {
+	if req.Exports.VhostUser && req.Exports.Queues == 0 {
+		req.Exports.Queues = n.cfg.Queues
+	}
 	if err := req.check(); err != nil {
 		return lease.Lease{}, err
 	}
@@ -147,7 +154,8 @@ func (n *Node) admit(req OpenRequest) (e *entry, done lease.Lease, err error) {
 	now := n.cfg.Clock().UTC().Round(0)
 	l := lease.Lease{
 		ID: id, Tenant: req.Tenant, SizeBytes: req.SizeBytes, LogicalBlock: req.LogicalBlock, UID: req.UID,
-		Pieces: pieces, Slot: slot, Key: req.Key, Drive: req.Drive, TTL: req.TTL, Limits: req.Limits, OpenLimits: req.Limits, OpenedAt: now,
+		Pieces: pieces, Slot: slot, Key: req.Key, Drive: req.Drive, TTL: req.TTL, Limits: req.Limits, OpenLimits: req.Limits,
+		Exports: req.Exports, OpenedAt: now,
 		Origin: lease.Origin{BootID: n.hello.BootID, KeeperID: n.hello.KeeperID, EngineID: n.hello.EngineID, Generation: n.hello.Generation},
 		State:  lease.Opening, Space: lease.Held,
 	}
@@ -269,15 +277,15 @@ func (n *Node) finishOpen(e *entry) {
 	n.publish(e.l)
 	n.mu.Unlock()
 
-	listener, err := n.cfg.Sockets.Make(l.ID, l.UID)
+	listeners, err := n.cfg.Sockets.Make(l.ID, l.UID, l.Exports.Kinds()...)
 	if err != nil {
 		n.failOpen(e, err)
 		return
 	}
 	// Not bound to the caller's patience: E1 and E2 hold for calls that have ended.
 	opened, err := n.cfg.Engine.OpenLease(n.ctx, ipc.LeaseOpenRequest{Lease: l.ID, Slot: l.Slot, SizeBytes: l.SizeBytes,
-		LogicalBlock: l.LogicalBlock, Pieces: l.Pieces, UID: l.UID, Limits: l.Limits}, listener)
-	if cerr := listener.Close(); err == nil {
+		LogicalBlock: l.LogicalBlock, Pieces: l.Pieces, UID: l.UID, Limits: l.Limits, Exports: ipc.Exports(l.Exports)}, listeners...)
+	if cerr := closeAll(listeners); err == nil {
 		err = cerr
 	}
 	if err != nil {

@@ -19,7 +19,7 @@ var errNoSockets = errors.New("no sockets today")
 
 type noSockets struct{ Sockets }
 
-func (noSockets) Make(string, uint32) (*os.File, error) { return nil, errNoSockets }
+func (noSockets) Make(string, uint32, ...string) ([]*os.File, error) { return nil, errNoSockets }
 
 // fullStore is a journal on a full disk.
 type fullStore struct {

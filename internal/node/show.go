@@ -47,8 +47,8 @@ func (n *Node) List(ended bool) []lease.Lease {
 	return all
 }
 
-// SocketPath is where clients reach a lease's NBD export while it is open.
-func (n *Node) SocketPath(id string) string { return n.cfg.Sockets.Path(id) }
+// SocketPath is where clients reach a lease's export of a kind while it is open.
+func (n *Node) SocketPath(id, kind string) string { return n.cfg.Sockets.Path(id, kind) }
 
 // Stats are the engine's counters.
 func (n *Node) Stats(ctx context.Context) (ipc.Stats, error) { return n.cfg.Engine.Stats(ctx) }

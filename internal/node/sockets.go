@@ -13,17 +13,23 @@ import (
 )
 
 const (
-	socketName    = "nbd.sock"
 	socketPathMax = 107 // bytes, without the final NUL; unix(7)
 	socketBacklog = 128
 	folderMode    = 0o711 // others can reach a socket whose name they know, and list nothing
 )
 
-// Folders makes leases' sockets: ROOT/ID/nbd.sock. It implements [Sockets].
+// kinds are those that a lease can have a socket for.
+var kinds = []string{lease.NBD, lease.VhostUser}
+
+// socketName is the name of the socket for a kind of export in a lease's folder.
+func socketName(kind string) string { return kind + ".sock" }
+
+// Folders makes leases' sockets: ROOT/ID/nbd.sock and ROOT/ID/vhost-user.sock. It
+// implements [Sockets].
 //
 // All names are resolved against the descriptor of ROOT, which os.Root holds, so
 // that no symbolic link leads out of it; and nothing is ever removed but a
-// lease's socket and then its folder, which must be empty.
+// lease's sockets and then its folder, which must be empty.
 type Folders struct {
 	path string
 	root *os.Root
@@ -37,7 +43,7 @@ func NewFolders(path string) (*Folders, error) {
 	if err != nil {
 		return nil, err
 	}
-	longest := len(filepath.Join(path, "0123456789abcdef", socketName))
+	longest := len(filepath.Join(path, "0123456789abcdef", socketName(lease.VhostUser)))
 	if longest > socketPathMax {
 		return nil, &Error{Kind: Invalid, Object: path,
 			Text: fmt.Sprintf("the sockets of leases in %s would have paths of %d bytes, unix sockets have at most %d", path, longest, socketPathMax),
@@ -69,26 +75,27 @@ func NewFolders(path string) (*Folders, error) {
 func (f *Folders) Close() error { return f.root.Close() }
 
 // Path implements [Sockets].
-func (f *Folders) Path(id string) string { return filepath.Join(f.path, id, socketName) }
+func (f *Folders) Path(id, kind string) string { return filepath.Join(f.path, id, socketName(kind)) }
 
 // Make implements [Sockets].
-func (f *Folders) Make(id string, uid uint32) (*os.File, error) {
+func (f *Folders) Make(id string, uid uint32, kinds ...string) ([]*os.File, error) {
 	if !lease.ValidID(id) {
 		return nil, fmt.Errorf("node: %q is no lease id", id)
 	}
-	l, err := f.make(id, uid)
+	all, err := f.make(id, uid, kinds)
 	if err == nil {
-		return l, nil
+		return all, nil
 	}
 	if errors.Is(err, fs.ErrPermission) && int(uid) != os.Geteuid() {
 		err = &Error{Kind: Refused, Object: fmt.Sprint(uid), Err: err,
 			Text: fmt.Sprintf("a daemon that runs as uid %d cannot hand a socket to uid %d", os.Geteuid(), uid),
 			Next: fmt.Sprintf("open the lease for uid %d, or run the daemon as root", os.Geteuid())}
 	}
-	return nil, errors.Join(fmt.Errorf("making the socket of lease %s: %w", id, err), f.Remove(id))
+	return nil, errors.Join(fmt.Errorf("making the sockets of lease %s: %w", id, err), closeAll(all), f.Remove(id))
 }
 
-func (f *Folders) make(id string, uid uint32) (*os.File, error) {
+// make returns the listeners that it made, also with an error.
+func (f *Folders) make(id string, uid uint32, kinds []string) (all []*os.File, err error) {
 	if err := f.Remove(id); err != nil { // ids are random: only what was cut off can be there
 		return nil, err
 	}
@@ -103,7 +110,21 @@ func (f *Folders) make(id string, uid uint32) (*os.File, error) {
 		return nil, err
 	}
 	defer dir.Close() //nolint:errcheck // it was only read
-	return sys.ListenAt(dir, socketName, uid, socketBacklog)
+	for _, kind := range kinds {
+		l, err := sys.ListenAt(dir, socketName(kind), uid, socketBacklog)
+		if err != nil {
+			return all, err
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+func closeAll(files []*os.File) (err error) {
+	for _, f := range files {
+		err = errors.Join(err, f.Close())
+	}
+	return err
 }
 
 // Remove implements [Sockets].
@@ -111,9 +132,13 @@ func (f *Folders) Remove(id string) error {
 	if !lease.ValidID(id) {
 		return fmt.Errorf("node: %q is no lease id", id)
 	}
-	for _, name := range []string{filepath.Join(id, socketName), id} {
+	var names []string
+	for _, kind := range kinds {
+		names = append(names, filepath.Join(id, socketName(kind)))
+	}
+	for _, name := range append(names, id) {
 		if err := f.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("removing the socket of lease %s: %w", id, err)
+			return fmt.Errorf("removing the sockets of lease %s: %w", id, err)
 		}
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"vacate/internal/lease"
 )
 
 const (
@@ -37,24 +39,11 @@ func mode(t *testing.T, path string) (os.FileMode, uint32) {
 	return info.Mode(), info.Sys().(*syscall.Stat_t).Uid
 }
 
-func TestFolders(t *testing.T) {
-	old := syscall.Umask(0o077) // must not matter
-	defer syscall.Umask(old)
-	f := folders(t)
-	self := uint32(os.Geteuid())
-	l, err := f.Make(idA, self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	path := f.Path(idA)
-	for p, want := range map[string]os.FileMode{path: os.ModeSocket | 0o600, filepath.Dir(path): os.ModeDir | 0o711, f.path: os.ModeDir | 0o711} {
-		if m, uid := mode(t, p); m != want || uid != self {
-			t.Errorf("%s is %v of uid %d, want %v of %d", p, m, uid, want, self)
-		}
-	}
+// connects checks that who connects to path reaches l, which it closes.
+func connects(t *testing.T, l *os.File, path string) {
+	t.Helper()
 	listener, err := net.FileListener(l)
-	if err != nil {
+	if err := errors.Join(err, l.Close()); err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
@@ -68,6 +57,30 @@ func TestFolders(t *testing.T) {
 		t.Fatal(err)
 	}
 	server.Close()
+}
+
+func TestFolders(t *testing.T) {
+	old := syscall.Umask(0o077) // must not matter
+	defer syscall.Umask(old)
+	f := folders(t)
+	self := uint32(os.Geteuid())
+	l, err := f.Make(idA, self, lease.NBD, lease.VhostUser)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, second := f.Path(idA, lease.NBD), f.Path(idA, lease.VhostUser)
+	for p, want := range map[string]os.FileMode{path: os.ModeSocket | 0o600, second: os.ModeSocket | 0o600,
+		filepath.Dir(path): os.ModeDir | 0o711, f.path: os.ModeDir | 0o711} {
+		if m, uid := mode(t, p); m != want || uid != self {
+			t.Errorf("%s is %v of uid %d, want %v of %d", p, m, uid, want, self)
+		}
+	}
+	if len(l) != 2 || filepath.Base(path) != "nbd.sock" || filepath.Base(second) != "vhost-user.sock" {
+		t.Fatalf("%d listeners, %s, %s", len(l), path, second)
+	}
+	for i, path := range []string{path, second} { // in the order that was asked for
+		connects(t, l[i], path)
+	}
 
 	for range 2 { // what is not there is removed
 		if err := f.Remove(idA); err != nil {
@@ -92,7 +105,7 @@ func TestFolders(t *testing.T) {
 func TestSocketOwner(t *testing.T) {
 	f := folders(t)
 	other := uint32(os.Geteuid()) + 54321
-	l, err := f.Make(idA, other)
+	l, err := f.Make(idA, other, lease.VhostUser)
 	if os.Geteuid() != 0 {
 		if e := kind(t, err, Refused); !strings.Contains(e.Next, "run the daemon as root") {
 			t.Error(e)
@@ -105,8 +118,8 @@ func TestSocketOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	if m, uid := mode(t, f.Path(idA)); m != os.ModeSocket|0o600 || uid != other {
+	defer closeAll(l)
+	if m, uid := mode(t, f.Path(idA, lease.VhostUser)); m != os.ModeSocket|0o600 || uid != other {
 		t.Errorf("the socket is %v of uid %d", m, uid)
 	}
 	// The folders that testing made are private: those two, and no other.
@@ -121,7 +134,7 @@ func TestSocketOwner(t *testing.T) {
 	program := helper(t)
 	for uid, want := range map[uint32]string{other: "connected", other + 1: "permission denied"} {
 		cmd := exec.Command(program, "-test.run=^TestConnectHelper$", "-test.v")
-		cmd.Env = append(os.Environ(), "NODE_TEST_CONNECT="+f.Path(idA))
+		cmd.Env = append(os.Environ(), "NODE_TEST_CONNECT="+f.Path(idA, lease.VhostUser))
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		out, err := cmd.CombinedOutput()
 		if !strings.Contains(string(out), want) {
@@ -169,7 +182,7 @@ func TestConnectHelper(t *testing.T) {
 func TestNothingElseIsRemoved(t *testing.T) {
 	f := folders(t)
 	outside := filepath.Join(t.TempDir(), "outside")
-	keepsake := filepath.Join(outside, socketName)
+	keepsake := filepath.Join(outside, socketName(lease.NBD))
 	write := func(path string) {
 		t.Helper()
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
@@ -185,14 +198,15 @@ func TestNothingElseIsRemoved(t *testing.T) {
 	}
 	write(filepath.Join(f.path, idB, "precious"))
 	write(filepath.Join(f.path, "README", "x"))
-	write(filepath.Join(f.path, strings.Repeat("c", 16), socketName))
-	write(filepath.Join(f.path, strings.Repeat("d", 16), socketName))
+	write(filepath.Join(f.path, strings.Repeat("c", 16), socketName(lease.NBD)))
+	write(filepath.Join(f.path, strings.Repeat("c", 16), socketName(lease.VhostUser)))
+	write(filepath.Join(f.path, strings.Repeat("d", 16), socketName(lease.VhostUser)))
 	err := f.Clean(func(id string) bool { return id[0] == 'd' })
 	if err == nil {
 		t.Error("a folder that is not empty went unnoticed")
 	}
 	for path, there := range map[string]bool{keepsake: true, filepath.Join(f.path, idB, "precious"): true, filepath.Join(f.path, "README", "x"): true,
-		filepath.Join(f.path, strings.Repeat("c", 16)): false, filepath.Join(f.path, strings.Repeat("d", 16), socketName): true} {
+		filepath.Join(f.path, strings.Repeat("c", 16)): false, filepath.Join(f.path, strings.Repeat("d", 16), socketName(lease.VhostUser)): true} {
 		if _, err := os.Lstat(path); (err == nil) != there {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -208,8 +222,8 @@ func TestFoldersRefuse(t *testing.T) {
 		}
 		return p
 	}
-	if len(base) < 75 {
-		fits := pad(socketPathMax - len("/"+idA+"/"+socketName))
+	if len(base) < 68 {
+		fits := pad(socketPathMax - len("/"+idA+"/"+socketName(lease.VhostUser)))
 		if err := os.MkdirAll(filepath.Dir(fits), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -218,16 +232,11 @@ func TestFoldersRefuse(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		l, err := f.Make(idA, uint32(os.Geteuid()))
+		l, err := f.Make(idA, uint32(os.Geteuid()), lease.VhostUser)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
-		c, err := net.Dial("unix", f.Path(idA)) // the hint is right: a client can connect
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Close()
+		connects(t, l[0], f.Path(idA, lease.VhostUser)) // the hint is right
 		_, err = NewFolders(fits + "xyz")
 		if e := kind(t, err, Invalid); !strings.Contains(e.Text, "110 bytes") || !strings.Contains(e.Next, "3 bytes shorter") {
 			t.Error(e)
@@ -254,10 +263,10 @@ func TestFoldersRefuse(t *testing.T) {
 func TestStaleSocket(t *testing.T) {
 	f := folders(t)
 	for range 2 {
-		l, err := f.Make(idA, uint32(os.Geteuid()))
+		l, err := f.Make(idA, uint32(os.Geteuid()), lease.NBD, lease.VhostUser)
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.Close()
+		closeAll(l)
 	}
 }

@@ -20,7 +20,7 @@ type Node interface {
 	Get(id string) (lease.Lease, error)
 	List(ended bool) []lease.Lease
 	Watch() (Watch, error)
-	SocketPath(id string) string
+	SocketPath(id, kind string) string
 
 	Enroll(ctx context.Context, req node.EnrollRequest) (node.Enrolment, error)
 	Drives(ctx context.Context) []node.Drive

@@ -45,7 +45,7 @@ func (s *Server) leaseMessages(ctx context.Context, all ...lease.Lease) []*vacat
 	for _, l := range all {
 		m := leaseMessage(l, paths)
 		if l.State == lease.Open {
-			m.Exports = []*vacatev1.Export{nbdExport(s.cfg.Node.SocketPath(l.ID))}
+			m.Exports = s.exportMessages(l)
 		}
 		if st, ok := stats[l.ID]; ok && !l.State.Ended() {
 			m.Stats = &vacatev1.LeaseStats{Connections: uint32(st.Connections), Reads: st.Reads, Writes: st.Writes, Discards: st.Discards,
@@ -90,10 +90,23 @@ func limitsOf(m *vacatev1.Limits) limit.Limits {
 	return limit.Limits{IOPS: m.GetIops(), IOPSBurst: m.GetIopsBurst(), Bytes: m.GetBandwidthBytes(), BytesBurst: m.GetBandwidthBurstBytes()}
 }
 
+// exportMessages are the ways to reach an open lease.
+func (s *Server) exportMessages(l lease.Lease) (all []*vacatev1.Export) {
+	for _, kind := range l.Exports.Kinds() {
+		e := nbdExport(s.cfg.Node.SocketPath(l.ID, kind))
+		if kind == lease.VhostUser {
+			e = &vacatev1.Export{Kind: kind, Socket: s.cfg.Node.SocketPath(l.ID, kind),
+				Queues: uint32(l.Exports.Queues), ReadOnly: l.Exports.ReadOnly}
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
 // nbdExport is an NBD export over a unix socket, with the URI that nbdinfo, qemu
 // and fio take (the NBD URI specification).
 func nbdExport(socket string) *vacatev1.Export {
-	return &vacatev1.Export{Kind: "nbd", Uri: "nbd+unix:///?socket=" + escapeSocket(socket), Socket: socket}
+	return &vacatev1.Export{Kind: lease.NBD, Uri: "nbd+unix:///?socket=" + escapeSocket(socket), Socket: socket}
 }
 
 // escapeSocket escapes a path for the query of a URI, but leaves its slashes,

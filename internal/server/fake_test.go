@@ -80,7 +80,7 @@ func (n *fakeNode) Open(_ context.Context, req node.OpenRequest) (lease.Lease, e
 		return lease.Lease{}, n.fail
 	}
 	l := fakeLease(fmt.Sprintf("%016d", len(n.opened)), req.UID, lease.Open)
-	l.Tenant, l.SizeBytes, l.Limits = req.Tenant, req.SizeBytes, req.Limits
+	l.Tenant, l.SizeBytes, l.Limits, l.Exports = req.Tenant, req.SizeBytes, req.Limits, req.Exports
 	n.put(l)
 	return l, nil
 }
@@ -200,7 +200,9 @@ func (n *fakeNode) watching() int {
 	return len(n.watches)
 }
 
-func (n *fakeNode) SocketPath(id string) string { return "/run/a b/leases/" + id + "/nbd.sock" }
+func (n *fakeNode) SocketPath(id, kind string) string {
+	return "/run/a b/leases/" + id + "/" + kind + ".sock"
+}
 
 func (n *fakeNode) Enroll(_ context.Context, req node.EnrollRequest) (node.Enrolment, error) {
 	n.mu.Lock()

@@ -27,6 +27,10 @@ func (h leases) Open(ctx context.Context, req *vacatev1.LeaseServiceOpenRequest)
 			return nil, &node.Error{Kind: node.Invalid, Object: "uid", Text: fmt.Sprintf("no user has the uid %d", r.UID), Next: "give the uid as `id -u NAME` prints it"}
 		}
 	}
+	var err error
+	if r.Exports, err = exportsOf(req); err != nil {
+		return nil, err
+	}
 	if ttl := req.GetTtl(); ttl != nil {
 		if err := ttl.CheckValid(); err != nil {
 			return nil, &node.Error{Kind: node.Invalid, Object: "ttl", Text: "the time to live is not a duration", Err: err}
@@ -41,6 +45,21 @@ func (h leases) Open(ctx context.Context, req *vacatev1.LeaseServiceOpenRequest)
 		return nil, err
 	}
 	return &vacatev1.LeaseServiceOpenResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
+}
+
+// exportsOf are the exports that a caller asks for. What they may be together,
+// the node says.
+func exportsOf(req *vacatev1.LeaseServiceOpenRequest) (lease.Exports, error) {
+	x, err := lease.ParseExports(req.GetExports())
+	if err != nil {
+		return x, &node.Error{Kind: node.Invalid, Object: "exports", Text: err.Error()}
+	}
+	if req.GetQueues() > lease.MaxQueues {
+		return x, &node.Error{Kind: node.Invalid, Object: "queues",
+			Text: fmt.Sprintf("a vhost-user export has at most %d queues, not %d", lease.MaxQueues, req.GetQueues())}
+	}
+	x.Queues, x.ReadOnly = int(req.GetQueues()), req.GetReadOnly()
+	return x, nil
 }
 
 // List implements LeaseService.

@@ -9,6 +9,7 @@ import (
 
 	"vacate/internal/extent"
 	"vacate/internal/ipc"
+	"vacate/internal/lease"
 )
 
 // This file is what control calls.
@@ -123,10 +124,10 @@ func (e *Engine) CloseDrive(ctx context.Context, req ipc.DriveCloseRequest) erro
 	return err
 }
 
-func (e *Engine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listener *os.File) (ipc.LeaseOpened, error) {
+func (e *Engine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listeners ...*os.File) (ipc.LeaseOpened, error) {
 	return call(ctx, e, "engine OpenLease", func() (ipc.LeaseOpened, error) {
-		if listener == nil {
-			e.violated("lease %s came without a listener", req.Lease)
+		if x := lease.Exports(req.Exports); x.Check() != nil || len(listeners) != len(x.Kinds()) || slices.Contains(listeners, nil) {
+			e.violated("lease %s with the exports %+v (%v) came with %d listeners", req.Lease, x, x.Check(), len(listeners))
 		}
 		if e.Holds != nil && !e.Holds(req.Lease) {
 			e.violated("N1: lease %s is opened, and the journal does not hold it", req.Lease)

@@ -1,6 +1,7 @@
 package nodesim
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"slices"
@@ -15,21 +16,36 @@ type Sockets struct {
 	ids map[string]bool
 }
 
-// Make implements node.Sockets. The listener is /dev/null.
-func (s *Sockets) Make(id string, uid uint32) (*os.File, error) {
-	return run(s.F, "Make", func() (*os.File, error) {
+// Make implements node.Sockets. The listeners are /dev/null.
+func (s *Sockets) Make(id string, uid uint32, kinds ...string) ([]*os.File, error) {
+	return run(s.F, "Make", func() ([]*os.File, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.ids == nil {
 			s.ids = map[string]bool{}
 		}
 		s.ids[id] = true
-		return os.Open(os.DevNull)
+		var all []*os.File
+		for range kinds {
+			f, err := os.Open(os.DevNull)
+			if err != nil {
+				return nil, errors.Join(err, closeAll(all))
+			}
+			all = append(all, f)
+		}
+		return all, nil
 	})
 }
 
 // Path implements node.Sockets.
-func (s *Sockets) Path(id string) string { return "/leases/" + id + "/nbd.sock" }
+func (s *Sockets) Path(id, kind string) string { return "/leases/" + id + "/" + kind + ".sock" }
+
+func closeAll(files []*os.File) (err error) {
+	for _, f := range files {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
 
 // Remove implements node.Sockets.
 func (s *Sockets) Remove(id string) error {
