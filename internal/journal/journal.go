@@ -26,6 +26,7 @@ import (
 	"errors"
 	"time"
 
+	"vacate/internal/extent"
 	"vacate/internal/lease"
 	"vacate/internal/limit"
 )
@@ -89,6 +90,13 @@ type Store interface {
 	// LimitLease sets the limits of a lease whose CLOSE record is not written, and
 	// returns it. One that has ended, or never was, is ErrNotFound.
 	LimitLease(id string, limits limit.Limits) (lease.Lease, error)
+
+	// ResizeLease gives a lease whose CLOSE record is not written its new size, more
+	// than it has, and the pieces that make it up: those that it has, and more
+	// behind them ([extent.Join]), held from now on. It writes a RESIZE record, and
+	// returns the lease. Asked again, it changes nothing. A lease that has ended, or
+	// never was, is ErrNotFound.
+	ResizeLease(id string, size int64, pieces []extent.Piece) (lease.Lease, error)
 
 	// CloseLease writes the CLOSE record of a lease that is erased or lost, and
 	// what is in l of result, text, erasure and time. With free, nothing is in

@@ -15,9 +15,10 @@ type RecordType string
 
 // The types of records.
 const (
-	OPEN  RecordType = "OPEN"  // a lease got its space; written before key or export exist
-	CLOSE RecordType = "CLOSE" // a lease ended
-	ENROL RecordType = "ENROL" // a drive was taken into use
+	OPEN   RecordType = "OPEN"   // a lease got its space; written before key or export exist
+	RESIZE RecordType = "RESIZE" // a lease got more space; written before it is used
+	CLOSE  RecordType = "CLOSE"  // a lease ended
+	ENROL  RecordType = "ENROL"  // a drive was taken into use
 )
 
 // A Record is what one node observed. Its bytes in the journal are the record:
@@ -29,8 +30,8 @@ type Record struct {
 	NodeID   string     `json:"nodeId"`
 	NodeSeq  uint64     `json:"nodeSeq"`           // 1, 2, 3, … on each node
 	PrevHash string     `json:"prevHash"`          // SHA-256 of the record before; zeros in the first
-	LeaseID  string     `json:"leaseId,omitempty"` // OPEN, CLOSE
-	OpenSeq  uint64     `json:"openSeq,omitempty"` // CLOSE: number of its OPEN
+	LeaseID  string     `json:"leaseId,omitempty"` // OPEN, RESIZE, CLOSE
+	OpenSeq  uint64     `json:"openSeq,omitempty"` // RESIZE, CLOSE: number of its OPEN
 	Bytes    int64      `json:"bytes"`             // of the volume, or of the drive's data area
 	Space    []Space    `json:"space"`             // of the volume, in its order, or all of the drive
 	Cipher   string     `json:"cipher,omitempty"`
@@ -108,13 +109,14 @@ func enrolRecord(d Drive) Record {
 
 // An Auditor reads a node's records in order and finds what must not be: a gap
 // or a fork of the numbers, a lease opened twice or closed twice or never opened,
-// a CLOSE of other space than its OPEN's, space of open leases that overlaps,
-// and so space that was leased again before its CLOSE.
+// a RESIZE that takes space away, a CLOSE of other space than its OPEN's and
+// RESIZEs', space of open leases that overlaps, and so space that was leased again
+// before its CLOSE.
 type Auditor struct {
 	node string
 	next uint64 // 0 before the first record
 	hash string
-	open map[string]Record // OPEN records without CLOSE
+	open map[string]Record // OPEN records without CLOSE, with the space of the last RESIZE
 	seen map[string]bool   // all leases
 }
 
@@ -140,6 +142,8 @@ func (a *Auditor) Add(b []byte) error {
 		err = a.opened(r)
 	case CLOSE:
 		err = a.closed(r)
+	case RESIZE:
+		err = a.resized(r)
 	case ENROL:
 	default:
 		err = fmt.Errorf("record %d has unknown type %q", r.NodeSeq, r.Type)

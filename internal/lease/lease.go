@@ -47,16 +47,17 @@ const (
 // A Lease is one tenant's hold on one volume. It is a value: its owner copies it
 // out, and changes slices and pointers only by replacing them.
 type Lease struct {
-	ID           string         `json:"id"`              // see [NewID]
-	Tenant       string         `json:"tenant"`          // opaque; empty or see [CheckTenant]
-	SizeBytes    int64          `json:"sizeBytes"`       // a multiple of BlockBytes, 1 … MaxBytes
-	LogicalBlock int            `json:"logicalBlock"`    // 512 or 4096
-	UID          uint32         `json:"uid"`             // who may connect, besides root and the daemon
-	Pieces       []extent.Piece `json:"pieces"`          // 1 … MaxPieces, in the volume's order
-	Slot         int            `json:"slot"`            // of the volatile memory
-	Key          string         `json:"key,omitempty"`   // idempotency key
-	Drive        string         `json:"drive,omitempty"` // the drive that was asked for, as it was asked
-	TTL          time.Duration  `json:"ttl,omitempty"`   // nanoseconds; 0 is for ever
+	ID           string         `json:"id"`                 // see [NewID]
+	Tenant       string         `json:"tenant"`             // opaque; empty or see [CheckTenant]
+	SizeBytes    int64          `json:"sizeBytes"`          // a multiple of BlockBytes, 1 … MaxBytes
+	OpenBytes    int64          `json:"openBytes,omitzero"` // with which it was opened; 0: SizeBytes, it was never resized
+	LogicalBlock int            `json:"logicalBlock"`       // 512 or 4096
+	UID          uint32         `json:"uid"`                // who may connect, besides root and the daemon
+	Pieces       []extent.Piece `json:"pieces"`             // 1 … MaxPieces, in the volume's order
+	Slot         int            `json:"slot"`               // of the volatile memory
+	Key          string         `json:"key,omitempty"`      // idempotency key
+	Drive        string         `json:"drive,omitempty"`    // the drive that was asked for, as it was asked
+	TTL          time.Duration  `json:"ttl,omitempty"`      // nanoseconds; 0 is for ever
 
 	Limits     limit.Limits `json:"limits,omitzero"`     // of its volume
 	OpenLimits limit.Limits `json:"openLimits,omitzero"` // with which it was opened
