@@ -8,18 +8,19 @@ import (
 // Methods that control calls on the engine. Each has a request and a response
 // type below; a method without one takes or returns [Empty].
 const (
-	MethodHello      = "hello"        // Empty → Hello
-	MethodInspect    = "inspect"      // InspectRequest → Inspection
-	MethodEnroll     = "enroll"       // EnrollRequest → DriveInfo
-	MethodDriveOpen  = "drive.open"   // DriveOpenRequest → DriveInfo
-	MethodDriveClose = "drive.close"  // DriveCloseRequest → Empty
-	MethodLeaseOpen  = "lease.open"   // LeaseOpenRequest + listeners → LeaseOpened
-	MethodLeaseLimit = "lease.limit"  // LeaseLimitRequest → Empty
-	MethodLeaseClose = "lease.close"  // LeaseRef → Erasure; never waits for a device
-	MethodLeaseDrain = "lease.drain"  // LeaseRef → Empty; waits until no I/O of the lease is in flight
-	MethodLeaseList  = "lease.list"   // Empty → LeaseList
-	MethodLosses     = "drive.losses" // LossesRequest → Losses; waits until there is news
-	MethodStats      = "stats"        // Empty → Stats
+	MethodHello       = "hello"        // Empty → Hello
+	MethodInspect     = "inspect"      // InspectRequest → Inspection
+	MethodEnroll      = "enroll"       // EnrollRequest → DriveInfo
+	MethodDriveOpen   = "drive.open"   // DriveOpenRequest → DriveInfo
+	MethodDriveClose  = "drive.close"  // DriveCloseRequest → Empty
+	MethodLeaseOpen   = "lease.open"   // LeaseOpenRequest + listeners → LeaseOpened
+	MethodLeaseLimit  = "lease.limit"  // LeaseLimitRequest → Empty
+	MethodLeaseResize = "lease.resize" // LeaseResizeRequest → Empty; waits for what is in flight
+	MethodLeaseClose  = "lease.close"  // LeaseRef → Erasure; never waits for a device
+	MethodLeaseDrain  = "lease.drain"  // LeaseRef → Empty; waits until no I/O of the lease is in flight
+	MethodLeaseList   = "lease.list"   // Empty → LeaseList
+	MethodLosses      = "drive.losses" // LossesRequest → Losses; waits until there is news
+	MethodStats       = "stats"        // Empty → Stats
 )
 
 // Empty is the request or response that says nothing.
@@ -195,10 +196,11 @@ type LeaseList struct {
 
 // LeaseStatus is one lease that the engine holds.
 type LeaseStatus struct {
-	Lease  string       `json:"lease"`
-	Slot   int          `json:"slot"`
-	Erased bool         `json:"erased"` // closed, but not drained yet
-	Limits limit.Limits `json:"limits,omitzero"`
+	Lease     string       `json:"lease"`
+	Slot      int          `json:"slot"`
+	Erased    bool         `json:"erased"`    // closed, but not drained yet
+	SizeBytes int64        `json:"sizeBytes"` // of its volume
+	Limits    limit.Limits `json:"limits,omitzero"`
 }
 
 // Stats are counters since the engine started, a lease and a drive.
