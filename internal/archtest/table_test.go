@@ -32,12 +32,14 @@ const table = `
 	leaf     plant:
 	leaf     fail:
 	leaf     sys:              golang.org/x/sys/unix kernel.org/pub/linux/libs/security/libcap/psx
+	leaf     virtq:
 	leaf     mem:              plant sys
 	leaf     sandbox:          sys github.com/landlock-lsm/go-landlock
 	leaf     poll:
 	leaf     xts:              golang.org/x/sys/cpu
 	leaf     uring:            sys
 	leaf     nbdclient:
+	leaf     vhostclient:      nbdclient sys
 	leaf     bench:
 	leaf     version:
 
