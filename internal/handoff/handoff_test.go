@@ -37,7 +37,7 @@ func spec() Note {
 	return Note{
 		Version: 1, Place: "/run/vacate, /var/lib/vacate", Keys: At(3), Table: At(4), API: At(5), Admin: At(6), Alive: At(7), Lock: At(8),
 		Program: At(9), Old: At(10), Settings: []byte(`{"maxConns":128}`), Outcome: "done", Engine: Child{4711, At(11), At(12)}, Control: Child{4712, At(13), At(14)},
-		Slots: []Slot{{5, At(15), At(16), []Conn{{At(17), 1}, {At(18), 1<<64 - 1}}, []Place{{At(19), 0}, {At(20), 255}}}},
+		Slots: []Slot{{5, At(15), At(16), []Conn{{At(17), 1}, {At(18), 1<<64 - 1}}, map[int]*File{0: new(At(19)), 255: new(At(20))}}},
 	}
 }
 
@@ -77,7 +77,10 @@ func TestRefused(t *testing.T) {
 		{`"map":15`, `"map":"15"`, "cannot unmarshal"},
 		{`"slot":5`, `"slot":-1`, "slot -1"},
 		{`"slots":[`, `"slots":[{"slot":5,"map":90},`, "slot 5 does not follow"},
-		{`]}]}`, `]}]}{}`, "after top-level value"},
+		{`"0":19`, `"0":null`, "descriptor 0"},
+		{`"0":19`, `"0":17`, "descriptor 17 is named twice"},
+		{`"0":19`, `"first":19`, "cannot unmarshal"},
+		{`}}]}`, `}}]}{}`, "after top-level value"},
 		{good, ``, "unexpected end"},
 	} {
 		b := strings.Replace(good, tt.old, tt.new, 1)

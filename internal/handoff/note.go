@@ -12,7 +12,7 @@ import (
 
 const (
 	version = 1
-	maxSize = 16 << 20 // bytes; with all slots, connections and places there are 9 MiB
+	maxSize = 16 << 20 // bytes; with all slots, connections and places there are 6 MiB
 )
 
 // A Note is what the hand-off file says.
@@ -49,14 +49,8 @@ type Slot struct {
 	Map      File   `json:"map"`
 	Listener File   `json:"listener,omitzero"`
 	Conns    []Conn `json:"conns,omitempty"`
-	// Places are in their order.
-	Places []Place `json:"places,omitempty"`
-}
-
-// A Place is what an export of the lease keeps in a numbered place.
-type Place struct {
-	File  File `json:"fd"`
-	Place int  `json:"place"`
+	// Places are what the lease's exports keep, by number.
+	Places map[int]*File `json:"places,omitempty"`
 }
 
 // A Conn is a client's connection between two of its messages.
@@ -108,8 +102,8 @@ func (n *Note) files(check bool) []*File {
 		for j := range s.Conns {
 			all = append(all, &s.Conns[j].File)
 		}
-		for j := range s.Places {
-			all = append(all, &s.Places[j].File)
+		for _, f := range s.Places {
+			all = append(all, f)
 		}
 	}
 	for _, f := range optional {
@@ -160,23 +154,17 @@ func (n *Note) decode(b []byte, check bool) error {
 	}
 	seen := make(map[int]bool)
 	for _, f := range n.files(check) {
+		if f == nil { // null
+			f = new(File)
+		}
 		if f.fd <= 2 || seen[f.fd] {
 			return fmt.Errorf("descriptor %d is named twice, or cannot be one", f.fd)
 		}
 		seen[f.fd] = true
 	}
-	return n.ordered()
-}
-
-func (n *Note) ordered() error {
-	for i, s := range n.Slots {
-		if s.Slot < 0 || i > 0 && s.Slot <= n.Slots[i-1].Slot {
-			return fmt.Errorf("slot %d does not follow its predecessor", s.Slot)
-		}
-		for j, p := range s.Places {
-			if p.Place < 0 || j > 0 && p.Place <= s.Places[j-1].Place {
-				return fmt.Errorf("place %d of slot %d does not follow its predecessor", p.Place, s.Slot)
-			}
+	for i := range n.Slots {
+		if s := n.Slots[i].Slot; s < 0 || i > 0 && s <= n.Slots[i-1].Slot {
+			return fmt.Errorf("slot %d does not follow its predecessor", s)
 		}
 	}
 	return nil

@@ -6,9 +6,7 @@ package held
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"os"
-	"slices"
 	"sync"
 	"syscall"
 
@@ -28,20 +26,15 @@ type Held struct {
 	slots   [volatile.Slots]slot
 	maps    int // slots that have one
 	passed  int // connections in all slots
-	kept    int // files in places, in all slots
+	kept    int // files in all slots
 	closing sync.WaitGroup
 }
 
 // A slot is a lease's. Without a map there is nothing else.
 type slot struct {
-	bits, listener *os.File
-	conns          []conn
-	places         map[int]*os.File // what an export keeps where
-}
-
-type conn struct {
-	file  *os.File
-	terms uint64
+	bits  *os.File
+	files map[uint64]*os.File // the listening socket, and what is in places, by what a fetch calls them
+	conns []handoff.Conn
 }
 
 // own is how many descriptors a keeper has for itself, at most.
@@ -74,15 +67,15 @@ func (h *Held) Answer(m *volatile.Message, file *os.File) (give *os.File, err er
 		case volatile.KindUnmap:
 			reply.Errno = h.unmap(s, int(m.Slot))
 		case volatile.KindHold:
-			reply.Errno = h.hold(s, file)
+			reply.Errno = h.put(s, volatile.FetchListener, file)
 		case volatile.KindFetch:
 			give, reply.Arg, reply.Errno = s.fetch(m.Arg)
 		case volatile.KindPass:
-			reply.Errno = h.pass(s, conn{file, m.Arg})
-		case volatile.KindKeep:
-			reply.Errno = h.keep(s, m.Arg, file)
-		case volatile.KindYield:
-			reply.Errno = h.yield(s, m.Arg)
+			reply.Errno = h.pass(s, handoff.Conn{File: handoff.Of(file), Terms: m.Arg})
+		case volatile.KindKeep, volatile.KindYield:
+			reply.Errno = h.put(s, volatile.FetchPlace+min(m.Arg, volatile.Places), file)
+		case volatile.KindRemap:
+			reply.Errno = h.remap(s, file)
 		case volatile.KindUp:
 			h.forgetConns()
 		default:
@@ -128,14 +121,14 @@ func (h *Held) makeMap(s *slot, m *volatile.Message) (*os.File, syscall.Errno) {
 		errors.As(err, &errno)
 		return nil, errno
 	}
-	s.bits = f
+	*s = slot{bits: f, files: make(map[uint64]*os.File)}
 	h.maps++
 	fail.At(fail.KeeperMapped)
 	return f, 0
 }
 
-// used is how many descriptors are held, or set aside: a map comes with a socket.
-func (h *Held) used() int { return 2*h.maps + h.passed + h.kept }
+// used is how many descriptors are held.
+func (h *Held) used() int { return h.maps + h.passed + h.kept }
 
 func (h *Held) unmap(s *slot, i int) syscall.Errno {
 	if !h.keys.Empty(i) {
@@ -156,37 +149,24 @@ func (h *Held) drop(s *slot) {
 	*s = slot{}
 	h.maps--
 	h.passed -= len(old.conns)
-	h.kept -= len(old.places)
+	h.kept -= len(old.files)
 	h.closing.Go(func() {
-		old.bits.Close()     //nolint:errcheck // a memfd: closing frees it, nothing is written
-		old.listener.Close() //nolint:errcheck // it may be nil
+		old.bits.Close() //nolint:errcheck // a memfd: closing frees it, nothing is written
 		old.closeConns()
-		for _, f := range old.places {
-			f.Close() //nolint:errcheck // its session has ended with the lease
+		for _, f := range old.files {
+			f.Close() //nolint:errcheck // its lease has ended
 		}
 	})
 }
 
 func (s *slot) closeConns() {
 	for _, c := range s.conns {
-		c.file.Close() //nolint:errcheck // a duplicate, or its engine is gone
+		c.File.Close() //nolint:errcheck // a duplicate, or its engine is gone
 	}
 	s.conns = nil
 }
 
-func (h *Held) hold(s *slot, file *os.File) syscall.Errno {
-	switch {
-	case s.bits == nil:
-		return syscall.ENOENT
-	case s.listener != nil:
-		return syscall.EEXIST
-	}
-	s.listener = file
-	fail.At(fail.KeeperHeld)
-	return 0
-}
-
-func (h *Held) pass(s *slot, c conn) syscall.Errno {
+func (h *Held) pass(s *slot, c handoff.Conn) syscall.Errno {
 	switch {
 	case s.bits == nil:
 		return syscall.ENOENT
@@ -199,64 +179,44 @@ func (h *Held) pass(s *slot, c conn) syscall.Errno {
 	return 0
 }
 
-// keep puts file into a place. The last quarter of what may be held is not for
-// places: whatever sessions take, leases can be opened.
-func (h *Held) keep(s *slot, place uint64, file *os.File) syscall.Errno {
-	old := s.places[int(place%volatile.Places)]
+// put holds file as what: as the listening socket, once, or in a place, which nil
+// empties. The last quarter of what may be held is not for places: whatever
+// sessions take, leases can be opened.
+func (h *Held) put(s *slot, what uint64, file *os.File) syscall.Errno {
+	old := s.files[what]
 	switch {
-	case place >= volatile.Places:
+	case what >= volatile.FetchPlace+volatile.Places:
 		return syscall.EINVAL
+	case file == nil:
+		delete(s.files, what)
 	case s.bits == nil:
 		return syscall.ENOENT
-	case old == nil && h.used() >= h.room-h.room/4:
+	case old != nil && what == volatile.FetchListener:
+		return syscall.EEXIST
+	case old == nil && what != volatile.FetchListener && h.used() >= h.room-h.room/4:
 		return syscall.ENOSPC
-	case old == nil:
+	default:
+		s.files[what] = file
 		h.kept++
 	}
-	h.discard(old)
-	s.put(int(place), file)
-	fail.At(fail.KeeperKept)
-	return 0
-}
-
-func (s *slot) put(place int, f *os.File) {
-	if s.places == nil {
-		s.places = make(map[int]*os.File)
-	}
-	s.places[place] = f
-}
-
-func (h *Held) yield(s *slot, place uint64) syscall.Errno {
-	if place >= volatile.Places {
-		return syscall.EINVAL
-	}
-	if old := s.places[int(place)]; old != nil {
-		delete(s.places, int(place))
+	if old != nil {
 		h.kept--
-		h.discard(old)
+		// It may be the last descriptor of a guest's memory: a key must not wait
+		// until that is freed.
+		h.closing.Go(func() { old.Close() }) //nolint:errcheck // its engine had a duplicate
 	}
-	fail.At(fail.KeeperKept)
+	fail.At(fail.KeeperHeld)
 	return 0
-}
-
-// discard closes f, which may be nil and may be the last descriptor of a guest's
-// memory: a key must not wait until that is freed.
-func (h *Held) discard(f *os.File) {
-	if f != nil {
-		h.closing.Go(func() { f.Close() }) //nolint:errcheck // its engine had a duplicate
-	}
 }
 
 func (s *slot) fetch(what uint64) (f *os.File, terms uint64, errno syscall.Errno) {
 	switch n := what - volatile.FetchConn; {
 	case what == volatile.FetchMap:
 		f = s.bits
-	case what == volatile.FetchListener:
-		f = s.listener
-	case what >= volatile.FetchPlace && what-volatile.FetchPlace < volatile.Places:
-		f = s.places[int(what-volatile.FetchPlace)]
 	case n < uint64(len(s.conns)):
-		f, terms = s.conns[n].file, s.conns[n].terms
+		f, terms = s.conns[n].File.File, s.conns[n].Terms
+	default:
+		f = s.files[what]
 	}
 	if f == nil {
 		return nil, 0, syscall.ENOENT
@@ -305,12 +265,11 @@ func (h *Held) Describe() (slots []handoff.Slot) {
 		if s.bits == nil {
 			continue
 		}
-		to := handoff.Slot{Slot: i, Map: handoff.Of(s.bits), Listener: handoff.Of(s.listener)}
-		for _, c := range s.conns {
-			to.Conns = append(to.Conns, handoff.Conn{File: handoff.Of(c.file), Terms: c.terms})
-		}
-		for _, at := range slices.Sorted(maps.Keys(s.places)) {
-			to.Places = append(to.Places, handoff.Place{File: handoff.Of(s.places[at]), Place: at})
+		to := handoff.Slot{Slot: i, Map: handoff.Of(s.bits), Listener: handoff.Of(s.files[volatile.FetchListener]), Conns: s.conns, Places: make(map[int]*handoff.File)}
+		for what, f := range s.files {
+			if what >= volatile.FetchPlace {
+				to.Places[int(what-volatile.FetchPlace)] = new(handoff.Of(f))
+			}
 		}
 		slots = append(slots, to)
 	}
@@ -323,20 +282,17 @@ func (h *Held) Inherit(slots []handoff.Slot) error {
 		if from.Slot >= volatile.Slots {
 			return fmt.Errorf("taking over slot %d: %w", from.Slot, volatile.ErrSlot)
 		}
-		s := &h.slots[from.Slot]
-		s.bits, s.listener = from.Map.File, from.Listener.File
-		for _, c := range from.Conns {
-			s.conns = append(s.conns, conn{c.File.File, c.Terms})
+		s := slot{bits: from.Map.File, files: make(map[uint64]*os.File), conns: from.Conns}
+		if l := from.Listener.File; l != nil {
+			s.files[volatile.FetchListener] = l
 		}
-		for _, p := range from.Places {
-			if p.Place >= volatile.Places {
-				return fmt.Errorf("taking over place %d of slot %d: %w", p.Place, from.Slot, volatile.ErrSlot)
-			}
-			s.put(p.Place, p.File.File)
+		for place, f := range from.Places { // a number that is too great is never asked for
+			s.files[volatile.FetchPlace+uint64(place)] = f.File
 		}
+		h.slots[from.Slot] = s
 		h.maps++
-		h.passed += len(from.Conns)
-		h.kept += len(from.Places)
+		h.kept += len(s.files)
+		h.passed += len(s.conns)
 	}
 	return nil
 }

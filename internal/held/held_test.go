@@ -169,6 +169,75 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// TestPlaces: what is in places stays until it is replaced, given up, or its lease
+// ends.
+func TestPlaces(t *testing.T) {
+	h, _ := newHeld(t)
+	of := func(k volatile.Kind, arg uint64) volatile.Message {
+		return volatile.Message{Kind: k, Slot: 7, Arg: arg}
+	}
+	refuse := func(errno syscall.Errno, m volatile.Message) {
+		t.Helper()
+		f, client := pipe(t)
+		h.say(t, errno, m, f)
+		ended(t, client)
+	}
+	refuse(syscall.ENOENT, of(volatile.KindKeep, 0)) // without a map there is nothing else
+	h.say(t, 0, of(volatile.KindYield, 0), nil)      // also nothing to give up
+	h.say(t, 0, volatile.Message{Kind: volatile.KindMap, Slot: 7, Blocks: 1, Lease: lease, Arg: 1}, nil)
+	for _, place := range []uint64{volatile.Places, 1 << 32, 1<<64 - 1, 1<<64 - volatile.FetchPlace + volatile.FetchListener} {
+		refuse(syscall.EINVAL, of(volatile.KindKeep, place))
+		h.say(t, syscall.EINVAL, of(volatile.KindYield, place), nil)
+	}
+	h.say(t, syscall.ENOENT, of(volatile.KindFetch, volatile.FetchPlace+volatile.Places), nil)
+
+	clients := make([]net.Conn, volatile.Places)
+	for place := range clients {
+		h.say(t, syscall.ENOENT, of(volatile.KindFetch, volatile.FetchPlace+uint64(place)), nil)
+		var f *os.File
+		f, clients[place] = pipe(t)
+		h.say(t, 0, of(volatile.KindKeep, uint64(place)), f)
+		for range 2 { // it is not taken away
+			if _, got := h.say(t, 0, of(volatile.KindFetch, volatile.FetchPlace+uint64(place)), nil); got != f {
+				t.Errorf("place %d: %v", place, got)
+			}
+		}
+	}
+	h.say(t, 0, volatile.Message{Kind: volatile.KindUp}, nil) // that is about connections of another kind
+	again, client := pipe(t)
+	h.say(t, 0, of(volatile.KindKeep, 3), again)
+	ended(t, clients[3])
+	clients[3] = client
+	for range 2 { // it may be repeated
+		h.say(t, 0, of(volatile.KindYield, 255), nil)
+	}
+	ended(t, clients[255])
+	if h.kept != volatile.Places-1 || h.used() != volatile.Places {
+		t.Errorf("%d files are kept, %d held", h.kept, h.used())
+	}
+
+	// A quarter of what may be held is not for places.
+	h.room = 340 // 255 and 85
+	refuse(syscall.ENOSPC, of(volatile.KindKeep, 255))
+	another, client := pipe(t)
+	h.say(t, 0, of(volatile.KindKeep, 3), another) // instead of one that is there
+	ended(t, clients[3])
+	clients[3] = client
+	for slot := range uint32(4) {
+		h.say(t, 0, volatile.Message{Kind: volatile.KindMap, Slot: slot, Blocks: 1, Lease: lease, Arg: 1}, nil)
+		l, _ := pipe(t)
+		h.say(t, 0, volatile.Message{Kind: volatile.KindHold, Slot: slot}, l)
+	}
+
+	h.say(t, 0, of(volatile.KindUnmap, 0), nil)
+	for _, c := range clients[:255] {
+		ended(t, c)
+	}
+	if h.kept != 4 || h.used() != 8 {
+		t.Errorf("%d files are kept, %d held", h.kept, h.used())
+	}
+}
+
 // TestDestroy forgets everything.
 func TestDestroy(t *testing.T) {
 	h, keys := newHeld(t)
@@ -209,6 +278,11 @@ func TestHandOff(t *testing.T) {
 	passed, _ := pipe(t)
 	h.say(t, 0, volatile.Message{Kind: volatile.KindPass, Slot: 700, Arg: 9}, passed)
 
+	one, _ := pipe(t)
+	two, _ := pipe(t)
+	h.say(t, 0, volatile.Message{Kind: volatile.KindKeep, Slot: 700, Arg: 0}, one)
+	h.say(t, 0, volatile.Message{Kind: volatile.KindKeep, Slot: 700, Arg: 255}, two)
+
 	next := New(keys)
 	if err := next.Inherit(h.Describe()); err != nil {
 		t.Fatal(err)
@@ -216,8 +290,16 @@ func TestHandOff(t *testing.T) {
 	if !next.Any() || next.maps != 2 || next.passed != 1 || next.slots[3].bits != files[0] {
 		t.Errorf("%d maps, %d connections", next.maps, next.passed)
 	}
-	if s := next.slots[700]; s.bits != files[1] || s.listener != listener || len(s.conns) != 1 || s.conns[0] != (conn{passed, 9}) {
+	if s := next.slots[700]; s.bits != files[1] || s.files[volatile.FetchListener] != listener || len(s.conns) != 1 || s.conns[0].File.File != passed || s.conns[0].Terms != 9 {
 		t.Errorf("%+v", s)
+	}
+	for place, want := range map[uint64]*os.File{0: one, 255: two} {
+		if _, got := next.say(t, 0, volatile.Message{Kind: volatile.KindFetch, Slot: 700, Arg: volatile.FetchPlace + place}, nil); got != want {
+			t.Errorf("place %d: %v", place, got)
+		}
+	}
+	if next.kept != 3 || next.used() != h.used() {
+		t.Errorf("%d files, %d descriptors, of %d", next.kept, next.used(), h.used())
 	}
 	if err := next.Inherit([]handoff.Slot{{Slot: volatile.Slots}}); err == nil {
 		t.Error("a slot that does not exist is taken over")

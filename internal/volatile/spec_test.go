@@ -62,6 +62,11 @@ func TestSpecVectors(t *testing.T) {
 		MapBytes: size, Generation: 3, KeyGeneratedNs: 1_000_000_001, UID: 1000,
 		Limits: Limits{IOPS: 5000, IOPSBurst: 60000, Bytes: 200 << 20, BytesBurst: 1 << 30},
 	})
+	checkCopy(t, check, "record-exports", recordSize, 10, Record{
+		Lease: testLease, State: StateOpen, LogicalBlock: 512, SizeBytes: 1 << 40,
+		MapBytes: size, Generation: 3, KeyGeneratedNs: 1_000_000_001, UID: 1000,
+		Exports: Exports{NoNBD: true, VhostUser: true, ReadOnly: true, Queues: 4},
+	})
 	checkCopy(t, check, "record-empty", recordSize, 8, Record{})
 	checkCopy(t, check, "drive", driveSize, 5, specDrive)
 	checkCopy(t, check, "drive-watched", driveSize, 9, DriveRecord{
@@ -126,6 +131,9 @@ var (
 		"message-ready":        {Kind: KindReady},
 		"message-stop":         {Kind: KindStop},
 		"message-upgrade":      {Kind: KindUpgrade, ID: 1},
+		"message-keep":         {Kind: KindKeep, Slot: 5, ID: 49, Arg: 255},
+		"message-yield":        {Kind: KindYield, Slot: 5, ID: 50, Arg: 255},
+		"message-fetch-place":  {Kind: KindFetch, Slot: 5, ID: 51, Arg: FetchPlace + 255},
 		"message-not-upgraded": {Kind: KindUpgrade, Reply: true, ID: 1, Errno: syscall.ENOEXEC},
 	}
 )
