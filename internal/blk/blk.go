@@ -29,6 +29,10 @@
 //	    nothing is in flight.
 //	B5: a failed request leaves the queue usable.
 //	B6: no allocation a request on the good path.
+//	B7: where the buffer of a request with the flag [Foreign] faults, the request
+//	    ends with EFAULT and N = 0, unless it fails otherwise. The layers stay as
+//	    they are after any request that failed. Buffers that are not foreign do not
+//	    fault; that would be the end of the process.
 package blk
 
 import (
@@ -82,6 +86,12 @@ const (
 	// NoHole asks that a write-zeroes leaves the range allocated. Vacate keeps
 	// every extent of a lease allocated, so it changes nothing here.
 	NoHole
+	// Foreign says that Buf is memory of somebody else, a guest's: it changes at any
+	// time, and touching it may fault. A layer that touches it makes that an EFAULT
+	// of this request (rule B7), and of nothing else. The flag goes along with the
+	// buffer, and not with a buffer of the layer's own. REQUIRES: the goroutine
+	// that owns the queue runs with debug.SetPanicOnFault.
+	Foreign
 )
 
 // A Completer is told when a request is complete.
