@@ -33,7 +33,8 @@ const (
 	KindUpgrade Kind = 12 // control: start the upgrade
 	KindKeep    Kind = 13 // engine: hold this in place Arg of Slot, instead of what is there: a descriptor
 	KindYield   Kind = 14 // engine: give up what is in place Arg of Slot
-	kinds       Kind = 15
+	KindRemap   Kind = 15 // engine: hold this block map of Slot instead of the one that is there: a descriptor
+	kinds       Kind = 16
 )
 
 // What Arg of a KindFetch names.
@@ -54,7 +55,7 @@ const MaxPassed = 16384
 
 var kindNames = [kinds]string{
 	"none", "map", "unmap", "wipe", "control", "hold", "fetch", "pass", "up", "leave", "ready", "stop", "upgrade",
-	"keep", "yield",
+	"keep", "yield", "remap",
 }
 
 func (k Kind) String() string {
@@ -91,7 +92,7 @@ func (m *Message) Carries() bool {
 	switch m.Kind {
 	case KindMap, KindFetch:
 		return m.Reply
-	case KindControl, KindHold, KindPass, KindKeep:
+	case KindControl, KindHold, KindPass, KindKeep, KindRemap:
 		return !m.Reply
 	}
 	return false

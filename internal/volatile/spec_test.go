@@ -134,6 +134,7 @@ var (
 		"message-keep":         {Kind: KindKeep, Slot: 5, ID: 49, Arg: 255},
 		"message-yield":        {Kind: KindYield, Slot: 5, ID: 50, Arg: 255},
 		"message-fetch-place":  {Kind: KindFetch, Slot: 5, ID: 51, Arg: FetchPlace + 255},
+		"message-remap":        {Kind: KindRemap, Slot: 5, ID: 52},
 		"message-not-upgraded": {Kind: KindUpgrade, Reply: true, ID: 1, Errno: syscall.ENOEXEC},
 	}
 )
