@@ -4,9 +4,13 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // Paths in the machine, which the init program knows too.
@@ -16,44 +20,77 @@ const (
 	initPath   = "/init"
 )
 
+// Contents are what a machine's root file system holds besides the init program.
+type Contents struct {
+	Kernel   Kernel   // whose modules are loaded
+	Vacate   string   // path of the binary; "": none
+	Programs []string // by their paths in the folder of [Programs]
+}
+
 // Initramfs writes the root file system of a machine to a file in dir: the init
-// program, which it builds, the kernel's modules, and the given binary of vacate.
-// It is run within the module.
-func Initramfs(dir, vacate string, k Kernel) (path string, err error) {
+// program, which it builds, and the contents. It is run within the module.
+func Initramfs(dir string, c Contents) (name string, err error) {
 	initProgram := filepath.Join(dir, "init")
 	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", initProgram, "vacate/test/vm/init")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the machine's init: %w\n%s", err, out)
 	}
-	initBytes, err := os.ReadFile(initProgram)
-	if err != nil {
-		return "", err
+	files := map[string]string{}
+	if len(c.Programs) > 0 {
+		p, err := FindPrograms()
+		if err != nil {
+			return "", err
+		}
+		if files, err = p.files(c.Programs); err != nil {
+			return "", err
+		}
 	}
-	vacateBytes, err := os.ReadFile(vacate)
-	if err != nil {
-		return "", err
+	files[initPath] = initProgram
+	if c.Vacate != "" {
+		files[vacatePath] = c.Vacate
 	}
-	path = filepath.Join(dir, "initramfs.cpio")
-	f, err := os.Create(path)
+	for i, m := range c.Kernel.Modules {
+		files[fmt.Sprintf("%s/%02d-%s", modulesDir, i, filepath.Base(m))] = m
+	}
+	name = filepath.Join(dir, "initramfs.cpio")
+	f, err := os.Create(name)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	w := bufio.NewWriterSize(f, 1<<20)
-	a := &archive{w: w}
-	for _, d := range []string{"bin", "dev", "proc", "sys", "run", "tmp", "state", "lib", modulesDir} {
-		a.dir(d)
+	return name, errors.Join(pack(&archive{w: w}, files), w.Flush())
+}
+
+// pack writes files, from their path in the machine to that on the host, and the
+// folders that the init program expects.
+func pack(a *archive, files map[string]string) error {
+	seen := map[string]bool{".": true}
+	var folder func(name string)
+	folder = func(name string) {
+		if !seen[name] {
+			seen[name] = true
+			folder(path.Dir(name))
+			a.dir(name)
+		}
+	}
+	for _, d := range []string{"bin", "dev", "proc", "sys", "run", "tmp", "state", "mnt"} {
+		folder(d)
 	}
 	a.device("dev/console", 0o600, 5, 1)
-	a.file(initPath, 0o755, initBytes)
-	a.file(vacatePath, 0o755, vacateBytes)
-	for i, m := range k.Modules {
-		b, err := os.ReadFile(m)
+	for _, in := range slices.Sorted(maps.Keys(files)) {
+		b, err := os.ReadFile(files[in])
 		if err != nil {
-			return "", err
+			return err
 		}
-		a.file(fmt.Sprintf("%s/%02d-%s", modulesDir, i, filepath.Base(m)), 0o644, b)
+		in = strings.TrimPrefix(path.Clean(in), "/")
+		folder(path.Dir(in))
+		perm := 0o755
+		if path.Ext(in) == ".xz" {
+			perm = 0o644
+		}
+		a.file(in, perm, b)
 	}
-	return path, errors.Join(a.close(), w.Flush())
+	return a.close()
 }

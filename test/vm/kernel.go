@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 )
 
 // qemu is the emulator's program.
@@ -21,9 +22,12 @@ type Kernel struct {
 // wanted are the modules that machines need beyond what is built in.
 var wanted = []string{"virtio_blk"}
 
+// XFS are the modules that a machine needs to mount xfs, in their order.
+var XFS = []string{"libcrc32c", "xfs"}
+
 // FindKernel returns the kernel that tools/test-kernel.sh fetches into the
-// user's cache.
-func FindKernel() (k Kernel, err error) {
+// user's cache, with the named modules besides those that all machines need.
+func FindKernel(modules ...string) (k Kernel, err error) {
 	dir, err := os.UserCacheDir()
 	if err != nil {
 		return k, err
@@ -39,17 +43,30 @@ func FindKernel() (k Kernel, err error) {
 	if _, err := exec.LookPath(qemu); err != nil {
 		return k, fmt.Errorf("%w: install it with `apt-get install qemu-system-x86`, or run `make test-vm`, which does", err)
 	}
-	for _, name := range wanted {
-		found, err := filepath.Glob(filepath.Join(dir, "usr/lib/modules/*/kernel/drivers/*", name+".ko.xz"))
+	for _, name := range slices.Concat(wanted, modules) {
+		module, err := findModule(dir, name)
 		if err != nil {
 			return k, err
 		}
-		if len(found) != 1 {
-			return k, fmt.Errorf("the kernel in %s has not one module %s but %q: remove the folder and run tools/test-kernel.sh", dir, name, found)
-		}
-		k.Modules = append(k.Modules, found[0])
+		k.Modules = append(k.Modules, module)
 	}
 	return k, nil
+}
+
+// findModule returns the path of a module of the kernel in dir.
+func findModule(dir, name string) (string, error) {
+	var found []string
+	for _, below := range []string{"*", "*/*", "*/*/*"} {
+		f, err := filepath.Glob(filepath.Join(dir, "usr/lib/modules/*/kernel", below, name+".ko.xz"))
+		if err != nil {
+			return "", err
+		}
+		found = append(found, f...)
+	}
+	if len(found) != 1 {
+		return "", fmt.Errorf("the kernel in %s has not one module %s but %q: remove the folder and run tools/test-kernel.sh", dir, name, found)
+	}
+	return found[0], nil
 }
 
 // Ext4 makes an image of an empty ext4 file system.

@@ -95,7 +95,7 @@ func bootWith(ctx context.Context, t *testing.T, dir string) (*VM, *disk.Disk) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	initramfs, err := Initramfs(dir, bin, kernel)
+	initramfs, err := Initramfs(dir, Contents{Kernel: kernel, Vacate: bin})
 	if err != nil {
 		t.Fatal(err)
 	}

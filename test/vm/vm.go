@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -19,39 +18,6 @@ import (
 	"time"
 
 	"vacate/test/vm/wire"
-)
-
-// A Config says what a machine is made of.
-type Config struct {
-	Kernel    Kernel
-	Initramfs string // as [Initramfs] makes it
-	Drives    []Drive
-	Dir       string // for sockets and the console's log; short enough for a socket's path
-	// Event is called for each event of the guest, one after another, and for the
-	// last ones while Wait waits.
-	Event func(wire.Message)
-}
-
-// A Drive is behind an NBD server on a unix socket. The machine knows it as
-// /dev/NAME.
-//
-// An emulated NVMe drive promises to honour FUA (a write that is durable when it
-// is answered), and forgets the flag: its writes reach the server without it. So
-// what needs durable writes from a file system is on virtio-blk, which promises
-// only flushes.
-type Drive struct {
-	Name   string
-	Socket string
-	Bus    Bus
-}
-
-// A Bus is how the machine reaches a drive.
-type Bus string
-
-// The buses.
-const (
-	NVMe   Bus = "nvme"
-	Virtio Bus = "virtio-blk-pci"
 )
 
 // A VM is a machine that runs. Its methods may be called from any goroutine.
@@ -71,22 +37,8 @@ type VM struct {
 	waiting map[int]chan wire.Message
 }
 
-// Limits of a machine. One processor: with two, QEMU runs them in two threads,
-// and its emulation of memory between them is less than the real thing.
-const (
-	memoryMiB   = 512
-	bootTimeout = 60 * time.Second
-)
-
-// processor is what is emulated. QEMU 7.2 leaves nonsense in the flags register
-// after cmpxchg16b, of which Linux dies within seconds; and five-level page tables
-// are of no use here.
-const processor = "max,la57=off,cx16=off"
-
-// commandLine is the kernel's. The machine ends when its kernel fails. The
-// self-tests of algorithms take half a second, and the test whether the timer
-// ticks fails on a busy host.
-const commandLine = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off random.trust_cpu=on apparmor=0 cryptomgr.notests no_timer_check"
+// bootTimeout is how long a machine may take to start.
+const bootTimeout = 60 * time.Second
 
 // Boot starts a machine and waits until its init program is up.
 func Boot(ctx context.Context, cfg Config) (*VM, wire.Up, error) {
@@ -108,19 +60,17 @@ func Boot(ctx context.Context, cfg Config) (*VM, wire.Up, error) {
 }
 
 func (v *VM) start() error {
-	if err := os.Remove(v.console()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	for _, old := range []string{v.cfg.console(), v.cfg.link(), v.cfg.monitor()} {
+		if err := os.Remove(old); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
-	socket := filepath.Join(v.cfg.Dir, "link.sock")
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: v.cfg.link(), Net: "unix"})
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	v.cmd = exec.Command(qemu, v.args(socket)...)
+	v.cmd = exec.Command(qemu, v.cfg.args(v.cfg.console(), v.cfg.link(), v.cfg.monitor())...)
 	v.cmd.Stdout, v.cmd.Stderr = &v.output, &v.output
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	v.started = time.Now()
@@ -158,37 +108,23 @@ func (v *VM) start() error {
 	}
 }
 
-func (v *VM) args(link string) []string {
-	a := []string{
-		"-machine", "pc", "-accel", "tcg", "-cpu", processor, "-smp", "1", "-m", fmt.Sprint(memoryMiB),
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-kernel", v.cfg.Kernel.Image, "-initrd", v.cfg.Initramfs, "-append", commandLine,
-		"-serial", "file:" + v.console(),
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=link,path=" + link,
-		"-device", "virtserialport,chardev=link,name=" + wire.PortName,
-	}
-	for _, d := range v.cfg.Drives {
-		a = append(a,
-			"-blockdev", fmt.Sprintf("driver=nbd,node-name=%s,server.type=unix,server.path=%s", d.Name, d.Socket),
-			"-device", fmt.Sprintf("%s,drive=%s,serial=%s%s", d.Bus, d.Name, wire.SerialPrefix, d.Name))
-	}
-	return a
-}
-
-func (v *VM) console() string { return filepath.Join(v.cfg.Dir, "console.log") }
-
 // receive handles what the guest says, until QEMU is gone.
 func (v *VM) receive(ended <-chan error) {
 	var broken error
-	for {
+	for broken == nil {
 		var m wire.Message
 		if broken = v.conn.Receive(&m); broken != nil {
 			break
 		}
 		if m.Re == 0 && m.Kind == "up" {
 			var up wire.Up
-			if json.Unmarshal(m.Body, &up) == nil {
-				v.up <- up
+			if broken = json.Unmarshal(m.Body, &up); broken != nil {
+				continue
+			}
+			select {
+			case v.up <- up:
+			default:
+				broken = errors.New("the machine has started anew by itself, twice")
 			}
 			continue
 		}
@@ -310,7 +246,7 @@ func (v *VM) Death() error {
 
 // Console returns the last lines of the machine's console.
 func (v *VM) Console(lines int) string {
-	b, err := os.ReadFile(v.console())
+	b, err := os.ReadFile(v.cfg.console())
 	if err != nil {
 		return err.Error()
 	}
@@ -321,7 +257,7 @@ func (v *VM) Console(lines int) string {
 // Crashed reports whether the guest's kernel has failed: under software
 // emulation that happens, and says nothing about what runs on it.
 func (v *VM) Crashed() bool {
-	b, _ := os.ReadFile(v.console()) //nolint:errcheck // without a log nothing is known
+	b, _ := os.ReadFile(v.cfg.console()) //nolint:errcheck // without a log nothing is known
 	text := string(b)
 	return strings.Contains(text, "Kernel panic") || strings.Contains(text, "Oops:") || strings.Contains(text, "kernel BUG")
 }

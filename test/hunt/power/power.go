@@ -154,7 +154,7 @@ func prepare(o options, dir string) (*hunt, error) {
 			return nil, err
 		}
 	}
-	initramfs, err := vm.Initramfs(dir, o.binary, kernel)
+	initramfs, err := vm.Initramfs(dir, vm.Contents{Kernel: kernel, Vacate: o.binary})
 	if err != nil {
 		return nil, err
 	}

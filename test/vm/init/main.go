@@ -33,6 +33,7 @@ type agent struct {
 	conn   *wire.Conn
 	daemon *daemon // nil before "serve"
 	mounts []string
+	stress *stress // nil if none goes on
 }
 
 func run() error {
@@ -44,6 +45,9 @@ func run() error {
 		return err
 	}
 	a := &agent{conn: wire.NewConn(port)}
+	if err := a.conn.Begin(); err != nil {
+		return err
+	}
 	up := wire.Up{BootID: readLine("/proc/sys/kernel/random/boot_id"), Release: readLine("/proc/sys/kernel/osrelease")}
 	if err := a.event("up", up); err != nil {
 		return err
@@ -77,6 +81,9 @@ func (a *agent) answer(r wire.Request) {
 }
 
 func (a *agent) do(r wire.Request) (any, error) {
+	if body, ok, err := a.guest(r); ok {
+		return body, err
+	}
 	switch r.Do {
 	case "mount":
 		return nil, with(r, a.mount)
@@ -152,7 +159,7 @@ func makeReady() error {
 			return fmt.Errorf("loading %s: %w", m, err)
 		}
 	}
-	return os.Setenv("PATH", "/bin")
+	return os.Setenv("PATH", "/bin:/usr/bin:/usr/sbin")
 }
 
 // loadModule loads a module, which the kernel unpacks.

@@ -175,22 +175,38 @@ func (c *Conn) Send(v any) error {
 	return err
 }
 
+// Begin ends the line that an earlier life of the machine may have begun.
+func (c *Conn) Begin() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, err := c.w.Write([]byte("\n\n"))
+	return err
+}
+
 // Receive decodes the next line into v. Its error is io.EOF at the end; the last
-// line of a peer that died may be cut short, and is then left out.
+// line of a peer that died, or began anew, may be cut short, and is then left out.
 func (c *Conn) Receive(v any) error {
-	if !c.r.Scan() {
-		if err := c.r.Err(); err != nil {
-			return err
-		}
-		return io.EOF
-	}
-	if err := json.Unmarshal(c.r.Bytes(), v); err != nil {
-		if !c.r.Scan() && c.r.Err() == nil { // nothing comes after it
+	for {
+		if !c.r.Scan() {
+			if err := c.r.Err(); err != nil {
+				return err
+			}
 			return io.EOF
 		}
-		return fmt.Errorf("decoding a message: %w", err)
+		if len(c.r.Bytes()) == 0 {
+			continue
+		}
+		err := json.Unmarshal(c.r.Bytes(), v)
+		if err == nil {
+			return nil
+		}
+		switch more := c.r.Scan(); {
+		case !more && c.r.Err() == nil: // nothing comes after it
+			return io.EOF
+		case !more || len(c.r.Bytes()) > 0: // and not the peer's Begin
+			return fmt.Errorf("decoding a message: %w", err)
+		}
 	}
-	return nil
 }
 
 // Body encodes the body of a message.

@@ -45,6 +45,19 @@ func TestTorn(t *testing.T) {
 	if err := c.Receive(&m); err != io.EOF {
 		t.Errorf("a torn line at the end: %v, want io.EOF", err)
 	}
+	var begun strings.Builder
+	begun.WriteString(`{"kind":"ope`)
+	if err := NewConn(struct {
+		io.Reader
+		io.Writer
+	}{nil, &begun}).Begin(); err != nil {
+		t.Fatal(err)
+	}
+	begun.WriteString(`{"kind":"again"}` + "\n")
+	c = NewConn(readWriter{strings.NewReader(begun.String())})
+	if err := c.Receive(&m); err != nil || m.Kind != "again" {
+		t.Errorf("after a torn line and a new beginning: received %+v, %v", m, err)
+	}
 	c = NewConn(readWriter{strings.NewReader("nonsense\n{}\n")})
 	if err := c.Receive(&m); err == nil || err == io.EOF {
 		t.Errorf("nonsense: %v", err)
