@@ -46,11 +46,12 @@ const table = `
 	# data plane: a request moves down, a completion up
 	data     export/nbd:       blk mem plant poll sys
 	data     export/vhostuser: blk mem sys
+	data     virtioblk:        blk fail mem poll sys virtq
 	data     volume:           blk mem plant sys
 	data     blockmap:         blk fail plant
 	data     crypt:            blk mem plant sys xts
 	data     drive:            blk mem plant sys uring
-	data     engine:           blk blockmap crypt drive export/nbd extent fail ipc limit mem plant sandbox sys volatile volume xts
+	data     engine:           blk blockmap crypt drive export/nbd export/vhostuser extent fail ipc limit mem plant sandbox sys volatile volume xts
 
 	# between processes
 	shared   ipc:              extent limit

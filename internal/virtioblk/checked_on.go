@@ -1,0 +1,5 @@
+//go:build invariants
+
+package virtioblk
+
+const checked = true
