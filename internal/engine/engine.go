@@ -16,6 +16,7 @@
 //	losses.go    drives that may have lost completed writes
 //	lease.go     leases: open
 //	close.go     leases: close, in the order of law L5
+//	exports.go   the servers of one lease
 //	stack.go     the layers of one lease, in one function
 package engine
 
@@ -42,9 +43,11 @@ type Keeper interface {
 	Unmap(slot int) error
 	Wipe(slot int) (volatile.Wiped, error)
 	Hold(slot int, listener *os.File) error
+	Keep(slot, place int, f *os.File) error
 	FetchMap(slot int) (*os.File, error)
 	FetchListener(slot int) (*os.File, error)
 	FetchConn(slot, n int) (*os.File, uint64, error)
+	FetchPlace(slot, place int) (*os.File, error)
 	Pass(slot int, conn *os.File, terms uint64) error
 	Up() error
 }

@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,10 +33,11 @@ type testKeeper struct {
 type held struct {
 	bits, listener *os.File
 	conns          []nbd.Passed
+	places         map[int]*os.File
 }
 
 func (h *held) close() {
-	for _, f := range append([]*os.File{h.bits, h.listener}, connFiles(h.conns)...) {
+	for _, f := range slices.AppendSeq(append([]*os.File{h.bits, h.listener}, connFiles(h.conns)...), maps.Values(h.places)) {
 		if f != nil {
 			f.Close()
 		}
@@ -76,7 +79,7 @@ func (k *testKeeper) Map(slot int, blocks uint64, extents int, lease volatile.Le
 	if err != nil {
 		return nil, err
 	}
-	k.slots[slot] = &held{bits: f}
+	k.slots[slot] = &held{bits: f, places: map[int]*os.File{}}
 	if k.badMap {
 		if _, err := f.WriteAt([]byte("nonsense"), 0); err != nil {
 			return nil, err
@@ -129,6 +132,35 @@ func (k *testKeeper) Hold(slot int, listener *os.File) (err error) {
 		h.listener, err = dup(listener)
 		return err
 	}
+}
+
+func (k *testKeeper) Keep(slot, place int, f *os.File) (err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	h := k.slots[slot]
+	if h == nil {
+		if f == nil {
+			return nil
+		}
+		return syscall.ENOENT
+	}
+	if old := h.places[place]; old != nil {
+		old.Close()
+		delete(h.places, place)
+	}
+	if f != nil {
+		h.places[place], err = dup(f)
+	}
+	return err
+}
+
+func (k *testKeeper) FetchPlace(slot, place int) (*os.File, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if h := k.slots[slot]; h != nil && h.places[place] != nil {
+		return dup(h.places[place])
+	}
+	return nil, nil
 }
 
 func (k *testKeeper) FetchMap(slot int) (*os.File, error) {
@@ -219,6 +251,13 @@ func (l engineLink) Unmap(slot int) error {
 		return err
 	}
 	return l.testKeeper.Unmap(slot)
+}
+
+func (l engineLink) Keep(slot, place int, f *os.File) error {
+	if err := l.err(); err != nil {
+		return err
+	}
+	return l.testKeeper.Keep(slot, place, f)
 }
 
 func (l engineLink) Wipe(slot int) (volatile.Wiped, error) {

@@ -10,7 +10,6 @@ import (
 	"vacate/internal/blk"
 	"vacate/internal/blockmap"
 	"vacate/internal/drive"
-	"vacate/internal/export/nbd"
 	"vacate/internal/extent"
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
@@ -34,7 +33,7 @@ type tenancy struct {
 
 	mu      sync.Mutex      // held through steps 1 to 4 of a close; never together with Engine.mu
 	path    *path           // nil: nothing of this lease is served
-	server  *nbd.Server     // nil likewise
+	server  *exports        // nil likewise
 	waits   *inheritance    // nil: nothing waits for the path
 	rec     volatile.Record // as it stands in the lease table
 	shut    ipc.Erasure     // when steps 1 and 2 of a close were done, by the first that came
@@ -51,7 +50,6 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listeners []*os.File) (*ip
 	if err := checkLease(req, listeners); err != nil {
 		return nil, err
 	}
-	listener := listeners[0]
 	lease, err := volatile.ParseLeaseID(req.Lease)
 	if err != nil {
 		return nil, invalid("%v", err)
@@ -62,7 +60,7 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listeners []*os.File) (*ip
 		rec: volatile.Record{
 			Lease: lease, LogicalBlock: uint32(req.LogicalBlock),
 			SizeBytes: uint64(req.SizeBytes), MapBytes: uint64(volatile.MapBytes(uint64(req.SizeBytes)/blk.BlockSize, len(req.Pieces))),
-			UID: req.UID, Limits: toRecord(req.Limits),
+			UID: req.UID, Limits: toRecord(req.Limits), Exports: toExports(req.Exports),
 		},
 	}
 	close(t.fenced) // its drives are open
@@ -70,7 +68,7 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listeners []*os.File) (*ip
 	if err != nil {
 		return nil, err
 	}
-	if err := e.furnish(t, space, listener); err != nil {
+	if err := e.furnish(t, space, sortSockets(req.Exports, listeners)); err != nil {
 		e.forget(t)
 		return nil, fmt.Errorf("opening lease %s: %w", req.Lease, err)
 	}
@@ -81,12 +79,12 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listeners []*os.File) (*ip
 }
 
 // furnish makes everything of t, or nothing.
-func (e *Engine) furnish(t *tenancy, space []drive.SpanPiece, listener *os.File) error {
+func (e *Engine) furnish(t *tenancy, space []drive.SpanPiece, on sockets) error {
 	before, err := e.table.Get(t.slot)
 	if err != nil {
 		return err
 	}
-	err = e.make(t, space, listener)
+	err = e.make(t, space, on)
 	if err == nil {
 		return nil
 	}
@@ -110,7 +108,7 @@ func (e *Engine) furnish(t *tenancy, space []drive.SpanPiece, listener *os.File)
 }
 
 // make takes the steps of an opening.
-func (e *Engine) make(t *tenancy, space []drive.SpanPiece, listener *os.File) error {
+func (e *Engine) make(t *tenancy, space []drive.SpanPiece, on sockets) error {
 	if err := e.note(t, volatile.StateOpening); err != nil {
 		return err
 	}
@@ -126,15 +124,22 @@ func (e *Engine) make(t *tenancy, space []drive.SpanPiece, listener *os.File) er
 	if t.path, err = e.build(t, space, sched); err != nil {
 		return err
 	}
-	if err := e.keeper.Hold(t.slot, listener); err != nil {
+	if err := e.hold(t, on); err != nil {
 		return err
 	}
 	if err := e.note(t, volatile.StateOpen); err != nil {
 		return err
 	}
 	e.at(fail.OpenWritten)
-	// Last: what fails from here on would have a client's requests in flight.
-	t.server, err = nbd.Serve(listener, e.export(t))
+	// Last: what fails from here on may have a client's requests in flight.
+	t.server, err = e.export(t, on)
+	if err != nil && t.server != nil {
+		t.path.volume.Shut()
+		t.path.cipher.Revoke()
+		t.server.Close()
+		t.server.Wait()
+		<-t.path.volume.Drained()
+	}
 	return err
 }
 
@@ -158,34 +163,8 @@ func (e *Engine) build(t *tenancy, space []drive.SpanPiece, sched *xts.Schedule)
 	})
 }
 
-// maxHandshakes is how many clients of one lease may be in the handshake at once.
-// Each has a thread: with all slots' leases attacked by clients that connect and
-// say nothing, at most 4,096 (threads).
-const maxHandshakes = 4
-
-// export is how t is served. REQUIRES: it has a path.
-func (e *Engine) export(t *tenancy) nbd.Config {
-	admit, readmit := e.conns.lease()
-	return nbd.Config{
-		Export:  t.path.volume,
-		Map:     t.path.blocks.Extents,
-		Admit:   admit,
-		Readmit: readmit,
-		Allow:   e.allow(t.rec.UID),
-		Lock:    e.cfg.Lock,
-		Log:     e.cfg.Log.With("lease_id", t.id),
-		Poll:    e.cfg.Poll,
-
-		MaxHandshakes: maxHandshakes,
-	}
-}
-
 func checkLease(req *ipc.LeaseOpenRequest, listeners []*os.File) error {
 	switch {
-	case req.Exports != ipc.Exports{}:
-		return invalid("lease %s: this engine serves NBD only", req.Lease)
-	case len(listeners) != 1:
-		return invalid("lease %s came with %d listening sockets, want 1", req.Lease, len(listeners))
 	case req.Slot < 0 || req.Slot >= volatile.Slots:
 		return invalid("lease %s: slot %d, there are %d", req.Lease, req.Slot, volatile.Slots)
 	case req.SizeBytes <= 0 || req.SizeBytes%blk.BlockSize != 0 || req.SizeBytes > blk.MaxVolume:
@@ -197,7 +176,7 @@ func checkLease(req *ipc.LeaseOpenRequest, listeners []*os.File) error {
 	case len(req.Pieces) > volatile.MaxExtents:
 		return invalid("lease %s: %d pieces, at most %d can be remembered: free larger runs of extents first", req.Lease, len(req.Pieces), volatile.MaxExtents)
 	}
-	return nil
+	return checkExports(req, listeners)
 }
 
 // admit reserves id, slot and space of t in this engine: whatever control

@@ -120,8 +120,11 @@ func processors() int { return runtime.NumCPU() + 14 }
 const goThreads = 10_000
 
 // threads is how many threads this process may have, beyond which Go ends it:
-// each connection and each handshake has one. Clients must not get there.
-func threads(maxConns int) int { return goThreads + maxConns + volatile.Slots*maxHandshakes }
+// each connection and each handshake has one, and a vhost-user session at most one
+// a processor. Clients must not get there.
+func threads(maxConns int) int {
+	return goThreads + maxConns*max(1, runtime.NumCPU()) + volatile.Slots*maxHandshakes
+}
 
 // assemble makes the engine from the keeper's volatile memory.
 func assemble(k Keeper, f Files, s Settings, log *slog.Logger) (*Engine, error) {

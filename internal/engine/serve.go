@@ -2,10 +2,8 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"time"
 
-	"vacate/internal/export/nbd"
 	"vacate/internal/fail"
 )
 
@@ -76,16 +74,15 @@ func (e *Engine) resume(t *tenancy) error {
 	if t.path, err = e.build(t, space, sched); err != nil {
 		return err
 	}
-	t.server, err = nbd.Serve(t.waits.listener, e.export(t))
-	if err != nil {
+	t.server, err = e.export(t, t.waits.on)
+	if t.server == nil {
 		t.path = nil
 		return err
 	}
-	var errs []error
-	for _, c := range t.waits.conns {
-		errs = append(errs, t.server.Adopt(c.File, c.Terms))
+	if err != nil {
+		e.cfg.Log.Error("an export of a lease that was taken over cannot be served; the other one is", "lease_id", t.id, "error", err)
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := t.server.Adopt(t.waits.conns); err != nil {
 		e.cfg.Log.Error("connections were not taken over, their clients have to connect again", "lease_id", t.id, "error", err)
 	}
 	e.cfg.Log.Debug("taking over: served again", "lease_id", t.id, "connections", len(t.waits.conns), "after", time.Since(e.started))

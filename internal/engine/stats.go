@@ -31,7 +31,7 @@ func (t *tenancy) stats() (ipc.LeaseStats, bool) {
 	}
 	v := t.path.volume.Stats()
 	return ipc.LeaseStats{
-		Lease: t.id, Connections: t.server.Stats().Connections,
+		Lease: t.id, Connections: t.server.Connections(),
 		Reads: v.Reads, Writes: v.Writes, Discards: v.Discards, Flushes: v.Flushes,
 		ReadBytes: v.ReadBytes, WriteBytes: v.WriteBytes, Errors: v.Errors, Written: t.path.blocks.Written(),
 	}, true

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"syscall"
 	"time"
@@ -239,14 +238,11 @@ func (e *Engine) takeSockets(t *tenancy) error {
 	if e.keys.Empty(t.slot) {
 		return fmt.Errorf("an open lease without a key: %w", volatile.ErrDamaged)
 	}
-	t.waits = &inheritance{}
-	var err error
-	if t.waits.listener, err = e.keeper.FetchListener(t.slot); err != nil {
+	on, err := e.fetchSockets(t)
+	if err != nil {
 		return err
 	}
-	if t.waits.listener == nil {
-		return fmt.Errorf("an open lease without a socket: %w", volatile.ErrDamaged)
-	}
+	t.waits = &inheritance{on: on}
 	for n := 0; ; n++ {
 		f, terms, err := e.keeper.FetchConn(t.slot, n)
 		if err != nil {
@@ -328,8 +324,8 @@ func toPieces(xs []volatile.Extent) []extent.Piece {
 // An inheritance is what a lease that was taken over is served by, once its path
 // is there.
 type inheritance struct {
-	listener *os.File
-	conns    []nbd.Passed
+	on    sockets
+	conns []nbd.Passed
 }
 
 // disinherit closes what is left of it: clients see their connections end.
@@ -339,9 +335,7 @@ func (t *tenancy) disinherit() {
 	if t.waits == nil {
 		return
 	}
-	if t.waits.listener != nil {
-		t.waits.listener.Close() //nolint:errcheck // the keeper has it too, until the slot is given back
-	}
+	t.waits.on.close()
 	for _, c := range t.waits.conns {
 		c.File.Close() //nolint:errcheck // a connection that is given up
 	}
