@@ -40,14 +40,20 @@ const UringSQTaskrun = 1 << 2
 // Operations of submissions.
 const (
 	UringOpFsync      = 3
+	UringOpSendmsg    = 9 // OpFlags: flags of sendmsg(2)
 	UringOpReadFixed  = 4 // as UringOpRead, to memory that RegisterMemory has told of
 	UringOpWriteFixed = 5
 	UringOpRead       = 22
 	UringOpWrite      = 23
+	UringOpRecv       = 27 // OpFlags: flags of recv(2)
 )
 
 // UringFsyncDatasync goes into OpFlags of UringOpFsync: fdatasync(2), not fsync(2).
 const UringFsyncDatasync = 1 << 0
+
+// UringNow goes into OpFlags of UringOpSendmsg and UringOpRecv: never wait, raise no
+// signal.
+const UringNow = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
 
 // UringDsync goes into OpFlags of UringOpWrite: complete when it is on the medium.
 const UringDsync = unix.RWF_DSYNC

@@ -222,6 +222,24 @@ func (r *Ring) Sync(id uint64, fd int) bool {
 	return true
 }
 
+// Recv fills in a recv(2) that does not wait: EAGAIN says that nothing is there. p
+// does not move until it is complete.
+func (r *Ring) Recv(id uint64, fd int, p []byte) bool {
+	return r.transfer(sys.UringOpRecv, id, fd, p, 0, sys.UringNow)
+}
+
+// Send fills in a sendmsg(2) that does not wait. The parcel is not changed until it
+// is complete. A submission before it is carried out before it, if neither waits.
+func (r *Ring) Send(id uint64, fd int, c *sys.Parcel) bool {
+	s := r.next()
+	if s == nil {
+		return false
+	}
+	s.Opcode, s.FD, s.OpFlags, s.UserData = sys.UringOpSendmsg, int32(fd), sys.UringNow, id
+	s.Addr, s.Len = uint64(c.Address()), 1
+	return true
+}
+
 // Unsubmitted is the number of submissions that the kernel has not taken (R1).
 func (r *Ring) Unsubmitted() int { return int(r.tail - atomic.LoadUint32(r.sqHead)) }
 

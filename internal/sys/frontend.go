@@ -1,0 +1,171 @@
+package sys
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// What vhost-user asks of the system: messages that are looked at before they are
+// taken, memory of another process, and its event descriptors.
+
+// MaxPassed is how many descriptors may come with what Peek looks at: more than a
+// message of vhost-user has.
+const MaxPassed = 16
+
+// PeekHead copies the first bytes that wait in a stream socket to p, and leaves
+// them and their descriptors there. EAGAIN says that nothing waits; 0 without an
+// errno is the end of the stream.
+func PeekHead(fd int, p []byte) (int, syscall.Errno) {
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+		if errno != unix.EINTR {
+			return count(n, errno)
+		}
+	}
+}
+
+// PeekFiles is PeekHead, and returns duplicates of the descriptors that came with
+// the bytes, which become the caller's. It stops at the end of what was sent with
+// descriptors, although more may wait behind that: see PeekFrom. EMSGSIZE: more
+// than MaxPassed descriptors came, none is returned.
+func PeekFiles(fd int, p []byte) (int, []*os.File, syscall.Errno) {
+	oob := make([]byte, unix.CmsgSpace(4*MaxPassed))
+	for {
+		n, oobn, flags, _, err := unix.Recvmsg(fd, p, oob, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return 0, nil, errno(err)
+		}
+		fds, err := rights(oob[:oobn])
+		if err != nil || flags&unix.MSG_CTRUNC != 0 {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+			return 0, nil, unix.EMSGSIZE
+		}
+		var files []*os.File
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "passed"))
+		}
+		return n, files, 0
+	}
+}
+
+// PeekFrom makes PeekHead and PeekFiles begin off bytes behind the first one that
+// waits, and go on from there each time; -1 ends that (socket(7), SO_PEEK_OFF).
+func PeekFrom(fd, off int) error {
+	return os.NewSyscallError("setsockopt SO_PEEK_OFF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, off))
+}
+
+// SendFile sends p, and file along with it if it is not negative. EAGAIN says that
+// there is no room.
+func SendFile(fd int, p []byte, file int) (int, syscall.Errno) {
+	if file < 0 {
+		return SendNow(fd, p)
+	}
+	for {
+		n, err := unix.SendmsgN(fd, p, unix.UnixRights(file), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		if err != unix.EINTR {
+			if err != nil {
+				return 0, errno(err)
+			}
+			return n, 0
+		}
+	}
+}
+
+// A Parcel is what sendmsg(2) is told to send: bytes and perhaps a descriptor, all
+// of it in memory that does not move.
+type Parcel struct {
+	memory []byte
+	hdr    *unix.Msghdr
+}
+
+// The parts of a parcel's memory.
+const (
+	parcelVector  = 64
+	parcelControl = 128
+	parcelData    = 256
+	parcelSize    = 4096
+
+	// ParcelRoom is how many bytes a parcel takes.
+	ParcelRoom = parcelSize - parcelData
+)
+
+// NewParcel makes an empty parcel.
+func NewParcel() (*Parcel, error) {
+	b, err := MapAnonymous(parcelSize)
+	if err != nil {
+		return nil, err
+	}
+	return &Parcel{memory: b, hdr: (*unix.Msghdr)(unsafe.Pointer(&b[0]))}, nil
+}
+
+// Fill puts p, at most ParcelRoom bytes, and file, if it is not negative, into the
+// parcel.
+func (c *Parcel) Fill(p []byte, file int) {
+	if len(p) > ParcelRoom {
+		panic("sys: parcel overfilled")
+	}
+	clear(c.memory[:parcelData])
+	n := copy(c.memory[parcelData:], p)
+	v := (*unix.Iovec)(unsafe.Pointer(&c.memory[parcelVector]))
+	v.Base = &c.memory[parcelData]
+	v.SetLen(n)
+	c.hdr.Iov = v
+	c.hdr.SetIovlen(1)
+	if file >= 0 {
+		oob := unix.UnixRights(file)
+		copy(c.memory[parcelControl:parcelData], oob)
+		c.hdr.Control = &c.memory[parcelControl]
+		c.hdr.SetControllen(len(oob))
+	}
+}
+
+// Address is where the kernel finds the parcel's struct msghdr.
+func (c *Parcel) Address() uintptr { return uintptr(unsafe.Pointer(c.hdr)) }
+
+// Close gives the memory back. REQUIRES: nothing sends it.
+func (c *Parcel) Close() error { return Unmap(c.memory) }
+
+// MapGuest maps size bytes from off on of a file that another process shares, for
+// reading and writing. The file must have them now: later it may be cut under the
+// mapping, which makes touching it a SIGBUS. whole is what [Unmap] takes: huge
+// pages are mapped whole. Neither a forked child nor a core dump gets it.
+func MapGuest(fd int, off, size uint64) (whole, host []byte, err error) {
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, nil, os.NewSyscallError("fstat", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, nil, fmt.Errorf("mapping memory of another process: no memory file: %w", unix.ENODEV)
+	}
+	if size == 0 || off > math.MaxInt64 || size > math.MaxInt64-off || off+size > uint64(st.Size) {
+		return nil, nil, fmt.Errorf("mapping %d bytes at %d of a file of %d: %w", size, off, st.Size, unix.ENXIO)
+	}
+	page := uint64(PageSize)
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return nil, nil, os.NewSyscallError("fstatfs", err)
+	}
+	if fs.Type == unix.HUGETLBFS_MAGIC { // mmap(2): offset and length are whole huge pages
+		page = max(page, uint64(fs.Bsize))
+	}
+	start := off &^ (page - 1)
+	length := (off - start + size + page - 1) &^ (page - 1)
+	if length > math.MaxInt64-start {
+		return nil, nil, fmt.Errorf("mapping %d bytes at %d: %w", size, off, unix.EOVERFLOW)
+	}
+	whole, err = MapStorage(fd, int64(start), int(length), false)
+	if err != nil {
+		return nil, nil, err
+	}
+	return whole, whole[off-start:][:size:size], nil
+}
