@@ -10,7 +10,7 @@ import (
 // specSession is the record of the page's vector.
 func specSession() SessionRecord {
 	r := SessionRecord{
-		Conn: 2, Channel: 3, Log: 4, Inflight: 5, Protocol: 0xb2ab, Features: 0x1_7400_0000, FeaturesSet: true, ProtocolSet: true,
+		Conn: 2, Channel: 3, Log: 4, Inflight: 5, Protocol: 0xb22b, Features: 0x1_7400_0000, FeaturesSet: true, ProtocolSet: true,
 		WriteThrough: true, ToldBytes: 1 << 30,
 		LogSize: 4096, LogOffset: 8192, InflightSize: 65536, InflightOffset: 4096, InflightQueues: 2, InflightRing: 128,
 		Removed: SessionRegion{Guest: 1 << 32, User: 0x7f0000000000, Size: 1 << 21},
@@ -18,7 +18,7 @@ func specSession() SessionRecord {
 	r.Regions[0] = SessionRegion{Guest: 0, User: 0x7f1000000000, Size: 1 << 30, Offset: 0, Place: 6}
 	r.Regions[31] = SessionRegion{Guest: 1 << 33, User: 0x7f2000000000, Size: 1 << 21, Offset: 1 << 30, Place: 255}
 	r.Rings[0] = SessionRing{
-		Size: 256, Base: 0, Skew: 1, Kick: 7, Call: 8, Err: 9, Started: true, Enabled: true, Running: true, Addressed: true, LogUsed: true,
+		Size: 256, Base: 0, Kick: 7, Call: 8, Err: 9, Started: true, Enabled: true, Running: true, Addressed: true, LogUsed: true,
 		Desc: 0x7f1000001000, Avail: 0x7f1000002000, Use: 0x7f1000003000, LogAddr: 0x3000,
 	}
 	r.Rings[1] = SessionRing{Size: 1024, Base: 65535, Enabled: true}

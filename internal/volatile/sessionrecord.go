@@ -68,7 +68,6 @@ type SessionRegion struct {
 type SessionRing struct {
 	Size             uint16 // descriptors, a power of two up to MaxRingSize; 0: not told
 	Base             uint16 // available index to go on from, while it does not run
-	Skew             uint16 // while it runs: what its base was above the used index
 	Kick, Call, Err  uint8  // places
 	Started          bool   // it was given a kick, or polls
 	Enabled          bool
@@ -157,7 +156,6 @@ func (q *SessionRing) encode(b []byte) {
 	le.PutUint64(b[24:], q.LogAddr)
 	le.PutUint16(b[32:], q.Size)
 	le.PutUint16(b[34:], q.Base)
-	le.PutUint16(b[36:], q.Skew)
 	b[38], b[39], b[40] = q.Kick, q.Call, q.Err
 	b[41] = byte(flag(q.Started, flagStarted) | flag(q.Enabled, flagEnabled) | flag(q.Running, flagRunning) |
 		flag(q.Addressed, flagAddressed) | flag(q.LogUsed, flagLogUsed))
@@ -208,12 +206,12 @@ func (g *SessionRegion) decode(b []byte) error {
 func (q *SessionRing) decode(b []byte) error {
 	le := binary.LittleEndian
 	f := uint32(b[41])
-	if !allZero(b[42:]) || f&^(flagStarted|flagEnabled|flagRunning|flagAddressed|flagLogUsed) != 0 {
+	if !allZero(b[36:38]) || !allZero(b[42:]) || f&^(flagStarted|flagEnabled|flagRunning|flagAddressed|flagLogUsed) != 0 {
 		return fmt.Errorf("session: reserved bytes of a ring are in use: %w", ErrFormat)
 	}
 	*q = SessionRing{
 		Desc: le.Uint64(b), Avail: le.Uint64(b[8:]), Use: le.Uint64(b[16:]), LogAddr: le.Uint64(b[24:]),
-		Size: le.Uint16(b[32:]), Base: le.Uint16(b[34:]), Skew: le.Uint16(b[36:]),
+		Size: le.Uint16(b[32:]), Base: le.Uint16(b[34:]),
 		Kick: b[38], Call: b[39], Err: b[40],
 		Started: f&flagStarted != 0, Enabled: f&flagEnabled != 0, Running: f&flagRunning != 0,
 		Addressed: f&flagAddressed != 0, LogUsed: f&flagLogUsed != 0,
