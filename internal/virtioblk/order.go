@@ -42,10 +42,10 @@ type ring struct {
 	index    int
 	q        *virtq.Ring
 	files    RingFiles
-	resubmit bool   // what is in its inflight table comes first
-	dirty    bool   // used elements are staged
-	inflight int    // jobs
-	broken   error  // nothing more is popped
+	resubmit bool  // what is in its inflight table comes first
+	dirty    bool  // used elements are staged
+	inflight int   // jobs
+	broken   error // nothing more is popped
 	draining bool
 	stops    []*order // who waits for the end of that
 }
