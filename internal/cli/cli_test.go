@@ -50,6 +50,11 @@ func TestGolden(t *testing.T) {
 		code int
 	}{
 		{"lease-open", "lease open --size 10GiB --tenant acme", 0},
+		{"lease-open-vm", "lease open --size 10GiB --export nbd,vhost-user --queues 4 --read-only", 0},
+		{"lease-open-qemu", "lease open --size 10GiB --export vhost-user --export nbd --print-config qemu", 0},
+		{"lease-show-libvirt", "lease show " + idVM + " --print-config libvirt", 0},
+		{"lease-show-cloud-hypervisor", "lease show " + idVM + " --print-config cloud-hypervisor", 0},
+		{"lease-show-firecracker", "lease show " + idVM + " --print-config firecracker", 0},
 		{"lease-list", "lease list", 0},
 		{"lease-list-all", "lease list --all", 0},
 		{"lease-list-none", "lease list --tenant nobody", 0},

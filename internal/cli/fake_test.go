@@ -44,6 +44,7 @@ const (
 	idClosed = "eeeeffffgggghhhh"
 	idErased = "iiiijjjjkkkkllll"
 	idLost   = "mmmmnnnnoooopppp"
+	idVM     = "qqqqrrrrsssstttt" // open, over NBD and vhost-user
 )
 
 func fakeError(code connect.Code, text string, p *vacatev1.Problem) error {
@@ -76,6 +77,11 @@ func fakeLease(id string) *vacatev1.Lease {
 		l.Limits = &vacatev1.Limits{Iops: 5000, BandwidthBytes: 200 << 20, BandwidthBurstBytes: 1 << 30}
 		l.Exports = []*vacatev1.Export{{Kind: "nbd", Uri: "nbd+unix:///?socket=/run/vacate/leases/" + id + "/nbd.sock", Socket: "/run/vacate/leases/" + id + "/nbd.sock"}}
 		l.Stats = &vacatev1.LeaseStats{Connections: 2, Reads: 10, Writes: 20, Discards: 3, Flushes: 4, ReadBytes: 40960, WriteBytes: 81920, Errors: 1, WrittenBytes: 1 << 20}
+	case idVM:
+		l.State = vacatev1.LeaseState_LEASE_STATE_OPEN
+		dir := "/run/vacate/leases/" + id
+		l.Exports = []*vacatev1.Export{{Kind: "nbd", Uri: "nbd+unix:///?socket=" + dir + "/nbd.sock", Socket: dir + "/nbd.sock"},
+			{Kind: "vhost-user", Socket: dir + "/vhost-user.sock", Queues: 4, ReadOnly: true}}
 	case idClosed:
 		l.State, l.Result, l.Space, l.CloseSeq, l.Erasure = vacatev1.LeaseState_LEASE_STATE_CLOSED, "ok", "free", 8, erasure
 		l.ClosedAt = timestamppb.New(fakeTime.Add(time.Hour))
@@ -116,6 +122,9 @@ func (f leaseFake) Open(_ context.Context, req *vacatev1.LeaseServiceOpenRequest
 		return nil, fakeError(connect.CodeInvalidArgument, "not a multiple of 4096", &vacatev1.Problem{Kind: "invalid"})
 	case req.GetSizeBytes() > 1<<40:
 		return nil, fakeError(connect.CodeResourceExhausted, "there is not that much space", &vacatev1.Problem{Kind: "full", Next: "900 GiB are free"})
+	}
+	if len(req.GetExports()) > 0 {
+		return &vacatev1.LeaseServiceOpenResponse{Lease: fakeLease(idVM)}, nil
 	}
 	return &vacatev1.LeaseServiceOpenResponse{Lease: fakeLease(idOpen)}, nil
 }

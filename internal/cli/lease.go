@@ -2,10 +2,10 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +25,8 @@ func (a *app) leaseCommand() *cobra.Command {
 func (a *app) leaseOpenCommand() *cobra.Command {
 	var size sizeFlag
 	var limits limitsFlag
+	var exports exportFlags
+	var program programFlag
 	var tenant, drive, uid, key string
 	var logical uint32
 	var ttl time.Duration
@@ -35,7 +37,9 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 			"# for another user's process, on one drive, gone after a day at the latest\n" +
 			"vacate lease open --size 1TiB --tenant acme --uid libvirt-qemu --drive /dev/nvme1n1 --ttl 24h\n" +
 			"# a share of a drive\n" +
-			"vacate lease open --size 100GiB --tenant acme --limit iops=5000,bandwidth=200MiB",
+			"vacate lease open --size 100GiB --tenant acme --limit iops=5000,bandwidth=200MiB\n" +
+			"# for a virtual machine, and what to paste into its configuration\n" +
+			"vacate lease open --size 20GiB --tenant acme --uid libvirt-qemu --export vhost-user --print-config libvirt",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !size.set {
@@ -43,6 +47,12 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 			}
 			req := &vacatev1.LeaseServiceOpenRequest{SizeBytes: size.bytes, Tenant: tenant, Drive: driveName(drive),
 				LogicalBlock: logical, IdempotencyKey: key, Limits: limits.limits}
+			if err := exports.set(c, req); err != nil {
+				return err
+			}
+			if program.name != "" && !slices.Contains(exports.kinds, exportVhostUser) {
+				return usageErrorf("--print-config is for virtual machines: add --export vhost-user")
+			}
 			if c.Flags().Changed("ttl") {
 				req.Ttl = durationpb.New(ttl)
 			}
@@ -58,7 +68,7 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.printOpened(l)
+				return a.printOpened(l, program)
 			})
 		},
 	}
@@ -71,6 +81,8 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 	f.Uint32Var(&logical, "logical-block", 0, "logical block size in bytes, 512 or 4096 (default 512)")
 	f.StringVar(&key, "idempotency-key", "", "a second open with the same key returns the lease of the first (default: random)")
 	f.StringVar(&uid, "uid", "", "user, by name or number, that may connect to the volume (default: you)")
+	exports.add(c)
+	program.add(c)
 	f.Var(&limits, "limit", limitsUsage+" (default: unlimited)")
 	complete(c, "size")
 	a.completeLimits(c)
@@ -116,10 +128,11 @@ func parseUID(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// printOpened prints a lease that was opened, and how to use it.
-func (a *app) printOpened(l *vacatev1.Lease) error {
-	if a.format != formatTable {
-		return encode(a.out, a.format, leaseViewOf(l))
+// printOpened prints a lease that was opened, and how to use it; or only what to
+// paste for a program.
+func (a *app) printOpened(l *vacatev1.Lease, program programFlag) error {
+	if done, err := a.printFor(l, program); done {
+		return err
 	}
 	p := a.paint(a.out)
 	lines := []pair{
@@ -132,13 +145,32 @@ func (a *app) printOpened(l *vacatev1.Lease) error {
 		{"expires", plain(shortTime(l.GetExpiresAt(), a.loc))},
 	}
 	for _, e := range l.GetExports() {
-		lines = append(lines, pair{e.GetKind(), plain(e.GetUri())})
+		lines = append(lines, pair{e.GetKind(), plain(exportText(e))})
 	}
 	pairs(a.out, p, lines)
-	if len(l.GetExports()) > 0 {
-		fmt.Fprintf(a.out, "\n%s\n  nbdinfo %s\n  vacate lease close %s\n", p.dim("try:"), shellQuote(l.GetExports()[0].GetUri()), l.GetId())
+	if try := tryText(l); len(try) > 0 {
+		fmt.Fprintf(a.out, "\n%s\n  %s\n", p.dim("try:"), strings.Join(try, "\n  "))
 	}
 	return nil
+}
+
+// printFor prints a lease for a program: as JSON or YAML, with what to paste
+// where that is wanted; or only that. Where it reports false, a person is to see
+// the lease.
+func (a *app) printFor(l *vacatev1.Lease, program programFlag) (done bool, err error) {
+	text, err := program.text(l)
+	switch {
+	case err != nil:
+		return true, err
+	case a.format != formatTable:
+		v := leaseViewOf(l)
+		v.Config = text
+		return true, encode(a.out, a.format, v)
+	case text != "":
+		_, err = io.WriteString(a.out, text)
+		return true, err
+	}
+	return false, nil
 }
 
 // driveOf is the drives of a lease in a few words.
@@ -217,7 +249,8 @@ func clients(l *vacatev1.Lease) string {
 }
 
 func (a *app) leaseShowCommand() *cobra.Command {
-	return &cobra.Command{
+	var program programFlag
+	c := &cobra.Command{
 		Use:               "show ID",
 		Short:             "Show one lease, ended ones included",
 		Args:              needArgs(1, 1, "one lease id"),
@@ -228,14 +261,16 @@ func (a *app) leaseShowCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if a.format != formatTable {
-					return encode(a.out, a.format, leaseViewOf(res.GetLease()))
+				if done, err := a.printFor(res.GetLease(), program); done {
+					return err
 				}
 				a.showLease(res.GetLease())
 				return nil
 			})
 		},
 	}
+	program.add(c)
+	return c
 }
 
 func (a *app) showLease(l *vacatev1.Lease) {
@@ -255,7 +290,7 @@ func (a *app) showLease(l *vacatev1.Lease) {
 		{"ended", plain(shortTime(l.GetClosedAt(), a.loc))},
 	}
 	for _, e := range l.GetExports() {
-		lines = append(lines, pair{e.GetKind(), plain(e.GetUri())})
+		lines = append(lines, pair{e.GetKind(), plain(exportText(e))})
 	}
 	for _, pc := range l.GetPieces() {
 		lines = append(lines, pair{"space", plain(fmt.Sprintf("%s, %d extents from %d", pc.GetDrive(), pc.GetExtents(), pc.GetFirstExtent()))})
@@ -302,74 +337,4 @@ func erasureText(l *vacatev1.Lease) string {
 // micros is a time in microseconds, the unit in which erasures are told.
 func micros(ns int64) string {
 	return strconv.FormatFloat(float64(ns)/1e3, 'f', 1, 64) + " µs"
-}
-
-func (a *app) leaseWatchCommand() *cobra.Command {
-	var tenant string
-	c := &cobra.Command{
-		Use:   "watch [ID…]",
-		Short: "Print leases as they change, until interrupted or all that were named have ended",
-		Long: "Print leases as they are, and each again whenever its state or its limits change. " +
-			"With ids, it ends when all of them have ended. With -o json each line is one lease.",
-		Args:              needArgs(0, -1, "lease ids"),
-		ValidArgsFunction: a.completeLeases,
-		RunE: func(_ *cobra.Command, args []string) error {
-			return a.call(func(ctx context.Context, c *client.Client) error {
-				return a.watch(ctx, c, &vacatev1.LeaseServiceWatchRequest{Ids: args, Tenant: tenant})
-			})
-		},
-	}
-	c.Flags().StringVar(&tenant, "tenant", "", "only leases of this tenant")
-	return c
-}
-
-func (a *app) watch(ctx context.Context, c *client.Client, req *vacatev1.LeaseServiceWatchRequest) error {
-	stream, err := c.Leases.Watch(ctx, req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = stream.Close() }() // its error was told by Err, or does not matter any more
-	left := make(map[string]bool)
-	for _, id := range req.GetIds() {
-		left[id] = true
-	}
-	for stream.Receive() {
-		l := stream.Msg().GetLease()
-		if err := a.printChange(a.out, l); err != nil {
-			return err
-		}
-		if s := l.GetState(); s == vacatev1.LeaseState_LEASE_STATE_CLOSED || s == vacatev1.LeaseState_LEASE_STATE_LOST {
-			delete(left, l.GetId())
-		}
-		if len(req.GetIds()) > 0 && len(left) == 0 {
-			return nil
-		}
-	}
-	if err := stream.Err(); err != nil {
-		if ctx.Err() != nil {
-			return nil // an interrupt is how a watch ends
-		}
-		return err
-	}
-	return &ExitError{Code: ExitFailed, Err: errors.New("the daemon ended the watch"), Next: "see `vacate status`"}
-}
-
-func (a *app) printChange(w io.Writer, l *vacatev1.Lease) error {
-	if a.format != formatTable {
-		return encodeLine(w, a.format, leaseViewOf(l))
-	}
-	p, state := a.paint(w), stateName(l.GetState())
-	line := fmt.Sprintf("%s  %s  %s  %s", time.Now().In(a.loc).Format("15:04:05"), l.GetId(),
-		p.state(state)+strings.Repeat(" ", max(0, len("opening")-len(state))), formatSize(l.GetSizeBytes()))
-	if l.GetTenant() != "" {
-		line += "  " + printable(l.GetTenant())
-	}
-	if text := limitsText(l.GetLimits()); text != "" {
-		line += "  " + text
-	}
-	if l.GetErasure() != nil {
-		line += "  " + erasureText(l)
-	}
-	_, err := fmt.Fprintln(w, line)
-	return err
 }

@@ -37,6 +37,7 @@ type leaseView struct {
 	Pieces       []pieceView  `json:"pieces"`
 	Stats        *statsView   `json:"stats,omitempty"`
 	Limits       *limitsView  `json:"limits,omitempty"`
+	Config       string       `json:"config,omitempty"` // with --print-config
 }
 
 // limitsView is what a lease is held to; 0 is no limit, and no burst beyond a
@@ -49,9 +50,11 @@ type limitsView struct {
 }
 
 type exportView struct {
-	Kind   string `json:"kind"`
-	URI    string `json:"uri"`
-	Socket string `json:"socket"`
+	Kind     string `json:"kind"`
+	URI      string `json:"uri"`
+	Socket   string `json:"socket"`
+	Queues   uint32 `json:"queues,omitempty"`   // of vhost-user
+	ReadOnly bool   `json:"readOnly,omitempty"` // of vhost-user
 }
 
 type erasureView struct {
@@ -90,7 +93,8 @@ func leaseViewOf(l *vacatev1.Lease) leaseView {
 		Pieces: []pieceView{},
 	}
 	for _, e := range l.GetExports() {
-		v.Exports = append(v.Exports, exportView{Kind: e.GetKind(), URI: e.GetUri(), Socket: e.GetSocket()})
+		v.Exports = append(v.Exports, exportView{Kind: e.GetKind(), URI: e.GetUri(), Socket: e.GetSocket(),
+			Queues: e.GetQueues(), ReadOnly: e.GetReadOnly()})
 	}
 	for _, p := range l.GetPieces() {
 		v.Pieces = append(v.Pieces, pieceView{Drive: p.GetDrive(), DriveUUID: p.GetDriveUuid(), FirstExtent: p.GetFirstExtent(), Extents: p.GetExtents()})

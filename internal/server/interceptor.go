@@ -120,6 +120,9 @@ func subject(req, res any) []slog.Attr {
 	switch r := req.(type) {
 	case *vacatev1.LeaseServiceOpenRequest:
 		attrs := append([]slog.Attr{slog.String("tenant", r.GetTenant()), slog.Int64("size_bytes", r.GetSizeBytes())}, limitAttrs(r.GetLimits())...)
+		if len(r.GetExports()) > 0 {
+			attrs = append(attrs, slog.Any("exports", r.GetExports()), slog.Uint64("queues", uint64(r.GetQueues())), slog.Bool("read_only", r.GetReadOnly()))
+		}
 		if res, ok := res.(*vacatev1.LeaseServiceOpenResponse); ok {
 			attrs = append(attrs, slog.String("lease_id", res.GetLease().GetId()))
 		}
