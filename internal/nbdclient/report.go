@@ -115,7 +115,7 @@ func (r *Report) count(o *op, err error) {
 	case cmdFlush:
 		r.Flushes++
 	}
-	var failed *Error
+	var failed syscall.Errno
 	switch {
 	case errors.As(err, &failed):
 		r.Errors++
@@ -123,7 +123,7 @@ func (r *Report) count(o *op, err error) {
 			r.FirstError = err
 			r.Errnos = make(map[syscall.Errno]int64)
 		}
-		r.Errnos[failed.Errno]++
+		r.Errnos[failed]++
 	case o.cmd == cmdRead:
 		r.ReadBytes += int64(o.length())
 	case o.cmd == cmdWrite:

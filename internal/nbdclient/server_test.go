@@ -52,8 +52,12 @@ func (v *victim) start() {
 				return
 			}
 			v.mu.Lock()
-			v.conns[c] = struct{}{}
-			v.running.Go(func() { v.serve(c) })
+			if v.listener != l { // killed meanwhile
+				c.Close()
+			} else {
+				v.conns[c] = struct{}{}
+				v.running.Go(func() { v.serve(c) })
+			}
 			v.mu.Unlock()
 		}
 	})
@@ -70,10 +74,15 @@ func (v *victim) cut() {
 
 // kill ends everything, and waits until nothing of it is under way.
 func (v *victim) kill() {
-	v.listener.Close()
+	v.mu.Lock()
+	l := v.listener
+	v.listener = nil
+	v.mu.Unlock()
+	if l != nil {
+		l.Close()
+	}
 	v.cut()
 	v.running.Wait()
-	v.cut() // accepted too late
 }
 
 func (v *victim) serve(c net.Conn) {

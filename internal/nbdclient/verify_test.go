@@ -19,11 +19,12 @@ func (v *victim) quick() *Verify {
 		MaxRequest: 128 << 10, Requests: 3000, Patience: 10 * time.Second}
 }
 
+// verify runs v, also apart from the test's goroutine: it never ends it.
 func verify(t *testing.T, v *Verify) Report {
 	t.Helper()
 	r, err := v.Run(t.Context())
 	if err != nil {
-		t.Fatalf("seed %d: %v", v.Seed, err)
+		t.Errorf("seed %d: %v", v.Seed, err)
 	}
 	return r
 }

@@ -302,7 +302,12 @@ func (w *worker) finish(o *op, cookie uint64, err error) {
 	}
 	w.mu.Unlock()
 	w.stalled(since, now)
+	w.judge(o, err)
+	w.free <- o
+}
 
+// judge compares o, which was answered, with the model, and counts it.
+func (w *worker) judge(o *op, err error) {
 	m := w.r.model
 	var wrong []Wrong
 	switch {
@@ -324,7 +329,6 @@ func (w *worker) finish(o *op, cookie uint64, err error) {
 		w.r.report.Verified += int64(o.length())
 	}
 	w.r.mu.Unlock()
-	w.free <- o
 }
 
 // stalled notes a stall that ends now, if there was one.

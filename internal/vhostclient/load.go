@@ -297,4 +297,3 @@ func putRandom(b []byte, rng *rand.Rand) {
 		b[i] = byte(v >> (8 * i))
 	}
 }
-

@@ -1,0 +1,33 @@
+package vhostclient
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+)
+
+func TestVerify(t *testing.T) {
+	for i, v := range []*Verify{
+		{},
+		{Options: Options{Queues: 2, Regions: 7}},
+		{Options: Options{Direct: true, NoEvent: true, QueueSize: 64}},
+		{Options: Options{NoEvent: true}, Poll: true},
+		{Options: Options{Direct: true, QueueSize: 256, MemSlots: true, Regions: 9}},
+	} {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			v.Target, v.Lease, v.Seed = startQSD(t, 8<<20, 2), "qsd", uint64(i)
+			v.Requests, v.Patience = 4000, 10*time.Second
+			r, err := v.Run(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Err(); err != nil {
+				t.Fatal(err)
+			}
+			if r.Requests < 4000 || r.Verified != 8<<20 || r.Reads == 0 || r.Writes == 0 || r.Zeroes == 0 || r.Flushes == 0 {
+				t.Errorf("%v", r.String())
+			}
+		})
+	}
+}
