@@ -138,8 +138,21 @@ func TestStackCleared(t *testing.T) {
 	}
 }
 
-// leftOnStack counts the bytes below the caller that depend on key or data after f.
-func leftOnStack(c *residueCase, r *rand.ChaCha8, f func()) (differ int) {
+// leftOnStack counts the bytes below the caller that depend on key or data after f:
+// what f leaves, it leaves each time. A difference that does not come again is of a
+// call in which the scheduler took its turn, before which a function spills its
+// arguments: addresses.
+func leftOnStack(c *residueCase, r *rand.ChaCha8, f func()) int {
+	least := differOnStack(c, r, f)
+	for range 2 {
+		if least > 0 {
+			least = min(least, differOnStack(c, r, f))
+		}
+	}
+	return least
+}
+
+func differOnStack(c *residueCase, r *rand.ChaCha8, f func()) (differ int) {
 	a, b := new([regs.Depth]byte), new([regs.Depth]byte)
 	for _, stack := range []*[regs.Depth]byte{a, b} {
 		c.reset(r)
