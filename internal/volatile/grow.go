@@ -2,6 +2,7 @@ package volatile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
@@ -21,33 +22,29 @@ func (l *Link) Remap(slot int, f *os.File) error {
 	return nil
 }
 
-// Grow makes the file of a map of the same lease with more blocks, that many
-// extents and every bit that m has; extents are to be set. It reads no page of m
-// that was never written (A2), and ends early with ctx, whose error it returns.
+// Grow makes a map of the same lease with more blocks, these extents, and every
+// bit that m has. The file is for [Link.Remap], next is its mapping; both are the
+// caller's to close. It reads no page of m that was never written (A2), and ends
+// early with ctx, whose error it returns.
 //
 // REQUIRES: nobody changes the bits of m.
-func (m *Map) Grow(ctx context.Context, blocks uint64, extents []Extent) (f *os.File, err error) {
+func (m *Map) Grow(ctx context.Context, blocks uint64, extents []Extent) (f *os.File, next *Map, err error) {
 	if blocks < m.header.Blocks {
-		return nil, fmt.Errorf("block map of lease %v: %d blocks after %d: %w", m.header.Lease, blocks, m.header.Blocks, ErrFormat)
+		return nil, nil, fmt.Errorf("block map of lease %v: %d blocks after %d: %w", m.header.Lease, blocks, m.header.Blocks, ErrFormat)
 	}
 	if f, err = CreateMap(blocks, len(extents), m.header.Lease); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	defer func() {
-		if err != nil {
-			f.Close() //nolint:errcheck // a memfd that nobody else has
-			f = nil
-		}
-	}()
-	next, err := openMap(f)
+	if next, err = openMap(f); err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	if err = next.SetExtents(extents); err == nil {
+		err = m.copyTo(ctx, next)
+	}
 	if err != nil {
-		return nil, err
+		return nil, nil, errors.Join(err, next.Close(), f.Close())
 	}
-	defer next.Close() //nolint:errcheck // unmapping what was mapped
-	if err := next.SetExtents(extents); err != nil {
-		return nil, err
-	}
-	return f, m.copyTo(ctx, next)
+	return f, next, nil
 }
 
 // pageWords is how many words of bits a page has, which one summary bit stands for.

@@ -47,10 +47,11 @@ func TestL4Grow(t *testing.T) {
 			written[b] = true
 		}
 		extents := testExtents(1 + rapid.IntRange(1, 200).Draw(t, "extents"))
-		f, err := old.Grow(t.Context(), more, extents)
+		f, mapped, err := old.Grow(t.Context(), more, extents)
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer mapped.Close()
 		next, err := OpenMap(f)
 		if err != nil {
 			t.Fatal(err)
@@ -86,14 +87,11 @@ func TestL4GrowHidesStrayBits(t *testing.T) {
 	old.write(70)
 	old.write(127)
 	old.Summary()[0].Or(1 << 63)
-	f, err := old.Grow(t.Context(), 200, testExtents(1))
+	f, next, err := old.Grow(t.Context(), 200, testExtents(1))
 	if err != nil {
 		t.Fatal(err)
 	}
-	next, err := OpenMap(f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	defer f.Close()
 	defer next.Close()
 	if got := next.Words()[1].Load(); got != 1<<5 || next.Summary()[0].Load() != 1 {
 		t.Errorf("word 1 is %#x, the summary %#x", got, next.Summary()[0].Load())
@@ -104,11 +102,12 @@ func TestGrowIsSparse(t *testing.T) {
 	old := mapWith(t, 1<<28, testExtents(1))
 	defer old.Close()
 	old.write(1<<28 - 1)
-	f, err := old.Grow(t.Context(), 1<<29, testExtents(2))
+	f, next, err := old.Grow(t.Context(), 1<<29, testExtents(2))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	defer next.Close()
 	if got := allocated(t, f); got > 16<<10 {
 		t.Errorf("a map with one written block takes %d bytes", got)
 	}
@@ -120,15 +119,15 @@ func TestGrowRefused(t *testing.T) {
 	old.write(3)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for what, grow := range map[string]func() (*os.File, error){
-		"ended":      func() (*os.File, error) { return old.Grow(ctx, 101, testExtents(1)) },
-		"smaller":    func() (*os.File, error) { return old.Grow(t.Context(), 99, testExtents(1)) },
-		"no extents": func() (*os.File, error) { return old.Grow(t.Context(), 101, nil) },
-		"no extent":  func() (*os.File, error) { return old.Grow(t.Context(), 101, make([]Extent, 1)) },
-		"too large":  func() (*os.File, error) { return old.Grow(t.Context(), MaxBlocks+1, testExtents(1)) },
+	for what, grow := range map[string]func() (*os.File, *Map, error){
+		"ended":      func() (*os.File, *Map, error) { return old.Grow(ctx, 101, testExtents(1)) },
+		"smaller":    func() (*os.File, *Map, error) { return old.Grow(t.Context(), 99, testExtents(1)) },
+		"no extents": func() (*os.File, *Map, error) { return old.Grow(t.Context(), 101, nil) },
+		"no extent":  func() (*os.File, *Map, error) { return old.Grow(t.Context(), 101, make([]Extent, 1)) },
+		"too large":  func() (*os.File, *Map, error) { return old.Grow(t.Context(), MaxBlocks+1, testExtents(1)) },
 	} {
-		f, err := grow()
-		if f != nil || err == nil || what == "ended" != errors.Is(err, context.Canceled) {
+		f, next, err := grow()
+		if f != nil || next != nil || err == nil || what == "ended" != errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v, %v", what, f, err)
 		}
 	}
