@@ -162,6 +162,22 @@ func (e *fakeEngine) answer(words []string) string {
 		if f, err = dial(words[3]); err == nil {
 			err = errors.Join(e.link.Pass(slot, f, uint64(number(words[2]))), f.Close())
 		}
+	case "keep": // a connection to a path, in a place
+		var f *os.File
+		if f, err = dial(words[3]); err == nil {
+			err = errors.Join(e.link.Keep(slot, number(words[2]), f), f.Close())
+		}
+	case "yield":
+		err = e.link.Keep(slot, number(words[2]), nil)
+	case "place": // say something on the connection in a place
+		var f *os.File
+		if f, err = e.link.FetchPlace(slot, number(words[2])); err == nil && f == nil {
+			return "none"
+		}
+		if err == nil {
+			_, err = f.WriteString(words[3] + "\n")
+			err = errors.Join(err, f.Close())
+		}
 	case "conn": // say something on the connection that was fetched
 		if e.conns[slot] == nil {
 			return "none"

@@ -143,6 +143,54 @@ func TestPassedConnections(t *testing.T) {
 	h.want("engine conn 1 hello", "none")
 }
 
+// TestL8Places: what an engine put into places stays there over its death, also
+// that of engines which never were up, until an engine gives it up or the lease
+// has ended.
+func TestL8Places(t *testing.T) {
+	dir := t.TempDir()
+	file, sock := filepath.Join(dir, "deaths"), filepath.Join(dir, "s")
+	h := open(t, func(c *Config) { c.EngineArgs = []string{"file=" + file} })
+	engine := h.pid("engine pid", 0)
+	l, err := net.Listen("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	frontend := func() net.Conn {
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	h.want("engine keep 1 0 "+sock, "asking the keeper to hold a descriptor in place 0 of slot 1: no such file or directory")
+	wantEOF(t, frontend())
+	h.want("engine map 1", "<nil>")
+	h.want("engine keep 1 0 "+sock, "<nil>")
+	zero := frontend()
+	h.want("engine keep 1 255 "+sock, "<nil>")
+	last := frontend()
+	h.want("engine keep 1 256 "+sock, "asking the keeper to hold a descriptor in place 256 of slot 1: there are 256 places: "+volatile.ErrFormat.Error())
+	wantEOF(t, frontend())
+	if err := os.WriteFile(file, []byte("1\n2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for place, c := range map[string]net.Conn{"0": zero, "255": last} { // the second time the engine that dies was up
+		syscall.Kill(engine, syscall.SIGKILL)
+		engine = h.pid("engine pid", engine)
+		h.want("engine place 1 "+place+" hello", "<nil>")
+		if line, err := bufio.NewReader(c).ReadString('\n'); err != nil || line != "hello\n" {
+			t.Errorf("from place %s comes %q, %v", place, line, err)
+		}
+	}
+	h.want("engine place 1 1 hello", "none")
+	h.want("engine yield 1 0", "<nil>")
+	wantEOF(t, zero)
+	h.want("engine place 1 0 hello", "none")
+	h.want("engine unmap 1", "<nil>")
+	wantEOF(t, last)
+}
+
 // TestShortage: that no process can be started for a while erases nothing.
 func TestShortage(t *testing.T) {
 	if testing.Short() {

@@ -34,6 +34,20 @@ func TestUpgrade(t *testing.T) {
 	}
 	defer client.Close()
 	lines := bufio.NewReader(client)
+	m.want("engine keep 1 255 "+sock, "<nil>")
+	frontend, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer frontend.Close()
+	session := bufio.NewReader(frontend)
+	said := func(engine string) {
+		t.Helper()
+		m.want("engine place 1 255 "+engine, "<nil>")
+		if line, err := session.ReadString('\n'); err != nil || line != engine+"\n" {
+			t.Errorf("%s says %q, %v, from a place", engine, line, err)
+		}
+	}
 	was := ""
 	files := func() string { // of keeper, engine and control
 		return fmt.Sprint(len(entries(t, m.cmd.Process.Pid)), " ", ask(m.api, "engine fds"), " ", ask(m.api, "fds"))
@@ -50,6 +64,7 @@ func TestUpgrade(t *testing.T) {
 		if line, err := lines.ReadString('\n'); err != nil || line != "hello\n" {
 			t.Errorf("the client reads %q, %v", line, err)
 		}
+		said("upgraded")
 		time.Sleep(20 * time.Millisecond)
 		if n, err, _ := strings.Cut(ask(m.api, "engine hammered"), " "); err != "<nil>" || number(n) < 100 {
 			t.Errorf("messages that were under way: %s answered, %s", n, err)
@@ -65,6 +80,7 @@ func TestUpgrade(t *testing.T) {
 	syscall.Kill(engine, syscall.SIGKILL)
 	engine = m.pid("engine pid", engine)
 	m.want("engine bits 1", "1")
+	said("restarted")
 	syscall.Kill(control, syscall.SIGKILL)
 	control = m.pid("pid", control)
 	m.want("grant", "ok")

@@ -137,6 +137,83 @@ func TestLinkHolds(t *testing.T) {
 	}
 }
 
+// TestLinkPlaces: what is put into a place comes out of it, and out of no other.
+func TestLinkPlaces(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	l, c := peer(t)
+	defer c.Close()
+	one, two := newPipe(t), newPipe(t)
+	go func() { // the keeper
+		held := map[uint64]*os.File{}
+		for range 9 {
+			m, f := recvFile(t, c)
+			reply := Message{Kind: m.Kind, Reply: true, Slot: m.Slot, ID: m.ID}
+			switch m.Kind {
+			case KindKeep:
+				closeFile(held[m.Arg])
+				held[m.Arg] = f
+			case KindYield:
+				closeFile(held[m.Arg])
+				delete(held, m.Arg)
+			case KindFetch:
+				if f = held[m.Arg-FetchPlace]; f == nil {
+					reply.Errno = syscall.ENOENT
+				}
+			}
+			if m.Slot == 8 {
+				f, reply.Errno = nil, syscall.EIO
+			}
+			if !reply.Carries() {
+				f = nil
+			}
+			send(t, c, reply, f)
+		}
+	}()
+	keep := func(place int, f *os.File) {
+		t.Helper()
+		if err := l.Keep(9, place, f); err != nil {
+			t.Error(err)
+		}
+	}
+	fetch := func(place int) *os.File {
+		t.Helper()
+		f, err := l.FetchPlace(9, place)
+		if err != nil {
+			t.Error(err)
+		}
+		return f
+	}
+	keep(0, one.w)
+	keep(Places-1, two.w)
+	one.says(t, fetch(0), "one")
+	two.says(t, fetch(Places-1), "two")
+	keep(0, nil)
+	if f := fetch(0); f != nil {
+		t.Errorf("a place that was given up holds %v", f)
+	}
+	one.checkClosed(t)
+	keep(Places-1, nil)
+	two.w.WriteString("x") // Keep left it with the caller
+	two.checkRest(t, "x")
+	if f, err := l.FetchPlace(8, 0); f != nil || !errors.Is(err, syscall.EIO) {
+		t.Errorf("a keeper that refuses: %v, %v", f, err)
+	}
+	if err := l.Keep(8, 0, nil); !errors.Is(err, syscall.EIO) {
+		t.Errorf("a keeper that refuses: %v", err)
+	}
+	for _, place := range []int{-1, Places} { // nobody is asked
+		if f, err := l.FetchPlace(9, place); f != nil || !errors.Is(err, ErrFormat) {
+			t.Errorf("place %d: %v, %v", place, f, err)
+		}
+		if err := l.Keep(9, place, nil); !errors.Is(err, ErrFormat) {
+			t.Errorf("place %d: %v", place, err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // checkRest reads text and then the end.
 func (p pipe) checkRest(t testing.TB, text string) {
 	t.Helper()

@@ -133,16 +133,16 @@ func (l *Link) Pass(slot int, conn *os.File, terms uint64) error {
 // places outlives engines and is given back with the map. ENOENT: the slot has no
 // map. ENOSPC: the keeper needs its other descriptors for itself.
 func (l *Link) Keep(slot, place int, f *os.File) error {
-	m := Message{Kind: KindKeep, Arg: uint64(place)}
+	m, what := Message{Kind: KindKeep, Arg: uint64(place)}, "hold a descriptor in"
 	if f == nil {
-		m.Kind = KindYield
+		m.Kind, what = KindYield, "give up"
 	}
 	err := checkPlace(place)
 	if err == nil {
 		err = l.ask(slot, m, f).err
 	}
 	if err != nil {
-		return fmt.Errorf("%v: place %d of slot %d of the keeper: %w", m.Kind, place, slot, err)
+		return fmt.Errorf("asking the keeper to %s place %d of slot %d: %w", what, place, slot, err)
 	}
 	return nil
 }
