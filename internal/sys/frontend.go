@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -33,7 +34,7 @@ func PeekHead(fd int, p []byte) (int, syscall.Errno) {
 // the bytes, which become the caller's. It stops at the end of what was sent with
 // descriptors, although more may wait behind that: see PeekFrom. EMSGSIZE: more
 // than MaxPassed descriptors came, none is returned.
-func PeekFiles(fd int, p []byte) (int, []*os.File, syscall.Errno) {
+func PeekFiles(fd int, p []byte) (n int, fds []int, e syscall.Errno) {
 	oob := make([]byte, unix.CmsgSpace(4*MaxPassed))
 	for {
 		n, oobn, flags, _, err := unix.Recvmsg(fd, p, oob, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
@@ -50,11 +51,7 @@ func PeekFiles(fd int, p []byte) (int, []*os.File, syscall.Errno) {
 			}
 			return 0, nil, unix.EMSGSIZE
 		}
-		var files []*os.File
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "passed"))
-		}
-		return n, files, 0
+		return n, fds, 0
 	}
 }
 
@@ -79,6 +76,53 @@ func SendFile(fd int, p []byte, file int) (int, syscall.Errno) {
 			return n, 0
 		}
 	}
+}
+
+// Share returns a file of a second descriptor of what fd names.
+func Share(fd int, name string) (*os.File, error) {
+	again, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	}
+	return newFile(again, name), nil
+}
+
+// Detach returns a second descriptor of what f names, as it is, and closes f.
+func Detach(f *os.File) (fd int, err error) {
+	fd = -1
+	cerr := control(f, func(raw int) { fd, err = unix.FcntlInt(uintptr(raw), unix.F_DUPFD_CLOEXEC, 0) })
+	if err := errors.Join(cerr, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err), f.Close()); err != nil {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return -1, err
+	}
+	return fd, nil
+}
+
+// newFile is os.NewFile, except that Go's poller never hears of an anonymous
+// inode: a kick of a guest's would wake every process that holds its eventfd,
+// the keeper with it.
+func newFile(fd int, name string) *os.File {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != 0 {
+		return os.NewFile(uintptr(fd), name)
+	}
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil || flags&unix.O_NONBLOCK == 0 { // which os.NewFile goes by
+		return os.NewFile(uintptr(fd), name)
+	}
+	other, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return os.NewFile(uintptr(fd), name)
+	}
+	f := os.NewFile(uintptr(other), name)
+	if err := unix.Dup3(fd, other, unix.O_CLOEXEC); err != nil {
+		_ = f.Close() // it was never used
+		return os.NewFile(uintptr(fd), name)
+	}
+	unix.Close(fd)
+	return f
 }
 
 // A Parcel is what sendmsg(2) is told to send: bytes and perhaps a descriptor, all

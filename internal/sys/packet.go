@@ -155,7 +155,7 @@ func (c *PacketConn) recv(b []byte, how int) (*os.File, error) {
 			return nil, err
 		}
 		if len(fds) == 1 {
-			return os.NewFile(uintptr(fds[0]), "passed"), nil
+			return newFile(fds[0], "passed"), nil
 		}
 		return nil, nil
 	}

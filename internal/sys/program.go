@@ -39,7 +39,7 @@ func Adopt(fd int, name string) (*os.File, error) {
 	if err := closeOnExec([]int{fd}, true); err != nil {
 		return nil, fmt.Errorf("taking over descriptor %d (%s): %w", fd, name, err)
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return newFile(fd, name), nil
 }
 
 func closeOnExec(fds []int, yes bool) error {
