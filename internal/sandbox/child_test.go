@@ -181,14 +181,17 @@ var attempts = map[string]func(world, order) error{
 	"rename out of state": func(w world, _ order) error {
 		return os.Rename(filepath.Join(w.state(), "journal.db"), w.leases()+"/j")
 	},
-	"read passwd":     open(file("/etc/passwd"), os.O_RDONLY),
-	"list the root":   open(file("/"), os.O_RDONLY),
-	"open /dev/null":  open(file("/dev/null"), os.O_RDWR),
-	"read sysfs":      func(world, order) error { _, err := os.ReadDir("/sys/devices"); return err },
-	"write to procfs": open(file("/proc/self/comm"), os.O_WRONLY),
-	"read own status": func(world, order) error { _, err := os.ReadFile("/proc/self/status"); return err },
-	"read the swaps":  func(world, order) error { _, err := os.ReadFile("/proc/swaps"); return err },
-	"read the locks":  func(world, order) error { _, err := os.ReadFile("/proc/locks"); return err },
+	"read passwd":                    open(file("/etc/passwd"), os.O_RDONLY),
+	"list the root":                  open(file("/"), os.O_RDONLY),
+	"open /dev/null":                 open(file("/dev/null"), os.O_RDWR),
+	"read sysfs":                     func(world, order) error { _, err := os.ReadDir("/sys/devices"); return err },
+	"passwd in a folder that came":   openBeneath("etc/passwd", syscall.O_RDONLY),
+	"make a file in one that came":   openBeneath("tmp/vacate-test", syscall.O_RDWR|syscall.O_CREAT),
+	"a device in a folder that came": openBeneath("dev/null", syscall.O_RDWR),
+	"write to procfs":                open(file("/proc/self/comm"), os.O_WRONLY),
+	"read own status":                func(world, order) error { _, err := os.ReadFile("/proc/self/status"); return err },
+	"read the swaps":                 func(world, order) error { _, err := os.ReadFile("/proc/swaps"); return err },
+	"read the locks":                 func(world, order) error { _, err := os.ReadFile("/proc/locks"); return err },
 
 	// Other processes.
 	"parent's memory": func(_ world, o order) error {
@@ -218,6 +221,7 @@ var attempts = map[string]func(world, order) error{
 		_, err := syscall.Mmap(-1, 0, 4096, syscall.PROT_READ|syscall.PROT_EXEC, syscall.MAP_PRIVATE|syscall.MAP_ANON)
 		return err
 	},
+	"run what a guest sent": runGuest,
 	"make memory run": func(world, order) error {
 		b, err := syscall.Mmap(-1, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
 		if err != nil {
@@ -388,6 +392,9 @@ func serveSocket() error {
 		return err
 	}
 	defer c.Close()
+	if err := holdSession(c.(*net.UnixConn)); err != nil {
+		return fmt.Errorf("holding a session: %w", err)
+	}
 	_, err = c.Write([]byte(strconv.Itoa(os.Getpid())))
 	return err
 }

@@ -46,9 +46,14 @@ var expected = map[string]struct{ engine, control string }{
 	"open /dev/null":       {access, access},
 	"read sysfs":           {done, access},
 	"write to procfs":      {access, access},
-	"read own status":      {done, done},
-	"read the swaps":       {done, done},
-	"read the locks":       {done, access},
+
+	"passwd in a folder that came":   {access, access},
+	"make a file in one that came":   {access, access},
+	"a device in a folder that came": {access, access},
+
+	"read own status": {done, done},
+	"read the swaps":  {done, done},
+	"read the locks":  {done, access},
 
 	"parent's memory":        {access, access},
 	"signal the parent":      {perm, perm},
@@ -60,13 +65,14 @@ var expected = map[string]struct{ engine, control string }{
 	"pidfd_getfd":            {killed, killed},
 	"queue a signal":         {killed, killed},
 
-	"run a program":   {killed, killed},
-	"execveat":        {killed, killed},
-	"fork":            {perm, perm},
-	"clone3":          {nosys, nosys},
-	"start a process": {perm, perm},
-	"map for running": {perm, perm},
-	"make memory run": {perm, perm},
+	"run a program":         {killed, killed},
+	"execveat":              {killed, killed},
+	"fork":                  {perm, perm},
+	"clone3":                {nosys, nosys},
+	"start a process":       {perm, perm},
+	"map for running":       {perm, perm},
+	"run what a guest sent": {perm, perm},
+	"make memory run":       {perm, perm},
 
 	"internet socket": {perm, perm},
 	"netlink socket":  {perm, perm},
@@ -145,7 +151,8 @@ func TestConfined(t *testing.T) {
 func TestUnconfined(t *testing.T) {
 	bin := shared(t)
 	c := spawn(t, bin, order{Who: "nobody", Try: []string{"open the journal", "open a drive", "read passwd", "parent's memory",
-		"signal the parent", "start a process", "internet socket", "map for running"}}, os.Geteuid())
+		"signal the parent", "start a process", "internet socket", "map for running",
+		"run what a guest sent", "passwd in a folder that came", "a device in a folder that came"}}, os.Geteuid())
 	for try, got := range c.results {
 		// Yama may keep an ordinary user's processes apart (ptrace_scope).
 		if got != done && !(try == "parent's memory" && os.Geteuid() != 0) {
@@ -260,6 +267,7 @@ func spawn(t *testing.T, bin string, o order, uid int) outcome {
 		t.Fatal(err)
 	}
 	defer client.Close()
+	told := sendSession(t, client)
 	if uid != os.Geteuid() {
 		if err := filepath.WalkDir(o.Dir, func(p string, _ os.DirEntry, _ error) error { return os.Chown(p, uid, uid) }); err != nil {
 			t.Fatal(err)
@@ -285,6 +293,7 @@ func spawn(t *testing.T, bin string, o order, uid int) outcome {
 		if b, rerr := io.ReadAll(client); rerr != nil || string(b) != strconv.Itoa(cmd.Process.Pid) {
 			t.Errorf("the child answered %q, %v", b, rerr)
 		}
+		checkSession(t, told)
 	}
 	return outcome{results(o, cmd.ProcessState, out.String()), out.String()}
 }
