@@ -151,7 +151,7 @@ func TestAdoptRefuses(t *testing.T) {
 		err   string
 	}{
 		{"unknown terms", alone(t, m.config()), one, good | 1<<55, "unknown bits"},
-		{"another volume", alone(t, newMemory(2<<20).config()), one, good, "another volume"},
+		{"another volume", alone(t, newMemory(512<<10).config()), one, good, "another volume"},
 		{"no socket", alone(t, m.config()), a, good, "sharing connection"},
 		{"no place", alone(t, full), one, good, "no place"},
 		{"closed", closed, one, good, "being closed"},

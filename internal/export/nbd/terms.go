@@ -22,8 +22,10 @@ const (
 	termsVersionAt  = 60 // 4 bits
 )
 
-// pack returns the terms of a connection to a volume of geometry g.
+// pack returns the terms of a connection to a volume of geometry g. The size is that
+// which the client was told: the volume may have got larger since.
 func (t *terms) pack(g blk.Geometry) uint64 {
+	g.Size = int64(t.size)
 	v := volumeBits(g) | termsVersion<<termsVersionAt
 	if t.structured {
 		v |= termsStructured
@@ -46,20 +48,20 @@ func volumeBits(g blk.Geometry) uint64 {
 // unpackTerms reads what pack returned, maybe in another release of this
 // program, for the volume of geometry g.
 func unpackTerms(v uint64, g blk.Geometry) (terms, error) {
-	const ofVolume = 1<<(termsBlockShift+4) - 1
+	told, ok := toldSize(v, g)
 	switch version := v >> termsVersionAt; {
 	case version != termsVersion:
 		return terms{}, fmt.Errorf("terms %#016x: version %d, want %d", v, version, termsVersion)
 	case v&termsReserved != 0:
 		return terms{}, fmt.Errorf("terms %#016x: unknown bits %#x are set", v, v&termsReserved)
-	case v&ofVolume != volumeBits(g):
+	case !ok:
 		return terms{}, fmt.Errorf("terms %#016x: the client was told of another volume than this one of %d bytes, in blocks of %d",
 			v, g.Size, g.Logical)
 	case v&termsAllocation != 0 && v&termsStructured == 0:
 		return terms{}, fmt.Errorf("terms %#016x: base:allocation without structured replies", v)
 	}
 	t := terms{
-		size: uint64(g.Size), align: 1,
+		size: told, align: 1,
 		structured: v&termsStructured != 0,
 		allocation: v&termsAllocation != 0,
 	}
@@ -67,4 +69,19 @@ func unpackTerms(v uint64, g blk.Geometry) (terms, error) {
 		t.align = uint64(g.Logical)
 	}
 	return t, nil
+}
+
+// toldSize is the size in bytes that a client with terms v was told; false: it was
+// not of the volume of geometry g, which may have been smaller then.
+func toldSize(v uint64, g blk.Geometry) (uint64, bool) {
+	const sizeMask = 1<<termsSizeBits - 1
+	now := volumeBits(g)
+	blocks, shift := v&sizeMask, now>>termsBlockShift
+	switch {
+	case v>>termsBlockShift&15 != shift:
+		return 0, false
+	case uint64(g.Size)>>shift > sizeMask: // the terms have its low bits only
+		return uint64(g.Size), blocks == now&sizeMask
+	}
+	return blocks << shift, blocks > 0 && blocks <= now&sizeMask
 }

@@ -64,13 +64,37 @@ func TestTermsRefused(t *testing.T) {
 	good := all.pack(g)
 	for bit := range 64 {
 		_, err := unpackTerms(good^1<<bit, g)
-		if free := bit == 53 || bit == 54; (err == nil) != free {
+		smaller := bit < termsBlockShift && good&(1<<bit) != 0 // the volume has got larger since
+		if free := bit == 53 || bit == 54 || smaller; (err == nil) != free {
 			t.Errorf("terms with bit %d flipped: %v", bit, err)
 		}
 	}
-	for _, other := range []blk.Geometry{{Size: 5<<30 + 4096, Logical: 512}, {Size: 5 << 30, Logical: 4096}, {Size: 40 << 30, Logical: 4096}} {
+	for _, other := range []blk.Geometry{{Size: 5<<30 - 4096, Logical: 512}, {Size: 5 << 30, Logical: 4096}, {Size: 40 << 30, Logical: 4096}} {
 		if _, err := unpackTerms(good, other); err == nil || !strings.Contains(err.Error(), "another volume") {
 			t.Errorf("terms of another volume %+v: %v", other, err)
+		}
+	}
+}
+
+// TestTermsOfGrown: a client keeps the size that it was told, however often the
+// volume gets larger and the connection is handed over.
+func TestTermsOfGrown(t *testing.T) {
+	g := blk.Geometry{Size: 1 << 20, Logical: 512}
+	want := terms{size: 1 << 20, align: 512, structured: true}
+	bits := want.pack(g)
+	for range 3 {
+		g.Size += 4096
+		got, err := unpackTerms(bits, g)
+		if err != nil || got != want || got.pack(g) != bits {
+			t.Errorf("volume of %d bytes: %+v, %v, packed as %#x, want %#x", g.Size, got, err, got.pack(g), bits)
+		}
+	}
+	// Of a volume whose size has more bits than the terms, nobody can tell.
+	g.Size = 1 << 58
+	for _, size := range []uint64{1 << 20, 1<<58 - 4096} {
+		told := terms{size: size, align: 1}
+		if got, err := unpackTerms(told.pack(g), g); err == nil {
+			t.Errorf("terms of %d bytes for a volume of 2^58: %+v", size, got)
 		}
 	}
 }
@@ -97,7 +121,7 @@ func FuzzTerms(f *testing.F) {
 		if back := got.pack(g); back != v {
 			t.Errorf("terms %#x are packed as %#x", v, back)
 		}
-		if got.size != uint64(size) || got.align != 1 && got.align != uint64(g.Logical) || got.allocation && !got.structured {
+		if got.size == 0 || got.size > uint64(size) || got.align != 1 && got.align != uint64(g.Logical) || got.allocation && !got.structured {
 			t.Errorf("terms %#x of %+v: %+v", v, g, got)
 		}
 	})
