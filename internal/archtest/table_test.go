@@ -65,7 +65,7 @@ const table = `
 	control  lease:            extent limit
 	control  journal:          extent lease limit go.etcd.io/bbolt
 	control  node:             extent fail ipc journal lease limit sys
-	control  control:          config fail ipc journal lease limit metrics node sandbox server sys version volatile
+	control  control:          config extent fail ipc journal lease limit metrics node sandbox server sys version volatile
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease limit metrics node
@@ -94,7 +94,7 @@ const table = `
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow
 	test     node/nodesim:     extent ipc journal lease limit
 	test     test/daemon:
-	test     test/peers:       blk blockmap crypt drive export/nbd mem nbdclient test/daemon volume xts
+	test     test/peers:       blk blockmap crypt drive export/nbd mem nbdclient test/daemon vhostclient volume xts
 	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant test/daemon test/hunt/power test/search test/slow
 	                           connectrpc.com/connect
 	test     test/hunt/power:  journal plant test/daemon test/search test/vm test/vm/canary test/vm/disk test/vm/wire

@@ -15,6 +15,7 @@
 //	table.go     the drive table, and the search for the drives in it
 //	losses.go    drives that may have lost completed writes
 //	lease.go     leases: open
+//	resize.go    leases: their volumes get larger
 //	close.go     leases: close, in the order of law L5
 //	exports.go   the servers of one lease
 //	stack.go     the layers of one lease, in one function
@@ -44,6 +45,7 @@ type Keeper interface {
 	Wipe(slot int) (volatile.Wiped, error)
 	Hold(slot int, listener *os.File) error
 	Keep(slot, place int, f *os.File) error
+	Remap(slot int, f *os.File) error
 	FetchMap(slot int) (*os.File, error)
 	FetchListener(slot int) (*os.File, error)
 	FetchConn(slot, n int) (*os.File, uint64, error)

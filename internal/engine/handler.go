@@ -29,6 +29,8 @@ func (e *Engine) Handle(ctx context.Context, method string, body []byte, files [
 		return call(body, func(req *ipc.LeaseOpenRequest) (*ipc.LeaseOpened, error) { return e.openLease(req, files) })
 	case ipc.MethodLeaseLimit:
 		return call(body, func(req *ipc.LeaseLimitRequest) (*ipc.Empty, error) { return e.limitLease(req) })
+	case ipc.MethodLeaseResize:
+		return call(body, func(req *ipc.LeaseResizeRequest) (*ipc.Empty, error) { return e.resizeLease(ctx, req) })
 	case ipc.MethodLeaseClose:
 		return call(body, func(ref *ipc.LeaseRef) (*ipc.Erasure, error) { return e.closeLease(ref.Lease) })
 	case ipc.MethodLeaseDrain:
@@ -75,7 +77,7 @@ func (e *Engine) list() *ipc.LeaseList {
 	list := &ipc.LeaseList{Leases: []ipc.LeaseStatus{}}
 	for _, t := range e.tenancies() {
 		t.mu.Lock()
-		list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: t.id, Slot: t.slot, Erased: t.erasure != nil, Limits: fromRecord(t.rec.Limits)})
+		list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: t.id, Slot: t.slot, Erased: t.erasure != nil, SizeBytes: int64(t.rec.SizeBytes), Limits: fromRecord(t.rec.Limits)})
 		t.mu.Unlock()
 	}
 	return list

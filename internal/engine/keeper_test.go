@@ -163,6 +163,25 @@ func (k *testKeeper) FetchPlace(slot, place int) (*os.File, error) {
 	return nil, nil
 }
 
+func (k *testKeeper) Remap(slot int, f *os.File) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	h := k.slots[slot]
+	switch {
+	case k.mapErr != nil:
+		return k.mapErr
+	case h == nil:
+		return syscall.ENOENT
+	}
+	bits, err := dup(f)
+	if err != nil {
+		return err
+	}
+	h.bits.Close()
+	h.bits = bits
+	return nil
+}
+
 func (k *testKeeper) FetchMap(slot int) (*os.File, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -258,6 +277,13 @@ func (l engineLink) Keep(slot, place int, f *os.File) error {
 		return err
 	}
 	return l.testKeeper.Keep(slot, place, f)
+}
+
+func (l engineLink) Remap(slot int, f *os.File) error {
+	if err := l.err(); err != nil {
+		return err
+	}
+	return l.testKeeper.Remap(slot, f)
 }
 
 func (l engineLink) Wipe(slot int) (volatile.Wiped, error) {

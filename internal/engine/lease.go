@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"vacate/internal/blk"
 	"vacate/internal/blockmap"
@@ -15,6 +16,7 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/sys"
 	"vacate/internal/volatile"
+	"vacate/internal/volume"
 	"vacate/internal/xts"
 )
 
@@ -23,8 +25,8 @@ import (
 type tenancy struct {
 	id     string
 	slot   int
-	size   int64 // bytes
-	pieces []extent.Piece
+	size   int64          // bytes; under Engine.mu, as pieces are
+	pieces []extent.Piece //
 	bits   *volatile.Map
 	gone   chan struct{} // closed when the slot is free (close.go)
 
@@ -39,8 +41,11 @@ type tenancy struct {
 	shut    ipc.Erasure     // when steps 1 and 2 of a close were done, by the first that came
 	erasure *ipc.Erasure    // nil until step 3 has succeeded
 
-	stopCounting func() // of the blocks that are written (serve.go)
+	stopCounting func() // of the blocks that are written (serve.go), or of a resize
 	counting     sync.WaitGroup
+
+	resizing atomic.Bool  // somebody does (resize.go)
+	past     volume.Stats // of paths before this one; under mu
 }
 
 // openLease makes volatile memory, key, layers and export of a lease. Where that
@@ -158,7 +163,7 @@ func (e *Engine) note(t *tenancy, s volatile.State) error {
 // build stacks the layers of t.
 func (e *Engine) build(t *tenancy, space []drive.SpanPiece, sched *xts.Schedule) (*path, error) {
 	return build(layers{
-		size: t.size, logical: int(t.rec.LogicalBlock), limits: toVolume(t.rec.Limits), space: space, key: sched, lock: e.cfg.Lock,
+		size: int64(t.rec.SizeBytes), logical: int(t.rec.LogicalBlock), limits: toVolume(t.rec.Limits), space: space, key: sched, lock: e.cfg.Lock,
 		bits: blockmap.Bits{Words: t.bits.Words(), Summary: t.bits.Summary(), Blocks: t.bits.Blocks()},
 	})
 }

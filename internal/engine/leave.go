@@ -58,15 +58,15 @@ func (t *tenancy) part(ctx context.Context) []nbd.Passed {
 	switch {
 	case t.erasure != nil:
 		return nil
+	case t.waits != nil:
+		conns := t.waits.conns
+		t.waits.conns = nil
+		return conns
 	case t.server != nil:
 		// What waits for its share would have to wait before its connection can be
 		// passed on. The next engine limits it again.
 		t.path.volume.SetLimits(volume.Limits{})
 		return t.server.Leave(ctx)
-	case t.waits != nil:
-		conns := t.waits.conns
-		t.waits.conns = nil
-		return conns
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ func (t *tenancy) stats() (ipc.LeaseStats, bool) {
 	if t.erasure != nil || t.path == nil {
 		return ipc.LeaseStats{}, false
 	}
-	v := t.path.volume.Stats()
+	v := t.counters()
 	return ipc.LeaseStats{
 		Lease: t.id, Connections: t.server.Connections(),
 		Reads: v.Reads, Writes: v.Writes, Discards: v.Discards, Flushes: v.Flushes,

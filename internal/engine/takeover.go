@@ -222,7 +222,7 @@ func (e *Engine) takeMap(t *tenancy) error {
 	if t.bits, err = volatile.OpenMap(f); err != nil {
 		return err
 	}
-	if t.bits.Lease() != t.rec.Lease || t.bits.Blocks()*blk.BlockSize != t.rec.SizeBytes {
+	if t.bits.Lease() != t.rec.Lease || t.bits.Blocks()*blk.BlockSize < t.rec.SizeBytes {
 		return fmt.Errorf("the map is of %d blocks of lease %v: %w", t.bits.Blocks(), t.bits.Lease(), volatile.ErrDamaged)
 	}
 	extents, err := t.bits.Extents()
@@ -230,6 +230,9 @@ func (e *Engine) takeMap(t *tenancy) error {
 		return err
 	}
 	t.pieces = toPieces(extents)
+	if t.bits.Blocks()*blk.BlockSize > t.rec.SizeBytes {
+		return e.mend(t)
+	}
 	return nil
 }
 
