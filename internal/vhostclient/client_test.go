@@ -17,7 +17,7 @@ func TestClient(t *testing.T) {
 	socket := startQSD(t, size, 2)
 	for _, o := range []Options{
 		{}, {Direct: true}, {NoEvent: true}, {Direct: true, NoEvent: true}, {QueueSize: 8, Direct: true},
-		{Queues: 2, Regions: 8}, {MemSlots: true, Regions: 20}, {Inflight: true},
+		{Queues: 2, Regions: 8}, {MemSlots: true, Regions: 20},
 	} {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
 			c := dialTest(t, socket, o)

@@ -222,7 +222,11 @@ func (c *Client) Stop() error {
 		return err
 	}
 	for i, q := range c.Queues {
-		if used := q.DeviceIndex(); used != c.bases[i] {
+		used := q.DeviceIndex()
+		if !c.o.Sequence.asksBases() { // it believes the guest's rings
+			c.bases[i] = used
+		}
+		if used != c.bases[i] {
 			return fmt.Errorf("vhost-user: queue %d stopped at %d, with %d used: what was begun was not ended", i, c.bases[i], used)
 		}
 	}
@@ -270,8 +274,10 @@ func (c *Client) Abort() error { return c.Conn.Close() }
 func (c *Client) Changes() <-chan struct{} { return c.changes }
 
 // Refresh reads the config space anew.
-func (c *Client) Refresh() error {
-	b, err := c.Conn.config(uint32(c.o.Sequence.ConfigOffset), c.o.Sequence.configSize())
+func (c *Client) Refresh() error { return c.refresh(0) }
+
+func (c *Client) refresh(flags uint32) error {
+	b, err := c.Conn.config(flags, uint32(c.o.Sequence.ConfigOffset), c.o.Sequence.configSize())
 	if err == nil {
 		c.configMu.Lock()
 		c.config = b
@@ -309,12 +315,12 @@ func (c *Client) BlockSize() int {
 }
 
 // config asks for size bytes of the config space.
-func (c *Conn) config(offset uint32, size int) ([]byte, error) {
+func (c *Conn) config(flags, offset uint32, size int) ([]byte, error) {
 	const writable = 1 // as every monitor says
 	p := binary.LittleEndian.AppendUint32(nil, offset)
 	p = binary.LittleEndian.AppendUint32(p, uint32(size))
 	p = binary.LittleEndian.AppendUint32(p, writable)
-	b, files, err := c.Ask(GetConfig, 0, append(p, make([]byte, size)...))
+	b, files, err := c.Ask(GetConfig, flags, append(p, make([]byte, size)...))
 	closeFiles(files)
 	if err == nil && len(b) != 12+size {
 		err = fmt.Errorf("the reply to GET_CONFIG has %d bytes, want %d", len(b), 12+size)

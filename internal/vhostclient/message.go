@@ -142,8 +142,10 @@ func (c *Conn) Ask(request, flags uint32, payload []byte, fds ...int) ([]byte, [
 }
 
 // Get asks for a number of 64 bits.
-func (c *Conn) Get(request uint32) (uint64, error) {
-	b, files, err := c.Ask(request, 0, nil)
+func (c *Conn) Get(request uint32) (uint64, error) { return c.number(request, 0) }
+
+func (c *Conn) number(request, flags uint32) (uint64, error) {
+	b, files, err := c.Ask(request, flags, nil)
 	closeFiles(files)
 	if err == nil && len(b) != 8 {
 		err = fmt.Errorf("the reply to %s has %d bytes", name(request), len(b))

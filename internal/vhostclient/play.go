@@ -57,11 +57,11 @@ func (c *Client) step(s Step, queue int) error {
 	ack := s.Ack && c.hasProtocol(ProtocolReplyAck)
 	switch s.Message {
 	case GetFeatures:
-		return c.get(s.Message, &c.offered)
+		return c.get(s, &c.offered)
 	case GetProtocolFeatures:
-		return c.get(s.Message, &c.protocol)
+		return c.get(s, &c.protocol)
 	case GetQueueNum:
-		if err := c.get(s.Message, &c.maxQueue); err != nil {
+		if err := c.get(s, &c.maxQueue); err != nil {
 			return err
 		}
 		if c.maxQueue < uint64(c.o.Queues) {
@@ -69,33 +69,29 @@ func (c *Client) step(s Step, queue int) error {
 		}
 		return nil
 	case GetMaxMemSlots:
-		return c.get(s.Message, &c.maxSlots)
+		return c.get(s, &c.maxSlots)
 	case SetFeatures:
 		c.Features = c.wanted() & c.offered
-		v := c.Features
-		if s.Bare {
-			v &^= 1 << FeatureProtocolFeatures
-		}
-		return c.Conn.Set(s.Message, ack, u64(v))
+		return c.Conn.Set(s.Message, ack, u64(c.Features))
 	case SetProtocolFeatures:
 		c.Protocol = c.o.Sequence.Protocol & c.protocol
 		if !c.o.MemSlots && !c.o.Sequence.MemSlots {
 			c.Protocol &^= 1 << ProtocolConfigMemSlots
 		}
-		if !c.o.Inflight {
-			c.Protocol &^= 1 << ProtocolInflightShmFD
+		if c.o.Inflight && !c.hasProtocol(ProtocolInflightShmFD) {
+			return errors.New("the server has no region for requests in flight")
 		}
 		return c.Conn.Set(s.Message, ack, u64(c.Protocol))
 	case SetOwner, ResetOwner, ResetDevice:
 		return c.Conn.Set(s.Message, ack, nil)
 	case GetConfig:
-		return c.Refresh()
+		return c.refresh(c.flags(s))
 	case SetBackendReqFD:
 		return c.openBack(ack)
 	case SetMemTable, AddMemReg:
 		return c.tellMemory(s.Message, ack)
 	case GetInflightFD:
-		return c.getInflight()
+		return c.getInflight(c.flags(s))
 	case SetInflightFD:
 		return c.Conn.Set(s.Message, ack, c.info, int(c.inflight.Fd()))
 	}
@@ -114,9 +110,17 @@ func (c *Client) wanted() uint64 {
 	return f
 }
 
-func (c *Client) get(message uint32, v *uint64) (err error) {
-	*v, err = c.Conn.Get(message)
+func (c *Client) get(s Step, v *uint64) (err error) {
+	*v, err = c.Conn.number(s.Message, c.flags(s))
 	return err
+}
+
+// flags are those of a message that has a reply anyway.
+func (c *Client) flags(s Step) uint32 {
+	if s.Ack && c.hasProtocol(ProtocolReplyAck) {
+		return flagNeedReply
+	}
+	return 0
 }
 
 // ring sends a message about one ring.
@@ -142,7 +146,7 @@ func (c *Client) ring(s Step, i int, ack bool) error {
 		}
 		return c.Conn.Set(s.Message, ack, binary.LittleEndian.AppendUint64(b, 0))
 	case GetVringBase:
-		b, files, err := c.Conn.Ask(s.Message, 0, state(0))
+		b, files, err := c.Conn.Ask(s.Message, c.flags(s), state(0))
 		closeFiles(files)
 		if err == nil && (len(b) != 8 || binary.LittleEndian.Uint32(b) != uint32(i) || binary.LittleEndian.Uint32(b[4:]) > 0xffff) {
 			err = fmt.Errorf("the reply to GET_VRING_BASE is %x", b)
@@ -153,9 +157,7 @@ func (c *Client) ring(s Step, i int, ack bool) error {
 		return err
 	case SetVringKick:
 		return c.Conn.Set(s.Message, ack, u64(uint64(i)), int(q.Kick.Fd()))
-	case SetVringErr:
-		return c.Conn.Set(s.Message, ack, u64(uint64(i)), int(q.Err.Fd()))
-	case SetVringCall:
+	case SetVringErr, SetVringCall:
 		const none = 1 << 8
 		switch {
 		case c.o.NoCall:
@@ -166,6 +168,8 @@ func (c *Client) ring(s Step, i int, ack bool) error {
 				return err
 			}
 			return errors.Join(c.Conn.Set(s.Message, ack, u64(uint64(i)), int(f.Fd())), f.Close())
+		case s.Message == SetVringErr:
+			return c.Conn.Set(s.Message, ack, u64(uint64(i)), int(q.Err.Fd()))
 		}
 		return c.Conn.Set(s.Message, ack, u64(uint64(i)), int(q.Call.Fd()))
 	}
@@ -199,14 +203,14 @@ func (c *Client) tellMemory(message uint32, ack bool) error {
 }
 
 // getInflight asks for a region, unless the client has one.
-func (c *Client) getInflight() error {
+func (c *Client) getInflight(flags uint32) error {
 	if c.inflight != nil {
 		return nil
 	}
 	ask := make([]byte, c.o.Sequence.inflightSize())
 	binary.LittleEndian.PutUint16(ask[16:], uint16(c.o.Queues))
 	binary.LittleEndian.PutUint16(ask[18:], uint16(c.o.QueueSize))
-	b, files, err := c.Conn.Ask(GetInflightFD, 0, ask)
+	b, files, err := c.Conn.Ask(GetInflightFD, flags, ask)
 	if err == nil && (len(b) < 20 || len(files) != 1 || binary.LittleEndian.Uint64(b) == 0) {
 		err = fmt.Errorf("the reply to GET_INFLIGHT_FD is %x with %d descriptors", b, len(files))
 	}
