@@ -270,6 +270,8 @@ func quantity(v float64, unit string) string {
 	switch unit {
 	case "GB/s":
 		return fmt.Sprintf("%.2f", v/1e9)
+	case "% of a core":
+		return fmt.Sprintf("%.2f", v)
 	case "allocations":
 		return fmt.Sprintf("%.3f", v)
 	}

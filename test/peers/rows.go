@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"vacate/internal/blk"
 	"vacate/internal/nbdclient"
@@ -12,7 +13,10 @@ import (
 const large = 128 << 10 // bytes of a large request
 
 // rows are the rows of the table, in its order.
-var rows = []row{
+var rows = slices.Concat(nbdRows, vhostRows)
+
+// nbdRows are those of the cipher, of the NBD export and of the layers.
+var nbdRows = []row{
 	{
 		name: "cipher", title: "AES-256-XTS, 4096-byte units, 128 KiB buffers, one core", unit: "GB/s",
 		note:        "openssl is `openssl speed -evp aes-256-xts -bytes 131072`. Both count processor time.",

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"vacate/internal/nbdclient"
+	"vacate/internal/vhostclient"
 )
 
 const fillStep = 1 << 20
@@ -24,15 +26,29 @@ type place struct {
 
 // A server is an export that runs, and the process that serves it.
 type server struct {
-	target string // socket or URI
+	target string // socket or URI of its NBD export
+	vhost  string // socket of its vhost-user export, if it has one
 	pid    int
 	stop   func() error
 }
 
+// A client is one of an export of either kind.
+type client interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	Flush() error
+}
+
 // dial connects, and waits for a server that has just been started.
-func dial(target string, o nbdclient.Options) (c *nbdclient.Client, err error) {
+func (s *server) dial() (c client, err error) {
 	for range 250 {
-		if c, err = nbdclient.Dial(target, o); err == nil {
+		if s.vhost != "" {
+			c, err = vhostclient.Dial(s.vhost, vhostclient.Options{})
+		} else {
+			c, err = nbdclient.Dial(s.target, nbdclient.Options{})
+		}
+		if err == nil {
 			return c, nil
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -42,8 +58,8 @@ func dial(target string, o nbdclient.Options) (c *nbdclient.Client, err error) {
 
 // fill writes the first n bytes of an export, then reads some of them back: what
 // is measured is a server that keeps what it is given.
-func fill(target string, n int64) error {
-	c, err := dial(target, nbdclient.Options{})
+func (s *server) fill(n int64) error {
+	c, err := s.dial()
 	if err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func mapContestants(w *world) ([]contestant, error) {
 	}
 	without := *s
 	without.target = filepath.Join(w.shm, noMapSocket)
-	c, err := dial(without.target, nbdclient.Options{})
+	c, err := without.dial()
 	if err == nil {
 		err = c.Close()
 	}
@@ -159,7 +159,7 @@ func allocations(w *world) ([]contestant, error) {
 				}
 				target = &server{target: socket, stop: stop}
 				w.servers["allocations"], w.names = target, append(w.names, "allocations")
-				if err := fill(socket, w.o.size/16); err != nil {
+				if err := target.fill(w.o.size / 16); err != nil {
 					return got, err
 				}
 			}

@@ -16,6 +16,7 @@ import (
 // were started so far.
 type world struct {
 	o       options
+	bin     string // vacate
 	cores   cores
 	dir     string // on the disk
 	drives  string // a folder in it
@@ -53,6 +54,7 @@ func newWorld(o options) (_ *world, err error) {
 			return nil, err
 		}
 	}
+	w.bin = bin
 	env := []string{"VACATE_LOG__LEVEL=warn", "VACATE_MAX_CONNECTIONS=512", "VACATE_DANGER_ZONE__ENABLED=true",
 		"VACATE_DANGER_ZONE__FORCE_FORWARD=" + w.forwarded()}
 	if o.env != "" {
@@ -97,7 +99,7 @@ func (w *world) serve(name string, start func() (*server, error), filled int64) 
 	}
 	w.servers[name], w.names = s, append(w.names, name)
 	if filled > 0 {
-		if err := fill(s.target, filled); err != nil {
+		if err := s.fill(filled); err != nil {
 			return nil, fmt.Errorf("filling %s: %w", name, err)
 		}
 	}
