@@ -102,6 +102,7 @@ func (t *Inflight) Reset() {
 	put16(t.at(inflightVersion), 0) // a crash within leaves a table to set up
 	for head := range t.size {
 		put64(t.entry(head), 0)
+		put64(unsafe.Add(t.entry(head), entryCounter), 0)
 	}
 	put64(t.at(0), 0)
 	put16(t.at(inflightCount), t.size)

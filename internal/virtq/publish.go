@@ -122,12 +122,13 @@ func (r *Ring) logElements(before uint16) {
 }
 
 // Enable asks the driver to kick for the next request that it makes available,
-// and reports whether there is one already, for which it may not: then the owner
-// pops on. A ring that is broken, or breaks here, has none.
+// and reports whether Pop has something to do already, for which it may not kick:
+// a request, or the error of a ring that breaks here. One that is broken has none.
 func (r *Ring) Enable() (more bool) {
 	if r.broken != nil {
 		return false
 	}
+	more = true // if this faults: Pop tells
 	var err error
 	defer r.caught(&err)
 	if r.eventIdx {

@@ -77,7 +77,7 @@ type Config struct {
 // Invariants:
 //
 //	Q1: a head is in flight at most once: from Pop to the Publish after its Done.
-//	Q2: used.idx in guest memory is only ever stored, and read once, in New.
+//	Q2: used.idx in guest memory is read once, in New, and from then on only stored.
 //	Q3: an index is taken from the available ring only after avail.idx was seen
 //	    beyond it, and is at most Size ahead.
 //
@@ -132,6 +132,9 @@ func New(c Config) (_ *Ring, err error) {
 	}
 	defer r.caught(&err)
 	r.told = load16(unsafe.Add(r.used, 2))
+	if !c.EventIdx && load16(r.used) != 0 {
+		r.noKicks = noNotify // as a predecessor has left it
+	}
 	r.next = c.Base
 	if t := c.Inflight; t != nil {
 		if t.size < c.Size {

@@ -1,0 +1,186 @@
+package virtq
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+)
+
+// An engine that is killed at a store.
+type killed struct{}
+
+// TestCrash abandons an engine after each store that a successor sees, for every
+// such store, and has successors take over, which are themselves abandoned once.
+// Each request is answered once, in spite of that, with nothing left in flight;
+// and carried out once, or again.
+func TestCrash(t *testing.T) {
+	points := 0
+	for first := 1; ; first++ {
+		more := false
+		for second := 1; second < 25; second++ {
+			if !crash(t, first, second) {
+				break
+			}
+			more, points = true, points+1
+		}
+		if !more {
+			break
+		}
+	}
+	if points < 300 {
+		t.Errorf("only %d pairs of stores", points)
+	}
+}
+
+// crash reports whether both engines came to their end at a store.
+func crash(t *testing.T, first, second int) (both bool) {
+	const requests = 9
+	name := fmt.Sprintf("killed at store %d, then %d", first, second)
+	g := newGuest(t)
+	d := newDriver(g, 4, 65533, true)
+	table, _ := mapped(t, int(InflightSize(1, 4)))
+	done := map[uint32]int{} // by request: how often it was carried out
+	answered, added, kills := 0, 0, 0
+	for _, at := range []int{first, second, 1 << 30} {
+		if run(t, d, table, at, done, &answered, &added, requests) {
+			kills++
+		}
+	}
+	if answered != requests {
+		t.Fatalf("%s: %d of %d requests were answered", name, answered, requests)
+	}
+	for i := range uint32(requests) {
+		if n := done[i]; n < 1 || n > 3 {
+			t.Errorf("%s: request %d was carried out %d times", name, i, n)
+		}
+	}
+	if in, err := NewInflight(table, 4); err != nil || in.Count() != 0 {
+		t.Errorf("%s: %d requests are left in the table, %v", name, in.Count(), err)
+	}
+	return kills == 2
+}
+
+// run is the life of one engine, and of the driver meanwhile.
+func run(t *testing.T, d *driver, table []byte, at int, done map[uint32]int, answered, added *int, requests int) (died bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			if _, ok := p.(killed); !ok {
+				panic(p)
+			}
+			died = true
+		}
+	}()
+	c := d.config()
+	var err error
+	if c.Inflight, err = NewInflight(table, d.size); err != nil {
+		t.Fatal(err)
+	}
+	r := newRing(t, c)
+	left := at
+	r.hook = func() {
+		if left--; left == 0 {
+			panic(killed{})
+		}
+	}
+	last := int64(-1) // of those done again: they come in their order
+	for round := 0; *answered < requests; round++ {
+		if round > 100 {
+			t.Fatalf("killed at %d: requests are lost", at)
+		}
+		for *added < requests {
+			where := uint64(ramC + 0x100**added)
+			d.put(where, byte(*added))
+			if _, ok := d.add([]desc{{addr: where, len: 1}, {addr: where + 1, len: 1, flags: descWrite}}, 2, 0); !ok {
+				break
+			}
+			*added++
+		}
+		var chains []*Chain
+		for {
+			c := new(Chain)
+			if ok, err := r.Pop(c); err != nil {
+				t.Fatal(err)
+			} else if !ok {
+				break
+			}
+			id := int64(c.Readable[0][0])
+			if c.Again && id <= last {
+				t.Fatalf("request %d is done again after %d", id, last)
+			} else if c.Again {
+				last = id
+			}
+			done[uint32(id)]++
+			chains = append(chains, c)
+		}
+		for i := range chains { // the newest first, in two batches
+			r.Done(chains[len(chains)-1-i], 1)
+			if i%2 == 1 {
+				publish(t, r)
+			}
+		}
+		publish(t, r)
+		for _, _, ok := d.harvest(); ok; _, _, ok = d.harvest() {
+			*answered++
+		}
+	}
+	return false
+}
+
+func publish(t *testing.T, r *Ring) {
+	if _, err := r.Publish(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestInflightFormat: the table byte by byte, as docs/spec/vhostuser.md has it.
+func TestInflightFormat(t *testing.T) {
+	g := newGuest(t)
+	d := newDriver(g, 4, 10, false)
+	table, _ := mapped(t, int(InflightSize(1, 4)))
+	c := d.config()
+	var err error
+	if c.Inflight, err = NewInflight(table, 4); err != nil {
+		t.Fatal(err)
+	}
+	r := newRing(t, c)
+	check := func(when string, want ...byte) {
+		t.Helper()
+		if !bytes.Equal(table[:16+4*16], want) {
+			t.Errorf("%s:\n% x, want\n% x", when, table[:16+4*16], want)
+		}
+	}
+	part := []desc{{addr: ramC, len: 1, flags: descWrite}}
+	chains := make([]Chain, 3)
+	for i := range chains {
+		d.add(part, 1, 0)
+		if ok, err := r.Pop(&chains[i]); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	check("three in flight",
+		0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 4, 0, 0, 0, 10, 0,
+		1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+		1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0,
+		1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0,
+		0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	r.Done(&chains[2], 1)
+	r.Done(&chains[1], 1)
+	check("two staged",
+		0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 4, 0, 1, 0, 10, 0,
+		1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+		1, 0, 0, 0, 0, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0,
+		1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0,
+		0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	publish(t, r)
+	check("two used",
+		0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 4, 0, 1, 0, 12, 0,
+		1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+		0, 0, 0, 0, 0, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0,
+		0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0,
+		0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	c.Inflight.Reset()
+	check("reset", append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 4, 0, 0, 0, 0, 0}, make([]byte, 64)...)...)
+	if InflightSize(1, 4) != 128 || InflightSize(3, 256) != 3*(4096+64) {
+		t.Errorf("InflightSize = %d, %d", InflightSize(1, 4), InflightSize(3, 256))
+	}
+}
