@@ -28,17 +28,7 @@ func (w *Worker) serve() {
 		if checked && syscall.Gettid() != int(w.tid.Load()) {
 			panic("virtioblk: worker left its thread")
 		}
-		moved := w.advance()
-		for _, r := range w.rings {
-			if w.take(r) {
-				moved = true
-			}
-		}
-		if w.launch() {
-			moved = true
-		}
-		w.spread()
-		if !moved {
+		if !w.round() {
 			w.await()
 		}
 	}
@@ -46,6 +36,22 @@ func (w *Worker) serve() {
 	if w.closing != nil {
 		w.closing.reply(nil, nil)
 	}
+}
+
+// round does steps 2 to 4, and reports whether anything moved.
+func (w *Worker) round() bool {
+	moved := w.advance()
+	for i := range w.rings { // another one first each time: the first may use up the room
+		if w.take(w.rings[(w.turn+i)%len(w.rings)]) {
+			moved = true
+		}
+	}
+	w.turn++
+	if w.launch() {
+		moved = true
+	}
+	w.spread()
+	return moved
 }
 
 // advance goes on with the jobs that found no room before. It reports whether one

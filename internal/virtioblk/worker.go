@@ -56,6 +56,7 @@ type Worker struct {
 	quitting bool // quit was seen
 	closing  *order
 	rings    []*ring
+	turn     int // which of rings is first in the next round
 	jobs     []job
 	freeJobs []*job
 	cutting  fifo // jobs of which not all is staged, oldest first
