@@ -143,7 +143,7 @@ func TestL5CloseOrder(t *testing.T) {
 // slot and its space, and nobody's answer changes.
 func (h *host) wantErased(req ipc.LeaseOpenRequest) {
 	h.t.Helper()
-	want := []ipc.LeaseStatus{{Lease: req.Lease, Slot: req.Slot, Erased: true}}
+	want := []ipc.LeaseStatus{{Lease: req.Lease, Slot: req.Slot, Erased: true, SizeBytes: req.SizeBytes}}
 	if list := h.list().Leases; !reflect.DeepEqual(list, want) {
 		h.t.Errorf("leases %+v, want %+v", list, want)
 	}

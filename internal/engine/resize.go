@@ -129,7 +129,7 @@ func (e *Engine) stretch(t *tenancy, req *ipc.LeaseResizeRequest) (was extension
 		return was, invalid("lease %s has %d bytes, and cannot have %d, nor other pieces (%v): it can only get larger", t.id, t.size, req.SizeBytes, err)
 	}
 	for _, other := range e.leases {
-		if what, both := overlap(more, other.pieces); both {
+		if what, both := overlap(more, other.pieces); both && other != t {
 			return was, busy("lease %s: %s are held by lease %s", t.id, what, other.id)
 		}
 	}
@@ -254,7 +254,12 @@ func (s *service) leave(ctx context.Context, t *tenancy) (ended <-chan struct{})
 	}
 	t.mu.Unlock()
 	over := make(chan struct{})
-	go func() { s.server.Wait(); close(over) }()
+	go func() {
+		defer close(over)
+		s.server.Wait()
+		s.path.volume.Shut()
+		<-s.path.volume.Drained()
+	}()
 	return over
 }
 

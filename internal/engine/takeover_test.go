@@ -237,7 +237,7 @@ func TestL8ErasedHoldsItsSpace(t *testing.T) {
 	release := h.crash()
 	h.takeOver()
 	time.Sleep(30 * time.Millisecond)
-	if list := h.list().Leases; !reflect.DeepEqual(list, []ipc.LeaseStatus{{Lease: req.Lease, Slot: req.Slot, Erased: true}}) {
+	if list := h.list().Leases; !reflect.DeepEqual(list, []ipc.LeaseStatus{{Lease: req.Lease, Slot: req.Slot, Erased: true, SizeBytes: req.SizeBytes}}) {
 		t.Fatalf("L8: I/O of the dead engine is in flight, and its successor holds %+v", list)
 	}
 	h.wantErased(req)
