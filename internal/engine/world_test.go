@@ -118,7 +118,7 @@ func (h *host) crash() (release func()) {
 		t.mu.Lock()
 		t.disinherit()
 		if t.server != nil {
-			t.server.Close()
+			t.server.abandon()
 			if t.erasure == nil { // else its close goes on, until it meets the keeper
 				t.server.Wait()
 				t.stopCounting()
@@ -140,6 +140,19 @@ func (h *host) crash() (release func()) {
 			check(h.t, d.Close())
 		}
 	})
+}
+
+// abandon ends servers as a crash does: NBD's connections end, and a vhost-user
+// session is left where it stands.
+func (x *exports) abandon() {
+	if x.vhost != nil {
+		now, cancel := context.WithCancel(context.Background())
+		cancel()
+		x.vhost.Leave(now)
+	}
+	if x.nbd != nil {
+		x.nbd.Close()
+	}
 }
 
 // restart kills the engine and starts the next one.
@@ -278,13 +291,26 @@ func (h *host) listen() (f *os.File, path string) {
 // open opens a lease and returns its socket.
 func (h *host) open(req ipc.LeaseOpenRequest) string {
 	h.t.Helper()
-	f, path := h.listen()
-	opened, err := do[ipc.LeaseOpened](h, ipc.MethodLeaseOpen, req, f)
+	paths, err := h.tryOpen(req, 1)
 	check(h.t, err)
-	if opened.KeyGeneratedNs <= 0 {
-		h.t.Fatalf("the key was generated at %d", opened.KeyGeneratedNs)
+	return paths[0]
+}
+
+// tryOpen opens a lease with so many sockets, and returns their paths.
+func (h *host) tryOpen(req ipc.LeaseOpenRequest, sockets int) (paths []string, err error) {
+	h.t.Helper()
+	var files []*os.File
+	for range sockets {
+		f, path := h.listen()
+		files, paths = append(files, f), append(paths, path)
 	}
-	return path
+	body, err := json.Marshal(req)
+	check(h.t, err)
+	v, err := h.Handle(h.t.Context(), ipc.MethodLeaseOpen, body, files)
+	if err == nil && v.(*ipc.LeaseOpened).KeyGeneratedNs <= 0 {
+		h.t.Fatalf("the key was generated at %d", v.(*ipc.LeaseOpened).KeyGeneratedNs)
+	}
+	return paths, err
 }
 
 // dial connects a client, and returns its connection too.
