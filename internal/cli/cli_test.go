@@ -52,6 +52,7 @@ func TestGolden(t *testing.T) {
 		{"lease-open", "lease open --size 10GiB --tenant acme", 0},
 		{"lease-open-vm", "lease open --size 10GiB --export nbd,vhost-user --queues 4 --read-only", 0},
 		{"lease-open-qemu", "lease open --size 10GiB --export vhost-user --export nbd --print-config qemu", 0},
+		{"lease-show-vm", "lease show " + idVM, 0},
 		{"lease-show-libvirt", "lease show " + idVM + " --print-config libvirt", 0},
 		{"lease-show-cloud-hypervisor", "lease show " + idVM + " --print-config cloud-hypervisor", 0},
 		{"lease-show-firecracker", "lease show " + idVM + " --print-config firecracker", 0},

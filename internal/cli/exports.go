@@ -66,6 +66,22 @@ func exportText(e *vacatev1.Export) string {
 	return strings.Join(parts, ", ")
 }
 
+// queuesText says what a virtual machine has made of its queues; empty where
+// there is nothing to say.
+func queuesText(s *vacatev1.LeaseStats) string {
+	var parts []string
+	if n := s.GetQueues(); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d in use", n))
+	}
+	if n := s.GetBrokenQueues(); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d given up because of what the guest put into them", n))
+	}
+	if n := s.GetExpelled(); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d machines disconnected because of what they sent", n))
+	}
+	return strings.Join(parts, ", ")
+}
+
 // tryText is what a person may do with an open lease, a command a line.
 func tryText(l *vacatev1.Lease) []string {
 	var lines []string

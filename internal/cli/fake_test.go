@@ -82,6 +82,7 @@ func fakeLease(id string) *vacatev1.Lease {
 		dir := "/run/vacate/leases/" + id
 		l.Exports = []*vacatev1.Export{{Kind: "nbd", Uri: "nbd+unix:///?socket=" + dir + "/nbd.sock", Socket: dir + "/nbd.sock"},
 			{Kind: "vhost-user", Socket: dir + "/vhost-user.sock", Queues: 4, ReadOnly: true}}
+		l.Stats = &vacatev1.LeaseStats{Connections: 1, Reads: 5, ReadBytes: 20480, Queues: 2, BrokenQueues: 1, Expelled: 3}
 	case idClosed:
 		l.State, l.Result, l.Space, l.CloseSeq, l.Erasure = vacatev1.LeaseState_LEASE_STATE_CLOSED, "ok", "free", 8, erasure
 		l.ClosedAt = timestamppb.New(fakeTime.Add(time.Hour))

@@ -303,7 +303,8 @@ func (a *app) showLease(l *vacatev1.Lease) {
 			pair{"written", plain(fmt.Sprintf("%s in %d requests", formatSize(int64(s.GetWriteBytes())), s.GetWrites()))},
 			pair{"discards", plain(strconv.FormatUint(s.GetDiscards(), 10))},
 			pair{"flushes", plain(strconv.FormatUint(s.GetFlushes(), 10))},
-			pair{"errors", plain(strconv.FormatUint(s.GetErrors(), 10))})
+			pair{"errors", plain(strconv.FormatUint(s.GetErrors(), 10))},
+			pair{"queues", plain(queuesText(s))})
 	}
 	if l.GetErasure() != nil {
 		lines = append(lines, pair{"erasure", plain(erasureText(l))})

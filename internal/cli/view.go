@@ -82,6 +82,9 @@ type statsView struct {
 	WriteBytes   uint64 `json:"writeBytes"`
 	Errors       uint64 `json:"errors"`
 	WrittenBytes uint64 `json:"writtenBytes"`
+	Queues       uint32 `json:"queues,omitempty"`       // of vhost-user, as the next two
+	BrokenQueues uint64 `json:"brokenQueues,omitempty"` // given up because of what the guest had put into them
+	Expelled     uint64 `json:"expelled,omitempty"`     // programs disconnected because of what they had sent
 }
 
 func leaseViewOf(l *vacatev1.Lease) leaseView {
@@ -105,7 +108,8 @@ func leaseViewOf(l *vacatev1.Lease) leaseView {
 	}
 	if s := l.GetStats(); s != nil {
 		v.Stats = &statsView{Connections: s.GetConnections(), Reads: s.GetReads(), Writes: s.GetWrites(), Discards: s.GetDiscards(),
-			Flushes: s.GetFlushes(), ReadBytes: s.GetReadBytes(), WriteBytes: s.GetWriteBytes(), Errors: s.GetErrors(), WrittenBytes: s.GetWrittenBytes()}
+			Flushes: s.GetFlushes(), ReadBytes: s.GetReadBytes(), WriteBytes: s.GetWriteBytes(), Errors: s.GetErrors(), WrittenBytes: s.GetWrittenBytes(),
+			Queues: s.GetQueues(), BrokenQueues: s.GetBrokenQueues(), Expelled: s.GetExpelled()}
 	}
 	if m := l.GetLimits(); m != nil {
 		v.Limits = &limitsView{IOPS: m.GetIops(), IOPSBurst: m.GetIopsBurst(), BandwidthBytes: m.GetBandwidthBytes(),

@@ -185,6 +185,14 @@ func (x *exports) Connections() (n int) {
 	return n
 }
 
+// count adds what only the vhost-user export counts.
+func (x *exports) count(s *ipc.LeaseStats) {
+	if x.vhost != nil {
+		v := x.vhost.Stats()
+		s.Queues, s.BrokenQueues, s.Expelled = v.Rings, v.Broken, v.Garbage
+	}
+}
+
 // places are one slot's. It is a [vhostuser.Keeper].
 type places struct {
 	keeper Keeper

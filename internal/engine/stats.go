@@ -30,9 +30,11 @@ func (t *tenancy) stats() (ipc.LeaseStats, bool) {
 		return ipc.LeaseStats{}, false
 	}
 	v := t.counters()
-	return ipc.LeaseStats{
+	s := ipc.LeaseStats{
 		Lease: t.id, Connections: t.server.Connections(),
 		Reads: v.Reads, Writes: v.Writes, Discards: v.Discards, Flushes: v.Flushes,
 		ReadBytes: v.ReadBytes, WriteBytes: v.WriteBytes, Errors: v.Errors, Written: t.path.blocks.Written(),
-	}, true
+	}
+	t.server.count(&s)
+	return s, true
 }

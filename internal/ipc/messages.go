@@ -223,6 +223,10 @@ type LeaseStats struct {
 	WriteBytes  uint64 `json:"writeBytes"`
 	Errors      uint64 `json:"errors"`
 	Written     int64  `json:"writtenBytes"` // bytes whose block map bit is set
+
+	Queues       int    `json:"queues,omitempty"`       // virtqueues that are processed now
+	BrokenQueues uint64 `json:"brokenQueues,omitempty"` // given up because of what the guest had put into them
+	Expelled     uint64 `json:"expelled,omitempty"`     // vhost-user sessions ended because of what the frontend sent
 }
 
 // DriveStats counts one drive's requests and says whether it still answers.

@@ -56,6 +56,9 @@ var perLease = []counted[ipc.LeaseStats]{
 	{desc("vacate_lease_read_bytes_total", "Bytes read by clients of the lease.", "lease"), prometheus.CounterValue, func(l ipc.LeaseStats) float64 { return float64(l.ReadBytes) }},
 	{desc("vacate_lease_write_bytes_total", "Bytes written by clients of the lease.", "lease"), prometheus.CounterValue, func(l ipc.LeaseStats) float64 { return float64(l.WriteBytes) }},
 	{desc("vacate_lease_written_bytes", "Bytes of the volume that hold data of the lease.", "lease"), prometheus.GaugeValue, func(l ipc.LeaseStats) float64 { return float64(l.Written) }},
+	{desc("vacate_lease_queues", "Virtqueues of the lease that are processed.", "lease"), prometheus.GaugeValue, func(l ipc.LeaseStats) float64 { return float64(l.Queues) }},
+	{desc("vacate_lease_queues_broken_total", "Virtqueues given up because of what the guest had put into them.", "lease"), prometheus.CounterValue, func(l ipc.LeaseStats) float64 { return float64(l.BrokenQueues) }},
+	{desc("vacate_lease_expelled_total", "Programs that were disconnected from the vhost-user export because of what they had sent.", "lease"), prometheus.CounterValue, func(l ipc.LeaseStats) float64 { return float64(l.Expelled) }},
 }
 
 // A collector asks the daemon for a snapshot at each scrape.

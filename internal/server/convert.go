@@ -49,7 +49,8 @@ func (s *Server) leaseMessages(ctx context.Context, all ...lease.Lease) []*vacat
 		}
 		if st, ok := stats[l.ID]; ok && !l.State.Ended() {
 			m.Stats = &vacatev1.LeaseStats{Connections: uint32(st.Connections), Reads: st.Reads, Writes: st.Writes, Discards: st.Discards,
-				Flushes: st.Flushes, ReadBytes: st.ReadBytes, WriteBytes: st.WriteBytes, Errors: st.Errors, WrittenBytes: uint64(st.Written)}
+				Flushes: st.Flushes, ReadBytes: st.ReadBytes, WriteBytes: st.WriteBytes, Errors: st.Errors, WrittenBytes: uint64(st.Written),
+				Queues: uint32(st.Queues), BrokenQueues: st.BrokenQueues, Expelled: st.Expelled}
 		}
 		out = append(out, m)
 	}

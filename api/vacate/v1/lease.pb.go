@@ -658,7 +658,15 @@ type LeaseStats struct {
 	// Requests that ended with an error.
 	Errors uint64 `protobuf:"varint,8,opt,name=errors,proto3" json:"errors,omitempty"`
 	// Bytes of the volume that hold data of this lease.
-	WrittenBytes  uint64 `protobuf:"varint,9,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	WrittenBytes uint64 `protobuf:"varint,9,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	// Virtqueues of the vhost-user export that are processed now.
+	Queues uint32 `protobuf:"varint,10,opt,name=queues,proto3" json:"queues,omitempty"`
+	// Virtqueues that were given up because of what the guest had put into them;
+	// its next reset brings them back.
+	BrokenQueues uint64 `protobuf:"varint,11,opt,name=broken_queues,json=brokenQueues,proto3" json:"broken_queues,omitempty"`
+	// Programs that were disconnected from the vhost-user export because of what
+	// they had sent.
+	Expelled      uint64 `protobuf:"varint,12,opt,name=expelled,proto3" json:"expelled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -752,6 +760,27 @@ func (x *LeaseStats) GetErrors() uint64 {
 func (x *LeaseStats) GetWrittenBytes() uint64 {
 	if x != nil {
 		return x.WrittenBytes
+	}
+	return 0
+}
+
+func (x *LeaseStats) GetQueues() uint32 {
+	if x != nil {
+		return x.Queues
+	}
+	return 0
+}
+
+func (x *LeaseStats) GetBrokenQueues() uint64 {
+	if x != nil {
+		return x.BrokenQueues
+	}
+	return 0
+}
+
+func (x *LeaseStats) GetExpelled() uint64 {
+	if x != nil {
+		return x.Expelled
 	}
 	return 0
 }
@@ -1598,7 +1627,7 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x17gate_to_ciphers_done_ns\x18\x02 \x01(\x03R\x13gateToCiphersDoneNs\x12\x1b\n" +
 	"\tread_back\x18\x03 \x01(\bR\breadBack\x12\x18\n" +
 	"\adrained\x18\x04 \x01(\bR\adrained\x12 \n" +
-	"\vquarantined\x18\x05 \x01(\bR\vquarantined\"\x8f\x02\n" +
+	"\vquarantined\x18\x05 \x01(\bR\vquarantined\"\xe8\x02\n" +
 	"\n" +
 	"LeaseStats\x12 \n" +
 	"\vconnections\x18\x01 \x01(\rR\vconnections\x12\x14\n" +
@@ -1611,7 +1640,11 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\vwrite_bytes\x18\a \x01(\x04R\n" +
 	"writeBytes\x12\x16\n" +
 	"\x06errors\x18\b \x01(\x04R\x06errors\x12#\n" +
-	"\rwritten_bytes\x18\t \x01(\x04R\fwrittenBytes\"\xfa\x02\n" +
+	"\rwritten_bytes\x18\t \x01(\x04R\fwrittenBytes\x12\x16\n" +
+	"\x06queues\x18\n" +
+	" \x01(\rR\x06queues\x12#\n" +
+	"\rbroken_queues\x18\v \x01(\x04R\fbrokenQueues\x12\x1a\n" +
+	"\bexpelled\x18\f \x01(\x04R\bexpelled\"\xfa\x02\n" +
 	"\x17LeaseServiceOpenRequest\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12\x16\n" +
