@@ -5,13 +5,11 @@ package vm
 import (
 	"context"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"vacate/test/daemon"
 	"vacate/test/vm/disk"
 	"vacate/test/vm/wire"
 )
@@ -19,17 +17,7 @@ import (
 // TestMachine boots a real kernel and lives one lease on an emulated NVMe drive:
 // its key is in memfd_secret while it is open, and nowhere after.
 func TestMachine(t *testing.T) {
-	dir, err := os.MkdirTemp("", "vm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
+	dir, ctx := shortDir(t), limit(t, 3*time.Minute)
 	v := boot(ctx, t, dir)
 	if err := v.Call(ctx, "mount", wire.Mount{Device: "/dev/state", Dir: "/state"}, nil); err != nil {
 		t.Fatal(err)
@@ -91,7 +79,7 @@ func bootWith(ctx context.Context, t *testing.T, dir string) (*VM, *disk.Disk) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin, err := daemon.Build(dir)
+	bin, err := program()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ package vm
 
 import (
 	"context"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -32,17 +31,7 @@ type lostLease struct {
 // its flushes are skipped, a reader sees EIO and nothing else, the lease ends with
 // the reason, and the drive can be used again.
 func TestWatched(t *testing.T) {
-	dir, err := os.MkdirTemp("", "vm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
+	dir, ctx := shortDir(t), limit(t, 4*time.Minute)
 	v, data := bootWith(ctx, t, dir)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -53,9 +42,7 @@ func TestWatched(t *testing.T) {
 	})
 	must := func(err error) {
 		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 	}
 	must(v.Call(ctx, "mount", wire.Mount{Device: "/dev/state", Dir: "/state"}, nil))
 	must(v.Call(ctx, "serve", wire.Serve{StateDir: "/state/vacate"}, nil))

@@ -39,6 +39,8 @@ func (a *agent) guest(r wire.Request) (any, bool, error) {
 	case "check-tree":
 		v, err := reply(r, checkTree)
 		return v, true, err
+	case "remove-tree":
+		return nil, true, with(r, func(t wire.Tree) error { return os.RemoveAll(treeDir(t)) })
 	case "stress":
 		return nil, true, with(r, a.startStress)
 	case "stress-stop":

@@ -38,9 +38,9 @@ type Attach struct {
 	Kind   string `json:"kind"` // ext4, xfs
 }
 
-// Tree is the body of the requests "tree", which writes files, and "check-tree",
-// which reads them back from the disk. What is in them follows from the seed.
-// The reply is a Tally.
+// Tree is the body of the requests "tree", which writes files, "check-tree", which
+// reads them back from the disk, and "remove-tree". What is in them follows from
+// the seed. The reply of the first two is a Tally.
 type Tree struct {
 	Dir   string `json:"dir"`
 	Seed  uint64 `json:"seed"`

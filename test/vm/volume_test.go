@@ -1,0 +1,139 @@
+//go:build vm
+
+package vm
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+
+	"vacate/test/daemon"
+)
+
+// A volume is a lease of a daemon on the host that is exported over NBD and over
+// vhost-user.
+type volume struct {
+	d      *daemon.Daemon
+	id     string
+	serial string // as guests see it
+	socket string // of vhost-user
+	uri    string // of NBD,
+	nbd    string // and its socket
+}
+
+// built is the folder of the binary that all tests use, once one has built it.
+var built string
+
+// program builds vacate once.
+var program = sync.OnceValues(func() (bin string, err error) {
+	if built, err = os.MkdirTemp("", "vm"); err != nil {
+		return "", err
+	}
+	return daemon.Build(built)
+})
+
+// TestMain removes what program has built.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := os.RemoveAll(built); err != nil {
+		fmt.Fprintln(os.Stderr, "vm:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// openVolume opens a lease of a daemon that ends with the test.
+func openVolume(t *testing.T, size int64) *volume {
+	t.Helper()
+	bin, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := daemon.Start(bin, filepath.Join(shortDir(t), "d"), daemon.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Stop(); err != nil && !t.Failed() {
+			t.Errorf("stopping: %v", err)
+		}
+		d.Kill()
+		if t.Failed() {
+			t.Logf("the daemon's log:\n%s", d.Log())
+		}
+	})
+	return openLease(t, d, size)
+}
+
+// openLease opens a lease of a daemon.
+func openLease(t *testing.T, d *daemon.Daemon, size int64, args ...string) *volume {
+	t.Helper()
+	l, err := d.Open(append([]string{"--size", fmt.Sprint(size), "--export", "nbd,vhost-user", "--queues", "2"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &volume{d: d, id: l.ID, serial: l.ID}
+	for _, e := range l.Exports {
+		switch e.Kind {
+		case "nbd":
+			v.uri, v.nbd = e.URI, e.Socket
+		case "vhost-user":
+			v.socket = e.Socket
+		}
+	}
+	if v.uri == "" || v.socket == "" {
+		t.Fatalf("the lease shows %+v", l.Exports)
+	}
+	return v
+}
+
+// drive is the volume as a machine's.
+func (v *volume) drive(name string) Drive { return Drive{Name: name, Socket: v.socket, Bus: VhostUser} }
+
+// kill ends the engine with SIGKILL, and waits until the next one serves. (Ten
+// that did not get so far would end the lease.)
+func (v *volume) kill(t *testing.T) {
+	t.Helper()
+	pid, err := v.d.Child("engine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t.Context(), t, "the next engine", func() bool {
+		next, err := v.d.Child("engine")
+		return err == nil && next != pid && v.d.Ready() == nil
+	})
+}
+
+// upgrade has the program on the disk take the place of the one that runs.
+func (v *volume) upgrade(t *testing.T) {
+	t.Helper()
+	if _, err := v.d.Run("upgrade"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// resize makes the volume larger.
+func (v *volume) resize(t *testing.T, size int64) {
+	t.Helper()
+	if _, err := v.d.Run("lease", "resize", v.id, "--size", fmt.Sprint(size)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// open demands that the lease is as it was.
+func (v *volume) open(t *testing.T) {
+	t.Helper()
+	var l daemon.Lease
+	if err := v.d.JSON(&l, "lease", "show", v.id); err != nil {
+		t.Fatal(err)
+	}
+	if l.State != "open" {
+		t.Errorf("the lease is %s", l.State)
+	}
+}
