@@ -95,7 +95,7 @@ const table = `
 	test     node/nodesim:     extent ipc journal lease limit
 	test     test/daemon:
 	test     test/peers:       blk blockmap crypt drive export/nbd mem nbdclient test/daemon vhostclient volume xts
-	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant test/daemon test/hunt/power test/search test/slow
+	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant test/daemon test/hunt/power test/search test/slow vhostclient
 	                           connectrpc.com/connect
 	test     test/hunt/power:  journal plant test/daemon test/search test/vm test/vm/canary test/vm/disk test/vm/wire
 	test     test/vm:          test/vm/wire

@@ -181,6 +181,9 @@ func (c *Client) Reconnect() error {
 	c.hangUp()
 	for i, q := range c.Queues { // the guest knows no better, as the server was not asked
 		c.bases[i] = q.DeviceIndex()
+		if c.o.Sequence.GuestBase {
+			c.bases[i] = q.driverIndex()
+		}
 	}
 	deadline := time.Now().Add(c.Conn.timeout)
 	for {

@@ -19,6 +19,13 @@ type recorder struct {
 // record returns the socket at which the recorder stands before the server.
 func record(t *testing.T, server string) (*recorder, string) {
 	t.Helper()
+	r, socket, _ := recorded(t, server)
+	return r, socket
+}
+
+// recorded is record; hangUp ends all connections.
+func recorded(t *testing.T, server string) (_ *recorder, socket string, hangUp func()) {
+	t.Helper()
 	r := &recorder{}
 	path := filepath.Join(t.TempDir(), "r")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -45,16 +52,19 @@ func record(t *testing.T, server string) (*recorder, string) {
 			all.Go(func() { r.pass(back, front, false) })
 		}
 	})
-	t.Cleanup(func() {
-		_ = l.Close() // ends the acceptor
+	hangUp = func() {
 		r.mu.Lock()
+		defer r.mu.Unlock()
 		for _, c := range conns {
 			_ = c.Close() // ends the copiers
 		}
-		r.mu.Unlock()
+	}
+	t.Cleanup(func() {
+		_ = l.Close() // ends the acceptor
+		hangUp()
 		all.Wait()
 	})
-	return r, path
+	return r, path, hangUp
 }
 
 // pass hands on messages until one end closes.

@@ -128,6 +128,9 @@ func word(b []byte, at int) *uint32 { return (*uint32)(unsafe.Pointer(&b[at])) }
 // DeviceIndex is the device's used index now.
 func (q *Queue) DeviceIndex() uint16 { return uint16(atomic.LoadUint32(word(q.used, 0)) >> 16) }
 
+// driverIndex is the driver's available index now.
+func (q *Queue) driverIndex() uint16 { return uint16(atomic.LoadUint32(word(q.avail, 0)) >> 16) }
+
 // Add stages a request; false says that the ring has no room.
 func (q *Queue) Add(r *Request) bool {
 	ranged := r.Type == TypeDiscard || r.Type == TypeWriteZeroes

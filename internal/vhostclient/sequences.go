@@ -11,9 +11,10 @@ type Sequence struct {
 	MaxQueues int    // 0: no limit of its own
 	QueueSize int    // its default
 
-	ConfigOffset int // of GET_CONFIG
-	ConfigSize   int // bytes; default 60
-	InflightSize int // bytes of the inflight description; default 24
+	GuestBase    bool // taking a session up, it names the guest's available index as each ring's base
+	ConfigOffset int  // of GET_CONFIG
+	ConfigSize   int  // bytes; default 60
+	InflightSize int  // bytes of the inflight description; default 24
 
 	Connect []Step // when it connects, before there is a guest
 	Start   []Step // when the guest's driver is ready
@@ -133,12 +134,15 @@ func qemu(version string, ackEnable bool) Sequence {
 // CloudHypervisor is Cloud Hypervisor before 2026 (virtio-devices/src/vhost_user):
 // its config space begins at 0x100, it takes features that no disk should offer it,
 // and everything after SET_PROTOCOL_FEATURES asks for an acknowledgement, also what
-// has a reply. Its reset does not ask for the bases: it believes the guest's rings.
+// has a reply. Its reset does not ask for the bases: it believes the guest's rings, and
+// when it takes a session up it skips what is in flight, and what the server has not
+// seen: what the server noted in flight and the used index are right nevertheless.
 var CloudHypervisor = Sequence{
 	Name:     "Cloud Hypervisor",
 	Features: linux | bits(FeatureProtocolFeatures, FeatureInOrder, 36, FeatureNotificationData),
 	Protocol: bits(ProtocolConfig, ProtocolMQ, ProtocolConfigMemSlots, ProtocolReplyAck, ProtocolInflightShmFD, ProtocolLogShmFD),
 	MemSlots: true, QueueSize: 128,
+	GuestBase:    true,
 	ConfigOffset: 0x100,
 	Connect: []Step{
 		{Message: SetOwner}, {Message: GetFeatures}, {Message: GetProtocolFeatures}, {Message: SetProtocolFeatures},

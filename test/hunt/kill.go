@@ -17,21 +17,25 @@ import (
 	vacatev1 "vacate/api/vacate/v1"
 	"vacate/internal/fail"
 	"vacate/internal/nbdclient"
+	"vacate/internal/vhostclient"
 	"vacate/test/search"
 )
 
 // The kill hunt ends the engine, and at times control, at random moments and at
 // every named point, while clients that reconnect write, read and verify on
-// leases that stay open all the time, and other leases come and go.
+// leases that stay open all the time, and other leases come and go. Over vhost-user
+// (-export) one frontend reconnects and another cannot: neither may see more than a
+// pause.
 
 type killHunt struct {
 	*world
 	leases  int
 	bytes   int64
 	control int // every how-manieth kill at a random moment is control's
+	export  string
 
 	steady  []*vacatev1.Lease
-	loads   []*nbdclient.Verify
+	loads   []load
 	kills   atomic.Int64
 	struck  map[fail.Point]int // how often a process ended there
 	tried   map[fail.Point]int // how often one was to
@@ -45,7 +49,8 @@ func kill(args []string) (err error) {
 	o := options{n: 1000, size: 1 << 30}
 	h := &killHunt{struck: map[fail.Point]int{}, tried: map[fail.Point]int{}}
 	if err := parse("kill", args, &o, func(f *flag.FlagSet) {
-		f.IntVar(&h.leases, "leases", 4, "leases that stay open under load")
+		f.IntVar(&h.leases, "leases", 5, "leases that stay open under load")
+		f.StringVar(&h.export, "export", nbd, "how they are reached: "+nbd+" or "+vhostUser)
 		f.Int64Var(&h.bytes, "bytes", 64<<20, "size of each")
 		f.IntVar(&h.control, "control", 8, "every how-manieth kill at a random moment is control's; 0: none")
 	}); err != nil {
@@ -55,6 +60,9 @@ func kill(args []string) (err error) {
 		return errors.Join(err, closeWorld(h.world))
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
+	if h.export != vhostUser {
+		h.points = slices.DeleteFunc(h.points, ofVhostUser)
+	}
 	return verdict(o.planted, h.run())
 }
 
@@ -78,16 +86,11 @@ func (h *killHunt) run() error {
 	defer stop()
 	var loads, churn sync.WaitGroup
 	for i := range h.leases {
-		l, err := h.open(h.bytes, 512, key(h.seed, -i-1))
+		l, v, err := h.openUnderLoad(i, h.export, h.bytes, key(h.seed, -i-1))
 		if err != nil {
 			return err
 		}
 		h.steady = append(h.steady, l)
-		v := &nbdclient.Verify{
-			Target: l.GetExports()[0].GetUri(), Options: nbdclient.Options{NoBlockSize: true},
-			Lease: l.GetId(), Seed: h.seed + uint64(i), Connections: 2, Depth: 8, MaxRequest: 256 << 10,
-			Pause: 200 * time.Microsecond, // the machine is for the daemon, not for its clients
-		}
 		h.loads = append(h.loads, v)
 		loads.Go(func() {
 			r, err := v.Run(ctx)
@@ -111,7 +114,7 @@ func (h *killHunt) run() error {
 // when something dies.
 func (h *killHunt) churn(ctx context.Context) {
 	for n := 0; ctx.Err() == nil; n++ {
-		l, err := h.open(4<<20, 512, key(h.seed, n))
+		l, err := h.open(4<<20, 512, key(h.seed, n), both(h.export)...)
 		if err != nil {
 			h.report(ignoreEnd(ctx, err))
 			return
@@ -121,12 +124,14 @@ func (h *killHunt) churn(ctx context.Context) {
 			_, _ = c.WriteAt(bytes.Repeat([]byte{1}, 64<<10), 0) //nolint:errcheck // likewise: something to drain
 			c.Abort()                                            //nolint:errcheck // the lease is closed next
 		}
+		session, err := h.session(l)
+		h.report(ignoreEnd(ctx, err))
 		l, err = h.closeLease(l.GetId())
 		if err != nil {
-			h.report(ignoreEnd(ctx, err))
+			h.report(ignoreEnd(ctx, errors.Join(err, session.Close())))
 			return
 		}
-		h.report(h.gone(l))
+		h.report(errors.Join(session.ended(), h.gone(l)))
 		h.churned = append(h.churned, l)
 	}
 }
@@ -159,6 +164,13 @@ func (h *killHunt) gone(l *vacatev1.Lease) error {
 
 func (h *killHunt) unreachable(l *vacatev1.Lease) error {
 	for _, e := range l.GetExports() {
+		if e.GetKind() == vhostUser {
+			if c, err := vhostclient.Connect(e.GetSocket(), 0); err == nil {
+				c.Close() //nolint:errcheck // it ought not to be there
+				return fmt.Errorf("lease %s, which was closed, takes a session again", l.GetId())
+			}
+			continue
+		}
 		c, err := nbdclient.Dial(e.GetUri(), nbdclient.Options{NoBlockSize: true, Timeout: 10 * time.Second})
 		if err == nil {
 			c.Abort() //nolint:errcheck // it ought not to be there
@@ -316,8 +328,8 @@ func (h *killHunt) account() {
 	h.report(h.accidents())
 }
 
-// summary prints what the kills cost. Stalls are of connections: from the last
-// answer before one broke until the next.
+// summary prints what the kills cost. Stalls are of connections and queues: from the
+// last answer before one broke, or had to wait, until the next.
 func (h *killHunt) summary() {
 	var stalls []time.Duration
 	var total nbdclient.Report

@@ -15,6 +15,7 @@ import (
 
 	"vacate/internal/fail"
 	"vacate/internal/nbdclient"
+	"vacate/internal/vhostclient"
 )
 
 // The upgrade hunt replaces the daemon's binary again and again, while clients
@@ -26,6 +27,7 @@ type upgradeHunt struct {
 	*world
 	leases int
 	bytes  int64
+	export string
 	builds []string // paths of binaries of different versions
 	disk   string   // the daemon's binary, which is replaced
 }
@@ -34,7 +36,8 @@ func upgrade(args []string) (err error) {
 	o := options{n: 20, size: 1 << 30}
 	h := &upgradeHunt{}
 	if err := parse("upgrade", args, &o, func(f *flag.FlagSet) {
-		f.IntVar(&h.leases, "leases", 4, "leases that stay open under load")
+		f.IntVar(&h.leases, "leases", 5, "leases that stay open under load")
+		f.StringVar(&h.export, "export", nbd, "how they are reached: "+nbd+" or "+vhostUser)
 		f.Int64Var(&h.bytes, "bytes", 64<<20, "size of each")
 	}); err != nil {
 		return err
@@ -78,16 +81,14 @@ func (h *upgradeHunt) run() error {
 			found = append(found, err)
 		}
 	}
-	loads := make([]*nbdclient.Verify, h.leases)
+	loads := make([]load, h.leases)
 	for i := range loads {
-		l, err := h.open(h.bytes, 512, key(h.seed, i))
+		_, v, err := h.openUnderLoad(i, h.export, h.bytes, key(h.seed, i))
 		if err != nil {
 			return err
 		}
-		v := &nbdclient.Verify{
-			Target: l.GetExports()[0].GetUri(), Options: nbdclient.Options{NoBlockSize: true},
-			Lease: l.GetId(), Seed: h.seed + uint64(i), Connections: 2, Depth: 8, MaxRequest: 256 << 10,
-			Pause: 200 * time.Microsecond, Gap: 2 * time.Millisecond,
+		if v, ok := v.(*nbdclient.Verify); ok {
+			v.Gap = 2 * time.Millisecond
 		}
 		loads[i] = v
 		wg.Go(func() {
@@ -128,10 +129,14 @@ func (h *upgradeHunt) run() error {
 	return errors.Join(found...)
 }
 
-// lost demands that no connection was made anew since the loads began.
-func lost(loads []*nbdclient.Verify) error {
+// lost demands that no connection was made anew since the loads began, but by
+// frontends that break theirs themselves.
+func lost(loads []load) error {
 	n := int64(0)
 	for _, v := range loads {
+		if f, ok := v.(*vhostclient.Verify); ok && f.Breaks > 0 {
+			continue
+		}
 		n += v.Snapshot().Reconnects
 	}
 	if n != 0 {

@@ -239,9 +239,11 @@ func (w *world) retry(what string, f func(context.Context) error) error {
 //
 // An opening of which nobody was told may have been undone by a restart: then
 // the key names a lease that has ended, and another key opens one.
-func (w *world) open(size int64, logical uint32, key string) (l *vacatev1.Lease, err error) {
+//
+// Without exports it is reached over NBD.
+func (w *world) open(size int64, logical uint32, key string, exports ...string) (l *vacatev1.Lease, err error) {
 	for n := range 5 {
-		if l, err = w.openOnce(size, logical, fmt.Sprintf("%s-%d", key, n)); err != nil || l.GetState() == vacatev1.LeaseState_LEASE_STATE_OPEN {
+		if l, err = w.openOnce(size, logical, fmt.Sprintf("%s-%d", key, n), exports); err != nil || l.GetState() == vacatev1.LeaseState_LEASE_STATE_OPEN {
 			return l, err
 		}
 		if strings.HasPrefix(l.GetResult(), "lost") {
@@ -251,10 +253,15 @@ func (w *world) open(size int64, logical uint32, key string) (l *vacatev1.Lease,
 	return nil, fmt.Errorf("opening with key %s gave lease %s, which is %v: %s %s", key, l.GetId(), l.GetState(), l.GetResult(), l.GetText())
 }
 
-func (w *world) openOnce(size int64, logical uint32, key string) (l *vacatev1.Lease, err error) {
+func (w *world) openOnce(size int64, logical uint32, key string, exports []string) (l *vacatev1.Lease, err error) {
+	queues := uint32(0)
+	if slices.Contains(exports, vhostUser) {
+		queues = 2
+	}
 	err = w.retry("opening a lease", func(ctx context.Context) error {
 		resp, err := w.api.Leases.Open(ctx, &vacatev1.LeaseServiceOpenRequest{
 			SizeBytes: size, LogicalBlock: logical, Drive: w.drive, Tenant: "hunt", IdempotencyKey: key,
+			Exports: exports, Queues: queues,
 		})
 		if err == nil {
 			l = resp.GetLease()
