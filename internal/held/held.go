@@ -1,6 +1,7 @@
 // Package held is what engines give their keeper to hold for the next one,
 // beside the keys: block maps, listening sockets, what exports' sessions are made
-// of, and at a planned end clients' connections. It answers the engine's messages (docs/spec/volatile.md).
+// of, and at a planned end clients' connections. It answers the engine's messages
+// (docs/spec/volatile.md).
 package held
 
 import (
@@ -32,8 +33,7 @@ type Held struct {
 
 // A slot is a lease's. Without a map there is nothing else.
 type slot struct {
-	bits  *os.File
-	files map[uint64]*os.File // the listening socket, and what is in places, by what a fetch calls them
+	files map[uint64]*os.File // map, listening socket, and what is in places, by what a fetch calls them
 	conns []handoff.Conn
 }
 
@@ -75,7 +75,8 @@ func (h *Held) Answer(m *volatile.Message, file *os.File) (give *os.File, err er
 		case volatile.KindKeep, volatile.KindYield:
 			reply.Errno = h.put(s, volatile.FetchPlace+min(m.Arg, volatile.Places), file)
 		case volatile.KindRemap:
-			reply.Errno = h.remap(s, file)
+			reply.Errno = h.put(s, volatile.FetchMap, file)
+			fail.At(fail.KeeperRemapped)
 		case volatile.KindUp:
 			h.forgetConns()
 		default:
@@ -103,7 +104,7 @@ func (h *Held) wipe(i int, reply *volatile.Message) {
 // makeMap makes a block map.
 func (h *Held) makeMap(s *slot, m *volatile.Message) (*os.File, syscall.Errno) {
 	switch {
-	case s.bits != nil:
+	case s.files != nil:
 		return nil, syscall.EEXIST
 	case !h.keys.Empty(int(m.Slot)):
 		return nil, syscall.EBUSY
@@ -121,14 +122,15 @@ func (h *Held) makeMap(s *slot, m *volatile.Message) (*os.File, syscall.Errno) {
 		errors.As(err, &errno)
 		return nil, errno
 	}
-	*s = slot{bits: f, files: make(map[uint64]*os.File)}
+	s.files = map[uint64]*os.File{volatile.FetchMap: f}
 	h.maps++
+	h.kept++
 	fail.At(fail.KeeperMapped)
 	return f, 0
 }
 
 // used is how many descriptors are held.
-func (h *Held) used() int { return h.maps + h.passed + h.kept }
+func (h *Held) used() int { return h.passed + h.kept }
 
 func (h *Held) unmap(s *slot, i int) syscall.Errno {
 	if !h.keys.Empty(i) {
@@ -142,7 +144,7 @@ func (h *Held) unmap(s *slot, i int) syscall.Errno {
 // drop forgets a slot. Freeing a map takes a millisecond a TiB that was written,
 // and another lease's key must not wait for that.
 func (h *Held) drop(s *slot) {
-	if s.bits == nil {
+	if s.files == nil {
 		return
 	}
 	old := *s
@@ -151,7 +153,6 @@ func (h *Held) drop(s *slot) {
 	h.passed -= len(old.conns)
 	h.kept -= len(old.files)
 	h.closing.Go(func() {
-		old.bits.Close() //nolint:errcheck // a memfd: closing frees it, nothing is written
 		old.closeConns()
 		for _, f := range old.files {
 			f.Close() //nolint:errcheck // its lease has ended
@@ -168,7 +169,7 @@ func (s *slot) closeConns() {
 
 func (h *Held) pass(s *slot, c handoff.Conn) syscall.Errno {
 	switch {
-	case s.bits == nil:
+	case s.files == nil:
 		return syscall.ENOENT
 	case h.passed >= volatile.MaxPassed || h.used() >= h.room:
 		return syscall.ENOSPC
@@ -179,17 +180,17 @@ func (h *Held) pass(s *slot, c handoff.Conn) syscall.Errno {
 	return 0
 }
 
-// put holds file as what: as the listening socket, once, or in a place, which nil
-// empties. The last quarter of what may be held is not for places: whatever
+// put holds file as what: as the map, instead of another; as the listening socket,
+// once; or in a place, which nil empties. The last quarter of what may be held is not for places: whatever
 // sessions take, leases can be opened.
 func (h *Held) put(s *slot, what uint64, file *os.File) syscall.Errno {
 	old := s.files[what]
 	switch {
-	case what >= volatile.FetchPlace+volatile.Places:
+	case what >= volatile.FetchPlace+volatile.Places, what < volatile.FetchPlace && file == nil:
 		return syscall.EINVAL
 	case file == nil:
 		delete(s.files, what)
-	case s.bits == nil:
+	case s.files == nil:
 		return syscall.ENOENT
 	case old != nil && what == volatile.FetchListener:
 		return syscall.EEXIST
@@ -201,8 +202,8 @@ func (h *Held) put(s *slot, what uint64, file *os.File) syscall.Errno {
 	}
 	if old != nil {
 		h.kept--
-		// It may be the last descriptor of a guest's memory: a key must not wait
-		// until that is freed.
+		// It may be the last descriptor of a map, or of a guest's memory: a key must
+		// not wait until that is freed.
 		h.closing.Go(func() { old.Close() }) //nolint:errcheck // its engine had a duplicate
 	}
 	fail.At(fail.KeeperHeld)
@@ -210,12 +211,9 @@ func (h *Held) put(s *slot, what uint64, file *os.File) syscall.Errno {
 }
 
 func (s *slot) fetch(what uint64) (f *os.File, terms uint64, errno syscall.Errno) {
-	switch n := what - volatile.FetchConn; {
-	case what == volatile.FetchMap:
-		f = s.bits
-	case n < uint64(len(s.conns)):
+	if n := what - volatile.FetchConn; n < uint64(len(s.conns)) {
 		f, terms = s.conns[n].File.File, s.conns[n].Terms
-	default:
+	} else {
 		f = s.files[what]
 	}
 	if f == nil {
@@ -262,10 +260,10 @@ func (h *Held) Wait() { h.closing.Wait() }
 func (h *Held) Describe() (slots []handoff.Slot) {
 	for i := range h.slots {
 		s := &h.slots[i]
-		if s.bits == nil {
+		if s.files == nil {
 			continue
 		}
-		to := handoff.Slot{Slot: i, Map: handoff.Of(s.bits), Listener: handoff.Of(s.files[volatile.FetchListener]), Conns: s.conns, Places: make(map[int]*handoff.File)}
+		to := handoff.Slot{Slot: i, Map: handoff.Of(s.files[volatile.FetchMap]), Listener: handoff.Of(s.files[volatile.FetchListener]), Conns: s.conns, Places: make(map[int]*handoff.File)}
 		for what, f := range s.files {
 			if what >= volatile.FetchPlace {
 				to.Places[int(what-volatile.FetchPlace)] = new(handoff.Of(f))
@@ -282,7 +280,7 @@ func (h *Held) Inherit(slots []handoff.Slot) error {
 		if from.Slot >= volatile.Slots {
 			return fmt.Errorf("taking over slot %d: %w", from.Slot, volatile.ErrSlot)
 		}
-		s := slot{bits: from.Map.File, files: make(map[uint64]*os.File), conns: from.Conns}
+		s := slot{files: map[uint64]*os.File{volatile.FetchMap: from.Map.File}, conns: from.Conns}
 		if l := from.Listener.File; l != nil {
 			s.files[volatile.FetchListener] = l
 		}

@@ -212,7 +212,7 @@ func TestPlaces(t *testing.T) {
 		h.say(t, 0, of(volatile.KindYield, 255), nil)
 	}
 	ended(t, clients[255])
-	if h.kept != volatile.Places-1 || h.used() != volatile.Places {
+	if h.kept != volatile.Places || h.used() != volatile.Places {
 		t.Errorf("%d files are kept, %d held", h.kept, h.used())
 	}
 
@@ -233,7 +233,7 @@ func TestPlaces(t *testing.T) {
 	for _, c := range clients[:255] {
 		ended(t, c)
 	}
-	if h.kept != 4 || h.used() != 8 {
+	if h.kept != 8 || h.used() != 8 {
 		t.Errorf("%d files are kept, %d held", h.kept, h.used())
 	}
 }
@@ -287,10 +287,10 @@ func TestHandOff(t *testing.T) {
 	if err := next.Inherit(h.Describe()); err != nil {
 		t.Fatal(err)
 	}
-	if !next.Any() || next.maps != 2 || next.passed != 1 || next.slots[3].bits != files[0] {
+	if !next.Any() || next.maps != 2 || next.passed != 1 || next.slots[3].files[volatile.FetchMap] != files[0] {
 		t.Errorf("%d maps, %d connections", next.maps, next.passed)
 	}
-	if s := next.slots[700]; s.bits != files[1] || s.files[volatile.FetchListener] != listener || len(s.conns) != 1 || s.conns[0].File.File != passed || s.conns[0].Terms != 9 {
+	if s := next.slots[700]; s.files[volatile.FetchMap] != files[1] || s.files[volatile.FetchListener] != listener || len(s.conns) != 1 || s.conns[0].File.File != passed || s.conns[0].Terms != 9 {
 		t.Errorf("%+v", s)
 	}
 	for place, want := range map[uint64]*os.File{0: one, 255: two} {
@@ -298,7 +298,7 @@ func TestHandOff(t *testing.T) {
 			t.Errorf("place %d: %v", place, got)
 		}
 	}
-	if next.kept != 3 || next.used() != h.used() {
+	if next.kept != 5 || next.used() != h.used() {
 		t.Errorf("%d files, %d descriptors, of %d", next.kept, next.used(), h.used())
 	}
 	if err := next.Inherit([]handoff.Slot{{Slot: volatile.Slots}}); err == nil {
