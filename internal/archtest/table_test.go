@@ -32,7 +32,7 @@ const table = `
 	leaf     plant:
 	leaf     fail:
 	leaf     sys:              golang.org/x/sys/unix kernel.org/pub/linux/libs/security/libcap/psx
-	leaf     virtq:
+	leaf     virtq:            plant
 	leaf     mem:              plant sys
 	leaf     sandbox:          sys github.com/landlock-lsm/go-landlock
 	leaf     poll:
@@ -45,10 +45,10 @@ const table = `
 
 	# data plane: a request moves down, a completion up
 	data     export/nbd:       blk mem plant poll sys
-	data     export/vhostuser: blk mem sys
+	data     export/vhostuser: blk fail mem sys uring virtioblk virtq volatile
 	data     virtioblk:        blk fail mem poll sys virtq
 	data     volume:           blk mem plant sys
-	data     blockmap:         blk fail plant
+	data     blockmap:         blk fail mem plant
 	data     crypt:            blk mem plant sys xts
 	data     drive:            blk mem plant sys uring
 	data     engine:           blk blockmap crypt drive export/nbd export/vhostuser extent fail ipc limit mem plant sandbox sys volatile volume xts
