@@ -76,7 +76,7 @@ func (p Programs) add(files map[string]string, name string) error {
 	if err != nil {
 		return fmt.Errorf("reading what %s is made of: %w", name, err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // read to the end
 	needed, err := f.ImportedLibraries()
 	if err != nil {
 		return fmt.Errorf("reading the libraries of %s: %w", name, err)
