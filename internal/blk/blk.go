@@ -30,9 +30,9 @@
 //	B5: a failed request leaves the queue usable.
 //	B6: no allocation a request on the good path.
 //	B7: where the buffer of a request with the flag [Foreign] faults, the request
-//	    ends with EFAULT and N = 0, unless it fails otherwise. The layers stay as
-//	    they are after any request that failed. Buffers that are not foreign do not
-//	    fault; that would be the end of the process.
+//	    ends with EFAULT, unless it fails otherwise. The layers stay as they are
+//	    after any request that failed. Buffers that are not foreign do not fault;
+//	    that would be the end of the process.
 package blk
 
 import (

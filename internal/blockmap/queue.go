@@ -5,6 +5,7 @@ import (
 
 	"vacate/internal/blk"
 	"vacate/internal/fail"
+	"vacate/internal/mem"
 	"vacate/internal/plant"
 )
 
@@ -143,9 +144,10 @@ func (q *queue) read(r *blk.Request) bool {
 	if end == hi {
 		if written {
 			q.pass(r)
-		} else {
-			clear(r.Buf)
+		} else if zero(r.Buf, r.Flags) {
 			q.finish(r, r.Len, 0)
+		} else {
+			q.finish(r, 0, syscall.EFAULT)
 		}
 		return true
 	}
@@ -175,8 +177,9 @@ func (q *queue) cut(p *read) bool {
 			c.ask(blk.OpRead, r.Flags, p.next, until-p.next, buf)
 			p.left++
 			q.feed.Add(&c.req)
-		} else {
-			clear(buf)
+		} else if !zero(buf, r.Flags) {
+			p.fail(p.next-r.Off, syscall.EFAULT)
+			until = r.Off + r.Len // nothing more is cut
 		}
 		p.next = until
 	}
@@ -231,14 +234,29 @@ func (c *child) Complete(r *blk.Request) {
 	q.finish(parent, r.N, r.Errno)
 }
 
+// zero has a part of the parent's buffer read as zeros. It reports false where that
+// faults, as the memory of a guest may.
+func zero(buf []byte, flags blk.Flags) bool {
+	if flags&blk.Foreign != 0 {
+		return mem.ClearForeign(buf)
+	}
+	clear(buf)
+	return true
+}
+
+// fail takes note that p is good only up to there.
+func (p *read) fail(good int64, errno syscall.Errno) {
+	if good < p.failed {
+		p.failed, p.errno = good, errno
+	}
+}
+
 // partDone takes note of a child of p; good says up to where p is good if it
 // failed. After a failure nothing more is cut.
 func (q *queue) partDone(p *read, good int64, errno syscall.Errno) {
 	p.left--
 	if errno != 0 {
-		if good < p.failed {
-			p.failed, p.errno = good, errno
-		}
+		p.fail(good, errno)
 		p.next = p.parent.Off + p.parent.Len
 	}
 	if p.left == 0 && p.next == p.parent.Off+p.parent.Len && q.cutting != p {

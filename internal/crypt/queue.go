@@ -5,7 +5,6 @@ import (
 	"syscall"
 
 	"vacate/internal/blk"
-	"vacate/internal/mem"
 	"vacate/internal/plant"
 	"vacate/internal/sys"
 	"vacate/internal/xts"
@@ -99,7 +98,7 @@ func (q *queue) Fill() {
 				q.waiting.pop()
 				q.fetchNext()
 				n, errno := q.inPlace(r, w)
-				if errno == syscall.EIO {
+				if errno == syscall.EIO || errno == syscall.EFAULT {
 					xts.Scrub() // the stack of the call, which has only now unwound
 				}
 				q.delivered++
@@ -144,13 +143,15 @@ func (q *queue) start(r *blk.Request, at, count int) {
 	q.free = q.free[:last]
 	s.parent, s.at, s.count = r, at, count
 	c := &s.child // Done stays; Errno and N are the layer's below
-	c.Op, c.Flags, c.Off, c.Len = r.Op, r.Flags, r.Off, r.Len
+	c.Op, c.Flags, c.Off, c.Len = r.Op, r.Flags&^blk.Foreign, r.Off, r.Len
 	if count > 0 {
 		c.Buf = q.scratch.bytes(at, count)
 	}
-	if r.Op == blk.OpWrite && !q.encrypt(s.child.Buf, r.Buf, block(r)) {
-		s.finish(0, syscall.ESHUTDOWN)
-		return
+	if r.Op == blk.OpWrite {
+		if errno := q.work(r, c.Buf); errno != 0 {
+			s.finish(0, errno)
+			return
+		}
 	}
 	q.feed.Add(&s.child)
 }
@@ -162,11 +163,11 @@ func (s *slot) Complete(child *blk.Request) {
 	s.q.feed.Finished()
 	n, errno := child.N, child.Errno
 	if child.Op == blk.OpRead {
-		switch {
-		case errno != 0:
-			n = 0 // nothing was decrypted: nobody above asks for half a read
-		case !s.q.decrypt(s.parent.Buf, child.Buf, block(child)):
-			n, errno = 0, syscall.ESHUTDOWN
+		if errno == 0 {
+			errno = s.q.work(s.parent, child.Buf)
+		}
+		if errno != 0 {
+			n = 0 // nobody above asks for half a read
 		}
 	}
 	s.finish(n, errno)
@@ -183,79 +184,4 @@ func (s *slot) finish(n int64, errno syscall.Errno) {
 	q.free = append(q.free, s)
 	q.delivered++
 	r.Finish(n, errno)
-}
-
-// encrypt encrypts blocks from first on, unless the gate is shut.
-func (q *queue) encrypt(dst, src []byte, first uint64) bool {
-	for len(src) > 0 {
-		n := min(stretch, len(src))
-		if !q.gate.Enter() {
-			return false
-		}
-		q.seal(dst[:n], src[:n], first)
-		dst, src, first = dst[n:], src[n:], first+stretch/blk.BlockSize
-	}
-	return true
-}
-
-// decrypt decrypts blocks from first on. If the gate is shut, or shuts on the
-// way, it reports false and dst holds no plaintext (C3).
-func (q *queue) decrypt(dst, src []byte, first uint64) bool {
-	for done := 0; done < len(src); done += stretch {
-		n := min(stretch, len(src)-done)
-		if !q.gate.Enter() {
-			if !plant.Is(plant.LateDecrypt) {
-				mem.Wipe(dst[:done])
-				return false
-			}
-			q.c.sched.Decrypt(dst[done:done+n], src[done:done+n], blk.BlockSize, first)
-		} else {
-			q.open(dst[done:done+n], src[done:done+n], first)
-		}
-		first += stretch / blk.BlockSize
-	}
-	return true
-}
-
-// seal and open are the cipher calls: one stretch, inside the gate that Enter
-// has opened.
-
-func (q *queue) seal(dst, src []byte, first uint64) {
-	q.busy = true
-	defer q.leave()
-	switch {
-	case plant.Is(plant.CipherNull):
-		copy(dst, src)
-	case plant.Is(plant.ScheduleLeft):
-		left = *q.c.sched
-		fallthrough
-	default:
-		q.c.sched.Encrypt(dst, src, blk.BlockSize, first)
-	}
-	q.busy = false
-}
-
-// left is where the planted bug leaves its copy.
-var left xts.Schedule //nolint:unused // by builds with the tag planted
-
-func (q *queue) open(dst, src []byte, first uint64) {
-	q.busy = true
-	defer q.leave()
-	if plant.Is(plant.CipherNull) {
-		copy(dst, src)
-	} else {
-		q.c.sched.Decrypt(dst, src, blk.BlockSize, first)
-	}
-	q.busy = false
-}
-
-// leave leaves the gate. If a fault unwinds a cipher call, the keys that it had in
-// registers are cleared first, there and where the kernel has saved them.
-func (q *queue) leave() {
-	if q.busy {
-		q.busy = false
-		xts.Scrub()
-		sys.OverwriteSignalFrame()
-	}
-	q.gate.Leave()
 }

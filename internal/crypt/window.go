@@ -3,7 +3,6 @@ package crypt
 import (
 	"runtime/debug"
 	"syscall"
-	"unsafe"
 
 	"vacate/internal/blk"
 	"vacate/internal/mem"
@@ -21,42 +20,47 @@ import (
 //     gate, a stretch at a time (C1). A page that goes away after step 2 still
 //     faults here; leave then clears what the cipher left.
 //  4. A fault on the window, in either step, is an EIO of this request, and its
-//     buffer holds nothing that was decrypted for it.
+//     buffer holds nothing that was decrypted for it. A fault on a foreign buffer
+//     is an EFAULT of this request (cipher.go), and no failure of the device.
 
 // inPlace carries out r, which check has let pass, in the window w.
 func (q *queue) inPlace(r *blk.Request, w []byte) (n int64, errno syscall.Errno) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer q.caught(r, w, &n, &errno)
-	var done bool
 	if r.Op == blk.OpWrite {
 		touchStore(w)
-		done = q.encrypt(w, r.Buf, block(r))
 	} else {
 		touchLoad(w)
-		done = q.decrypt(r.Buf, w, block(r))
 	}
-	if !done {
+	if r.Flags&blk.Foreign != 0 {
+		touchForeign(r)
+	}
+	if !q.run(r, w) {
 		return 0, syscall.ESHUTDOWN
 	}
 	return r.Len, 0
 }
 
-// caught makes a fault on w the result of r. It is deferred. What else panics is
-// no fault of the device.
+// caught makes a fault on w, or on a foreign buffer, the result of r. It is
+// deferred. What else panics goes on.
 func (q *queue) caught(r *blk.Request, w []byte, n *int64, errno *syscall.Errno) {
 	p := recover()
 	if p == nil {
 		return
 	}
-	fault, ok := p.(interface{ Addr() uintptr }) // debug.SetPanicOnFault
-	if !ok || fault.Addr()-uintptr(unsafe.Pointer(unsafe.SliceData(w))) >= uintptr(len(w)) {
+	foreign := r.Flags&blk.Foreign != 0
+	switch {
+	case mem.FaultIn(p, w):
+		q.windows.Faulted(r.Op, r.Off, r.Len)
+		if r.Op == blk.OpRead {
+			wipe(r.Buf, foreign)
+		}
+		*n, *errno = 0, syscall.EIO
+	case foreign && mem.FaultIn(p, r.Buf):
+		*n, *errno = 0, syscall.EFAULT
+	default:
 		panic(p)
 	}
-	q.windows.Faulted(r.Op, r.Off, r.Len)
-	if r.Op == blk.OpRead {
-		mem.Wipe(r.Buf)
-	}
-	*n, *errno = 0, syscall.EIO
 }
 
 // touchLoad reads a byte of each page of w.

@@ -176,7 +176,10 @@ func (o *op) send(i int, what blk.Op, off, length int64, buf []byte) {
 	k := &o.kids[i]
 	flags := o.parent.Flags
 	if what == blk.OpRead {
-		flags = 0 // FUA is about writes, also where they begin with a read
+		flags &= blk.Foreign // FUA is about writes, also where they begin with a read
+	}
+	if i != kidMiddle {
+		flags &^= blk.Foreign // the page is the volume's own
 	}
 	c := &k.req // Done stays; Errno and N are the layer's below
 	c.Op, c.Flags, c.Off, c.Len, c.Buf = what, flags, off, length, buf
@@ -200,9 +203,9 @@ func (k *kid) Complete(r *blk.Request) {
 	case o.errno != 0:
 		o.finish(0, o.errno) // V3
 	case o.parent.Op == blk.OpRead:
-		for i := range o.parts.count {
-			e := &o.parts.edges[i]
-			copy(o.parent.Buf[e.at:], o.pages[i][e.from:e.to])
+		if !o.copyEdges() {
+			o.finish(0, syscall.EFAULT)
+			return
 		}
 		o.finish(o.parent.Len, 0)
 	case !o.writing:
@@ -217,22 +220,46 @@ func (k *kid) Complete(r *blk.Request) {
 // zeros after a write-zeroes or a discard needs no space: an unwritten block
 // stays one.
 func (o *op) writeBack() {
-	r := o.parent
 	o.writing = true
+	if !o.copyEdges() {
+		o.finish(0, syscall.EFAULT) // before anything is written
+		return
+	}
 	for i := range o.parts.count {
 		e, page := &o.parts.edges[i], o.pages[i]
-		if r.Op == blk.OpWrite {
-			copy(page[e.from:e.to], r.Buf[e.at:])
-		} else {
-			clear(page[e.from:e.to])
-			if mem.IsZero(page) {
-				o.send(i, blk.OpWriteZeroes, e.off, blk.BlockSize, nil)
-				continue
-			}
+		if o.parent.Op != blk.OpWrite && mem.IsZero(page) {
+			o.send(i, blk.OpWriteZeroes, e.off, blk.BlockSize, nil)
+			continue
 		}
 		o.send(i, blk.OpWrite, e.off, blk.BlockSize, page)
 	}
 	o.sendMiddle()
+}
+
+// copyEdges moves the covered parts of the edges between their pages and the
+// parent's buffer, or has them be zeros. It reports false where the buffer faults,
+// as the memory of a guest may.
+func (o *op) copyEdges() bool {
+	r := o.parent
+	for i := range o.parts.count {
+		e := &o.parts.edges[i]
+		own := o.pages[i][e.from:e.to]
+		if r.Op != blk.OpRead && r.Op != blk.OpWrite {
+			clear(own)
+			continue
+		}
+		theirs := r.Buf[e.at : e.at+int64(len(own))]
+		dst, src := theirs, own
+		if r.Op == blk.OpWrite {
+			dst, src = own, theirs
+		}
+		if r.Flags&blk.Foreign == 0 {
+			copy(dst, src)
+		} else if !mem.CopyForeign(dst, src, theirs) {
+			return false
+		}
+	}
+	return true
 }
 
 // finish frees the op, and then completes the parent: its owner may submit
