@@ -22,6 +22,8 @@ const (
 	KeyNotWiped       = "key-not-wiped"       // L5: the keeper leaves the key pages as they are
 	WipeBeforeCiphers = "wipe-before-ciphers" // L5: the key is wiped while cipher calls use it
 	TakeoverDrained   = "takeover-drained"    // L8: a lease that a predecessor erased counts as drained before the fence is held
+	InflightUnwritten = "inflight-unwritten"  // L8: a request of a ring is carried out without a note that it is in flight
+	ResubmitLeftOut   = "resubmit-left-out"   // L8: a successor does not do again what was in flight in a ring
 )
 
 // Variable names the environment variable that says which bug is alive.

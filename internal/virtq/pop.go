@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"unsafe"
+
+	"vacate/internal/plant"
 )
 
 // Flags of a descriptor (2.7.5).
@@ -102,6 +104,9 @@ func (r *Ring) Pop(c *Chain) (ok bool, err error) {
 func (r *Ring) begin(head uint16) {
 	r.inflight.number(head)
 	r.stored()
+	if plant.Is(plant.InflightUnwritten) {
+		return
+	}
 	r.inflight.begin(head)
 	r.stored()
 }

@@ -32,6 +32,8 @@ import (
 	"errors"
 	"fmt"
 	"unsafe"
+
+	"vacate/internal/plant"
 )
 
 // MaxSize is the largest ring, and the longest indirect table, in descriptors.
@@ -144,6 +146,9 @@ func New(c Config) (_ *Ring, err error) {
 			return nil, err
 		}
 		r.next = r.told + uint16(len(r.resubmit))
+		if plant.Is(plant.ResubmitLeftOut) {
+			r.resubmit = nil
+		}
 	}
 	r.seen = r.next
 	return r, nil
