@@ -6,15 +6,10 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"vacate/internal/blk"
-	"vacate/internal/blockmap"
-	"vacate/internal/crypt"
 	"vacate/internal/mem"
-	"vacate/internal/volume"
-	"vacate/internal/xts"
 )
 
 // A lane is a ring whose requests are laid out once, and made available again and
@@ -98,75 +93,6 @@ func (null) Submit(batch []*blk.Request) {
 func (null) Reap(bool) int { return 0 }
 func (null) Close() error  { return nil }
 
-// stack is a volume as the engine builds it, over a mapping, all written. plain
-// leaves the cipher out.
-func stack(tb testing.TB, size int64) blk.Device {
-	tb.Helper()
-	blocks := uint64(size / blk.BlockSize)
-	bits := blockmap.Bits{
-		Words:   make([]atomic.Uint64, (blocks+63)/64),
-		Summary: make([]atomic.Uint64, (blocks+64*64*512-1)/(64*64*512)),
-		Blocks:  blocks,
-	}
-	sched := new(xts.Schedule)
-	key := new([xts.KeySize]byte)
-	for i := range key {
-		key[i] = byte(i * 7)
-	}
-	if err := sched.Expand(key); err != nil {
-		tb.Fatal(err)
-	}
-	below := newWindow(tb, int(size))
-	v := volume.New(blockmap.New(crypt.New(below, sched, mem.TryLock), bits), volume.Config{Lock: mem.TryLock})
-	q, err := v.NewQueue(1)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer q.Close()
-	buf := make([]byte, blk.MaxTransfer)
-	for off := int64(0); off < size; off += int64(len(buf)) {
-		if err := blk.Do(q, &blk.Request{Op: blk.OpWrite, Off: off, Len: int64(len(buf)), Buf: buf}); err != nil {
-			tb.Fatal(err)
-		}
-	}
-	return v
-}
-
-// A window is a drive in memory, as a file on tmpfs is.
-type window struct{ bytes []byte }
-
-func newWindow(tb testing.TB, size int) *window {
-	b, err := syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED|syscall.MAP_ANON)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { _ = syscall.Munmap(b) })
-	return &window{b}
-}
-
-func (d *window) Geometry() blk.Geometry {
-	return blk.Geometry{Size: int64(len(d.bytes)), Logical: 1, Physical: 1}
-}
-func (d *window) NewQueue(int) (blk.Queue, error) { return &windowQueue{d}, nil }
-
-type windowQueue struct{ d *window }
-
-func (q *windowQueue) Window(_ blk.Op, off, n int64) []byte { return q.d.bytes[off : off+n : off+n] }
-func (q *windowQueue) Faulted(blk.Op, int64, int64)         {}
-func (q *windowQueue) Reap(bool) int                        { return 0 }
-func (q *windowQueue) Close() error                         { return nil }
-func (q *windowQueue) Submit(batch []*blk.Request) {
-	for _, r := range batch {
-		switch r.Op {
-		case blk.OpRead:
-			copy(r.Buf, q.d.bytes[r.Off:])
-		case blk.OpWrite:
-			copy(q.d.bytes[r.Off:], r.Buf)
-		}
-		r.Finish(r.Len, 0)
-	}
-}
-
 // TestNoAllocations: none a request, of any kind (B6).
 func TestNoAllocations(t *testing.T) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -211,4 +137,3 @@ func BenchmarkRing(b *testing.B) {
 		})
 	}
 }
-

@@ -44,19 +44,25 @@ func TestModel(t *testing.T) {
 					if polls {
 						cfg.Poll = poll.Max
 					}
-					model(t, dev, cfg, eventIdx)
+					model(t, func() []byte { return dev.bytes }, cfg, eventIdx)
+					if dev.longest > blk.MaxTransfer {
+						t.Errorf("a part has %d bytes", dev.longest)
+					}
+					if dev.foreign.Load() == 0 || dev.bounced.Load() == 0 {
+						t.Errorf("%d parts went straight, %d by a bounce buffer: want both", dev.foreign.Load(), dev.bounced.Load())
+					}
 				})
 			}
 		}
 	}
 }
 
-func model(t *testing.T, dev *ram, cfg Config, eventIdx bool) {
+func model(t *testing.T, contents func() []byte, cfg Config, eventIdx bool) {
 	rng := rand.New(rand.NewPCG(5, 8))
 	g := newGuest(t, 64<<20)
 	d := newDriver(g, 256, eventIdx)
 	served(t, d, cfg)
-	want := make([]byte, len(dev.bytes))
+	want := bytes.Clone(contents())
 	start := g.next
 	for range 150 {
 		g.next = start + uint64(rng.IntN(g.half*2-40<<20)) // over the rim too
@@ -79,15 +85,9 @@ func model(t *testing.T, dev *ram, cfg Config, eventIdx bool) {
 			asked[head]()
 			delete(asked, head)
 		}
-		if !bytes.Equal(dev.bytes, want) {
+		if !bytes.Equal(contents(), want) {
 			t.Fatal("the volume holds something else")
 		}
-	}
-	if dev.longest > blk.MaxTransfer {
-		t.Errorf("a part has %d bytes", dev.longest)
-	}
-	if dev.foreign.Load() == 0 || dev.bounced.Load() == 0 {
-		t.Errorf("%d parts went straight, %d by a bounce buffer: want both", dev.foreign.Load(), dev.bounced.Load())
 	}
 }
 

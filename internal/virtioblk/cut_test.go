@@ -1,0 +1,128 @@
+package virtioblk
+
+import (
+	"fmt"
+	"testing"
+
+	"vacate/internal/blk"
+	"vacate/internal/mem"
+)
+
+// TestCut: how requests are cut; and the law, C1 to C3.
+func TestCut(t *testing.T) {
+	const k = 1 << 10
+	for _, tt := range []struct {
+		off    int64
+		slices []int
+		want   string // parts: length, b if bounced
+	}{
+		{0, []int{4 * k}, "4096"},
+		{512, []int{512}, "512"},
+		{512, []int{8 * k}, "8192"},
+		{0, []int{4 * k, 4 * k, 4 * k}, "4096 4096 4096"},
+		{0, []int{1000, 3096}, "4096b"},
+		{0, []int{512, 512, 3072, 64 * k}, "4096b 65536"},
+		{512, []int{3584, 4 * k}, "3584 4096"},
+		{0, []int{3584, 4 * k, 4 * k, 512}, "12288b"},
+		{0, []int{12 * k, 100, 3996}, "12288 4096b"},
+		{0, []int{5000, 3192}, "4096 4096b"},
+		{0, []int{300 * k}, "262144 45056"},
+		{1024, []int{300 * k}, "261120 46080"},
+		{0, []int{100, 128*k - 100}, "4096b 126976"},
+		{0, []int{100, 0, 0, 412}, "512b"},
+	} {
+		t.Run(fmt.Sprint(tt.off, tt.slices), func(t *testing.T) {
+			w := cutter(t, 64)
+			j := &w.jobs[0]
+			j.kind, j.op, j.off = kindRead, blk.OpRead, tt.off
+			var list [][]byte
+			for _, n := range tt.slices {
+				list = append(list, make([]byte, n))
+				j.left += int64(n)
+			}
+			j.data = cursor{list: list}
+			total := j.left
+			if !w.stage(j) {
+				t.Fatal("not all is staged")
+			}
+			got, next := "", tt.off
+			for i, r := range w.submit {
+				if i > 0 {
+					got += " "
+				}
+				got += fmt.Sprint(r.Len)
+				if r.Flags&blk.Foreign == 0 {
+					got += "b"
+				}
+				if r.Off != next || r.Len == 0 || r.Len > blk.MaxTransfer || int64(len(r.Buf)) != r.Len {
+					t.Errorf("C1: part %d has %d bytes at %d, and a buffer of %d; want it at %d", i, r.Len, r.Off, len(r.Buf), next)
+				}
+				if next += r.Len; i < len(w.submit)-1 && next%blk.BlockSize != 0 {
+					t.Errorf("C2: part %d ends at %d", i, next)
+				}
+			}
+			if next != tt.off+total {
+				t.Errorf("C1: the parts end at %d, want %d", next, tt.off+total)
+			}
+			if got != tt.want {
+				t.Errorf("parts %q, want %q", got, tt.want)
+			}
+			for _, r := range w.submit {
+				w.reclaim(r.Done.(*part))
+			}
+		})
+	}
+}
+
+// TestCutBounded: a request that is longer than there are parts or bounce buffers
+// goes on when some are free again.
+func TestCutBounded(t *testing.T) {
+	w := cutter(t, 4)
+	j := &w.jobs[0]
+	j.kind, j.op, j.left = kindRead, blk.OpRead, 4<<20
+	for range 8 {
+		j.data.list = append(j.data.list, make([]byte, 512<<10))
+	}
+	rounds, next := 0, int64(0)
+	for whole := false; !whole; rounds++ {
+		whole = w.stage(j)
+		for _, r := range w.submit {
+			if r.Off != next {
+				t.Fatalf("a part at %d, want %d", r.Off, next)
+			}
+			next += r.Len
+			w.reclaim(r.Done.(*part))
+		}
+		w.submit = w.submit[:0]
+	}
+	if rounds != 4 || next != 4<<20 {
+		t.Errorf("%d bytes in %d rounds, want %d in 4", next, rounds, 4<<20)
+	}
+	j = &w.jobs[1]
+	j.kind, j.op, j.left = kindRead, blk.OpRead, 1<<20
+	for range 1 << 20 / 1024 {
+		j.data.list = append(j.data.list, make([]byte, 1000), make([]byte, 24))
+	}
+	if w.stage(j) || len(w.submit) != 4 || w.bounces.Free() != bounceCount-4 {
+		t.Errorf("%d parts are staged, %d bounce buffers free", len(w.submit), w.bounces.Free())
+	}
+	for _, r := range w.submit {
+		w.reclaim(r.Done.(*part))
+	}
+}
+
+// cutter is a worker that only cuts.
+func cutter(t *testing.T, depth int) *Worker {
+	w := &Worker{cfg: Config{Depth: depth}}
+	w.furnish()
+	var err error
+	if w.bounces, err = mem.NewPool(bounceSize, bounceCount, mem.TryLock); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.bounces.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
