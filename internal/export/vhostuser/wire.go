@@ -53,7 +53,7 @@ func newWire(fd int) (*wire, error) {
 		return nil, errors.Join(err, sys.CloseFD(fd))
 	}
 	w := &wire{fd: fd, parcel: parcel}
-	if w.buf, err = sys.MapAnonymous(headerSize + maxPayload); err != nil {
+	if w.buf, err = sys.MapAnonymous(headerSize + maxPayload + 1); err != nil {
 		return nil, errors.Join(err, w.close())
 	}
 	if w.ring, err = uring.New(maxPieces + 1); err != nil {
@@ -100,7 +100,16 @@ func (w *wire) peekAll(m *message, size int) (err error) {
 	w.pieces = w.pieces[:0]
 	moved := false
 	for at := 0; at < size; {
-		n, files, errno := sys.PeekFiles(w.fd, w.buf[at:size])
+		// One byte more than the message has: in a look at what has no descriptors
+		// the kernel goes on to the next message, and gives out those of that
+		// although no room is left for its bytes (net/unix/af_unix.c). With room for
+		// one, it tells by that byte.
+		n, files, errno := sys.PeekFiles(w.fd, w.buf[at:size+1])
+		if n > size-at {
+			later := message{files: files}
+			later.close()
+			n, files = size-at, nil
+		}
 		m.files = append(m.files, files...)
 		switch {
 		case errno == syscall.EMSGSIZE:
