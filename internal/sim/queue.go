@@ -129,8 +129,9 @@ func (q *queue) ready(i int) bool {
 }
 
 // carryOut does what p asks for, as far as its fault lets it.
-func (d *Drive) carryOut(p pending) result {
+func (d *Drive) carryOut(p pending) (res result) {
 	r := p.r
+	defer foreignFault(r, &res)
 	if p.bad != 0 {
 		return result{r, 0, p.bad}
 	}
@@ -172,4 +173,14 @@ func (q *queue) Close() error {
 	}
 	delete(q.d.queues, q)
 	return nil
+}
+
+// foreignFault makes a fault on foreign memory the result of r. It is deferred.
+func foreignFault(r *blk.Request, res *result) {
+	if p := recover(); p != nil {
+		if _, ok := p.(interface{ Addr() uintptr }); !ok || r.Flags&blk.Foreign == 0 {
+			panic(p)
+		}
+		*res = result{r, 0, syscall.EFAULT}
+	}
 }

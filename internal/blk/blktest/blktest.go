@@ -1,7 +1,7 @@
 // Package blktest is the conformance suite for every [blk.Device]: drives, their
 // simulated twin, and each layer above them.
 //
-// It holds a device to the rules B1 to B6 of package blk, and to a slow and
+// It holds a device to the rules B1 to B7 of package blk, and to a slow and
 // obvious model of what a disk is: an array of bytes. What a device may refuse
 // is taken from its geometry (alignment) and from its answers (EOPNOTSUPP for
 // discard and write-zeroes); all else must work.
@@ -37,6 +37,7 @@ func Run(t *testing.T, open func(t *testing.T) blk.Device) {
 		{"Pending", testPending},
 		{"Window", testWindow},
 		{"Register", testRegister},
+		{"Foreign", testForeign},
 		{"TwoQueues", testTwoQueues},
 		{"Allocations", testAllocations},
 	} {

@@ -48,6 +48,16 @@ var bugs = map[string]struct {
 		}
 		below(r)
 	}},
+	"hides faults": {"Foreign", "want bad address", func(r *blk.Request, below func(*blk.Request)) {
+		if r.Flags&blk.Foreign == 0 {
+			below(r)
+			return
+		}
+		child := *r
+		child.Done = ignore{}
+		below(&child)
+		r.Finish(r.Len, 0)
+	}},
 	"waits in silence":  {"Pending", "names nothing to wait for", nil},
 	"waits for nothing": {"Pending", "says that it waits for something", nil},
 }
