@@ -221,6 +221,10 @@ func (w *world) handle(ctx context.Context, method string, body []byte, files []
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseLimitRequest) (ipc.Empty, error) {
 			return ipc.Empty{}, e.LimitLease(ctx, r)
 		})
+	case ipc.MethodLeaseResize:
+		return with(ctx, body, func(ctx context.Context, r ipc.LeaseResizeRequest) (ipc.Empty, error) {
+			return ipc.Empty{}, e.ResizeLease(ctx, r)
+		})
 	case ipc.MethodLeaseClose:
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseRef) (ipc.Erasure, error) { return e.CloseLease(ctx, r.Lease) })
 	case ipc.MethodLeaseDrain:

@@ -94,8 +94,9 @@ type Store interface {
 	// ResizeLease gives a lease whose CLOSE record is not written its new size, more
 	// than it has, and the pieces that make it up: those that it has, and more
 	// behind them ([extent.Join]), held from now on. It writes a RESIZE record, and
-	// returns the lease. Asked again, it changes nothing. A lease that has ended, or
-	// never was, is ErrNotFound.
+	// returns the lease. Asked again, it changes nothing. A lease that has ended is
+	// ErrNotFound, with the lease as it ended; one that never was, or is forgotten,
+	// is ErrNotFound too.
 	ResizeLease(id string, size int64, pieces []extent.Piece) (lease.Lease, error)
 
 	// CloseLease writes the CLOSE record of a lease that is erased or lost, and

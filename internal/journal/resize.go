@@ -17,10 +17,10 @@ func (b *Bolt) ResizeLease(id string, size int64, pieces []extent.Piece) (lease.
 		if err != nil {
 			return err
 		}
+		out = old
 		if !live || old.CloseSeq != 0 {
 			return fmt.Errorf("it is %s: %w", old.State, ErrNotFound)
 		}
-		out = old
 		if size == old.SizeBytes && slices.Equal(pieces, old.Pieces) {
 			return nil
 		}

@@ -57,8 +57,8 @@ func TestResize(t *testing.T) {
 		if err != nil || got.SizeBytes != want.SizeBytes || !slices.Equal(got.Pieces, want.Pieces) {
 			t.Errorf("closed: %+v, %v", got, err)
 		}
-		_, err = b.ResizeLease(want.ID, want.SizeBytes+4096, want.Pieces)
-		if !errors.Is(err, ErrNotFound) || !errors.Is(err, ErrUnchanged) {
+		got, err = b.ResizeLease(want.ID, want.SizeBytes+4096, want.Pieces)
+		if got.SizeBytes != want.SizeBytes || !errors.Is(err, ErrNotFound) || !errors.Is(err, ErrUnchanged) {
 			t.Errorf("resizing a lease that has ended: %v", err)
 		}
 	}

@@ -34,6 +34,9 @@ import (
 //	    every key.
 //	E7: after LimitLease a lease is held to these limits, by this engine and by
 //	    those that take its place. It never waits for a device.
+//	E8: after ResizeLease a lease has this size, in this engine and in those that
+//	    take its place. It waits for what is in flight. One that was cut off has left
+//	    the old size or the new one, which Leases tells.
 type Engine interface {
 	Hello(ctx context.Context) (ipc.Hello, error)
 	Inspect(ctx context.Context, req ipc.InspectRequest) (ipc.Inspection, error)
@@ -44,6 +47,7 @@ type Engine interface {
 	// [lease.Exports.Kinds]. They stay the caller's.
 	OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listeners ...*os.File) (ipc.LeaseOpened, error)
 	LimitLease(ctx context.Context, req ipc.LeaseLimitRequest) error
+	ResizeLease(ctx context.Context, req ipc.LeaseResizeRequest) error
 	CloseLease(ctx context.Context, id string) (ipc.Erasure, error)
 	Drain(ctx context.Context, id string) error
 	Leases(ctx context.Context) (ipc.LeaseList, error)

@@ -14,6 +14,7 @@ type entry struct {
 	gone    chan struct{} // its space is free; the entry is in no map any more
 
 	limiting chan struct{} // capacity 1; full while somebody sets its limits (limit.go)
+	resizing chan struct{} // likewise, while somebody resizes it (resize.go)
 
 	l         lease.Lease
 	keyNs     int64       // when its key was generated, where this node saw it
@@ -27,7 +28,7 @@ type entry struct {
 
 func newEntry(l lease.Lease) *entry {
 	return &entry{l: l, opened: make(chan struct{}), settled: make(chan struct{}), gone: make(chan struct{}),
-		limiting: make(chan struct{}, 1)}
+		limiting: make(chan struct{}, 1), resizing: make(chan struct{}, 1)}
 }
 
 // closeOnce closes a channel that is not closed yet. REQUIRES: Node.mu is held.

@@ -37,6 +37,11 @@ func life(w *world) {
 			try(w.n.Limit(w.ctx, ids[i], l))
 		}
 	}
+	grow := func(i int, size int64) {
+		if w.n != nil && i < len(ids) {
+			try(w.n.Resize(w.ctx, ids[i], size, false))
+		}
+	}
 	again := func() { // control ends and starts
 		w.stop()
 		if err := w.start(); err != nil { // it would be started again
@@ -57,8 +62,10 @@ func life(w *world) {
 	open(OpenRequest{SizeBytes: 4 * mib, Tenant: "one", Key: "k1"})
 	open(OpenRequest{SizeBytes: 6 * mib, Tenant: "two", Key: "k2", TTL: time.Minute}) // spans the drives
 	hold(1, slow)
+	grow(0, 5*mib)
 	shut(0)
 	open(OpenRequest{SizeBytes: 3 * mib, Tenant: "three", Key: "k3"}) // on what the first had
+	grow(2, 3*mib+4096)
 	again()
 	w.e.With("/a", func(d *nodesim.Disk) { d.Hangs = true })
 	shut(2) // erased, not drained
@@ -83,6 +90,7 @@ func life(w *world) {
 	time.Sleep(10 * time.Second)
 	open(OpenRequest{SizeBytes: 1 * mib, Tenant: "five", Key: "k5", TTL: time.Hour, Limits: slow})
 	hold(4, limit.Limits{IOPS: 9})
+	grow(4, 5*mib)
 	w.clock.Jump(30 * time.Minute)
 	next(w.e.CrashEngine)
 	next(w.e.GiveUp)
@@ -93,10 +101,11 @@ func life(w *world) {
 	hold(6, slow)
 	again()
 	hold(6, limit.Limits{IOPS: 3})
+	grow(6, 9*mib)
 }
 
 // settle starts the node without faults, and checks that every lease is held to
-// the limits that the journal has. Then all is lost.
+// the limits that the journal has, and has the size. Then all is lost.
 func settle(w *world) {
 	w.f.Strike(0, 0, false)
 	w.stop()
@@ -105,6 +114,11 @@ func settle(w *world) {
 	for id, held := range w.e.Limits() {
 		if l, err := w.n.Get(id); err == nil && l.Limits != held {
 			w.t.Errorf("lease %s is held to %+v, and the journal has %+v", id, held, l.Limits)
+		}
+	}
+	for id, size := range w.e.Sizes() {
+		if l, err := w.n.Get(id); err == nil && l.SizeBytes != size {
+			w.t.Errorf("lease %s has %d bytes, and the journal has %d", id, size, l.SizeBytes)
 		}
 	}
 	w.stop()
@@ -182,7 +196,7 @@ func TestEveryFault(t *testing.T) {
 		t.Fatal("without a fault")
 	}
 	for _, want := range []string{"AddDrive", "FinishDrive", "IntendEpochs", "ConfirmEpochs", "journal OpenLease", "journal CloseLease", "FreeSpace",
-		"journal LimitLease", "engine LimitLease",
+		"journal LimitLease", "engine LimitLease", "journal ResizeLease", "engine ResizeLease",
 		"Hello", "Inspect", "Enroll", "OpenDrive", "engine OpenLease", "engine CloseLease", "Drain", "Leases", "Make", "Remove", "Clean"} {
 		if !slices.Contains(calls, want) {
 			t.Errorf("the life never calls %s", want)

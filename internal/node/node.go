@@ -4,6 +4,7 @@
 // # Order
 //
 //	open    journal: lease, extents, OPEN record → sockets → engine: key, export
+//	resize  journal: size, more extents, RESIZE record → engine: larger volume
 //	close   engine: key destroyed → drained, or its deadline passed →
 //	        journal: CLOSE record → sockets → extents free
 //

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,17 +51,10 @@ func (r *OpenRequest) check() error {
 			return invalid(r.Key, "%v", err)
 		}
 	}
-	size := fmt.Sprint(r.SizeBytes)
+	if err := checkSize(r.SizeBytes); err != nil {
+		return err
+	}
 	switch {
-	case r.SizeBytes == 0:
-		return invalid(size, "a lease of 0 bytes holds nothing: ask for at least %d", lease.BlockBytes)
-	case r.SizeBytes < 0:
-		return invalid(size, "the size %d is negative", r.SizeBytes)
-	case r.SizeBytes > lease.MaxBytes:
-		return invalid(size, "the size %d is over the largest that a lease can have, 2^62", r.SizeBytes)
-	case r.SizeBytes%lease.BlockBytes != 0:
-		up := r.SizeBytes - r.SizeBytes%lease.BlockBytes + lease.BlockBytes
-		return invalid(size, "the size %d is not a multiple of %d: the next is %d", r.SizeBytes, lease.BlockBytes, up)
 	case r.LogicalBlock != 512 && r.LogicalBlock != 4096:
 		return invalid(fmt.Sprint(r.LogicalBlock), "logical blocks have 512 or 4096 bytes, not %d", r.LogicalBlock)
 	case r.TTL < 0 || r.TTL > 0 && r.TTL < time.Second:
@@ -72,9 +66,26 @@ func (r *OpenRequest) check() error {
 	return checkLimits(r.Limits)
 }
 
+// checkSize says what is wrong with the size of a volume.
+func checkSize(bytes int64) error {
+	size := fmt.Sprint(bytes)
+	switch {
+	case bytes == 0:
+		return invalid(size, "a lease of 0 bytes holds nothing: ask for at least %d", lease.BlockBytes)
+	case bytes < 0:
+		return invalid(size, "the size %d is negative", bytes)
+	case bytes > lease.MaxBytes:
+		return invalid(size, "the size %d is over the largest that a lease can have, 2^62", bytes)
+	case bytes%lease.BlockBytes != 0:
+		up := bytes - bytes%lease.BlockBytes + lease.BlockBytes
+		return invalid(size, "the size %d is not a multiple of %d: the next is %d", bytes, lease.BlockBytes, up)
+	}
+	return nil
+}
+
 // same reports whether l is what r asks for.
 func (r OpenRequest) same(l lease.Lease) bool {
-	return r.SizeBytes == l.SizeBytes && r.Tenant == l.Tenant && r.Drive == l.Drive && r.LogicalBlock == l.LogicalBlock &&
+	return r.SizeBytes == cmp.Or(l.OpenBytes, l.SizeBytes) && r.Tenant == l.Tenant && r.Drive == l.Drive && r.LogicalBlock == l.LogicalBlock &&
 		r.UID == l.UID && r.TTL == l.TTL && r.Limits == l.OpenLimits && r.Exports == l.Exports
 }
 

@@ -18,7 +18,7 @@ import (
 //	both              open, as it was: control was restarted, or an engine took
 //	                  over. It may still wait for the fence of its drives there,
 //	                  which holds up its I/O and nothing else. It is held to the
-//	                  limits that the journal has.
+//	                  limits that the journal has, and gets the size.
 //	the journal only  closed, by close.go, which finds out how its key ended
 //	the engine only   closed in the engine; nothing is recorded, it had no space
 //	                  of this journal. No lease is opened until it has drained.
@@ -119,6 +119,9 @@ func (n *Node) reconcile(list ipc.LeaseList, before map[string]bool) bool {
 			e.unsure = false
 			if s.Limits != e.l.Limits {
 				n.align(e)
+			}
+			if s.SizeBytes < e.l.SizeBytes {
+				n.alignSize(e)
 			}
 		default:
 			n.startClose(e)

@@ -57,7 +57,7 @@ func newWorld(t testing.TB, dir string) *world {
 	f := &nodesim.Faults{}
 	w := &world{t: t, ctx: context.Background(), f: f, dir: dir, socks: &nodesim.Sockets{F: f}, clock: &nodesim.Clock{},
 		e: nodesim.NewEngine(f, disk("/a", 8), disk("/b", 4))}
-	w.e.Holds = w.holds
+	w.e.Holds, w.e.HasSpace = w.holds, w.hasSpace
 	return w
 }
 
@@ -69,6 +69,18 @@ func (w *world) holds(id string) bool {
 		return false
 	}
 	return slices.ContainsFunc(s.Live, func(l lease.Lease) bool { return l.ID == id && l.CloseSeq == 0 })
+}
+
+// hasSpace is rule N2's question.
+func (w *world) hasSpace(id string, size int64, pieces []extent.Piece) bool {
+	s, err := w.bolt.Load()
+	if err != nil {
+		w.t.Errorf("reading the journal: %v", err)
+		return false
+	}
+	return slices.ContainsFunc(s.Live, func(l lease.Lease) bool {
+		return l.ID == id && l.CloseSeq == 0 && l.SizeBytes == size && slices.Equal(l.Pieces, pieces)
+	})
 }
 
 // start starts a control process.

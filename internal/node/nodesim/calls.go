@@ -233,7 +233,7 @@ func (e *Engine) Leases(ctx context.Context) (ipc.LeaseList, error) {
 		var list ipc.LeaseList
 		for _, id := range slices.Sorted(maps.Keys(e.leases)) {
 			v := e.leases[id]
-			list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: id, Slot: v.req.Slot, Erased: v.erasure != nil, Limits: v.req.Limits})
+			list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: id, Slot: v.req.Slot, Erased: v.erasure != nil, SizeBytes: v.req.SizeBytes, Limits: v.req.Limits})
 		}
 		return list, nil
 	})

@@ -64,6 +64,10 @@ type Engine struct {
 	// Holds says of a lease whether the journal holds its OPEN record and not its
 	// CLOSE: what must be when a key is made.
 	Holds func(id string) bool
+
+	// HasSpace says whether the journal has this size and these pieces of a lease:
+	// what must be when it gets them.
+	HasSpace func(id string, size int64, pieces []extent.Piece) bool
 }
 
 // NewEngine returns an engine on disks.
