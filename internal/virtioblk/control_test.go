@@ -108,7 +108,7 @@ func TestTakeover(t *testing.T) {
 		delete(heads, head)
 	}
 	for i := range 5 {
-		if dev.bytes[512*i] != byte(i+1) {
+		if dev.contents()[512*i] != byte(i+1) {
 			t.Errorf("write %d is lost", i)
 		}
 	}

@@ -1,6 +1,7 @@
 package virtioblk
 
 import (
+	"bytes"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,13 @@ type ram struct {
 
 func newRAM(size int) *ram {
 	return &ram{bytes: make([]byte, size), logical: 512, held: make(chan struct{}, 1<<16)}
+}
+
+// contents returns what it holds.
+func (d *ram) contents() []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return bytes.Clone(d.bytes)
 }
 
 func (d *ram) Geometry() blk.Geometry {

@@ -44,7 +44,9 @@ func TestModel(t *testing.T) {
 					if polls {
 						cfg.Poll = poll.Max
 					}
-					model(t, func() []byte { return dev.bytes }, cfg, eventIdx)
+					model(t, dev.contents, cfg, eventIdx)
+					dev.mu.Lock() // all is answered: for the race detector, who does not know the rings
+					defer dev.mu.Unlock()
 					if dev.longest > blk.MaxTransfer {
 						t.Errorf("a part has %d bytes", dev.longest)
 					}
@@ -62,9 +64,9 @@ func model(t *testing.T, contents func() []byte, cfg Config, eventIdx bool) {
 	g := newGuest(t, 64<<20)
 	d := newDriver(g, 256, eventIdx)
 	served(t, d, cfg)
-	want := bytes.Clone(contents())
+	want := contents()
 	start := g.next
-	for range 150 {
+	for range 50 {
 		g.next = start + uint64(rng.IntN(g.half*2-40<<20)) // over the rim too
 		asked := map[uint16]func(){}
 		before := d.made
@@ -195,7 +197,7 @@ func TestAnswers(t *testing.T) {
 			}
 			g := newGuest(t, 1<<20)
 			d := newDriver(g, 16, true)
-			before := bytes.Clone(dev.bytes)
+			before := dev.contents()
 			served(t, d, Config{Export: dev, ReadOnly: tt.ro, ID: "0123456789abcdefghij"})
 			n := max(tt.in, len(tt.out))
 			var data []span
@@ -207,7 +209,7 @@ func TestAnswers(t *testing.T) {
 			if status != tt.status || written != tt.written {
 				t.Errorf("status %d with %d bytes written, want %d with %d", status, written, tt.status, tt.written)
 			}
-			if changed := !bytes.Equal(before, dev.bytes); tt.status != statusOK && changed {
+			if changed := !bytes.Equal(before, dev.contents()); tt.status != statusOK && changed {
 				t.Error("a request that was refused has changed the volume")
 			}
 			switch got := d.gather(data); {
