@@ -43,14 +43,3 @@ func Of(n *node.Node) Node { return realNode{n} }
 type realNode struct{ *node.Node }
 
 func (n realNode) Watch() (Watch, error) { return n.Node.Watch() }
-
-// Resize implements Node.
-func (n realNode) Resize(ctx context.Context, id string, sizeBytes int64, plan bool) (lease.Lease, error) {
-	r, ok := any(n.Node).(interface {
-		Resize(ctx context.Context, id string, sizeBytes int64, plan bool) (lease.Lease, error)
-	})
-	if !ok {
-		return lease.Lease{}, &node.Error{Kind: node.Refused, Object: id, Text: "this daemon cannot make a volume larger", Next: "open a larger one, and copy"}
-	}
-	return r.Resize(ctx, id, sizeBytes, plan)
-}
