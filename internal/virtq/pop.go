@@ -43,7 +43,8 @@ func (c *Chain) reset() {
 	if cap(c.Readable)+cap(c.Writable) > keepSlices {
 		c.Readable, c.Writable, c.dirty = nil, nil, nil
 	}
-	*c = Chain{Readable: c.Readable[:0], Writable: c.Writable[:0], dirty: c.dirty[:0]}
+	c.Readable, c.Writable, c.dirty = c.Readable[:0], c.Writable[:0], c.dirty[:0]
+	c.ReadLen, c.WriteLen = 0, 0
 }
 
 // A desc is a descriptor as it was read.
