@@ -87,7 +87,7 @@ func (e *Engine) export(t *tenancy, on sockets) (*exports, error) {
 	if on.vhost != nil { // first: a session that is taken over has waited longest
 		if x.vhost, err = vhostuser.Serve(on.vhost, vhostuser.Config{
 			Export: t.path.volume, Queues: int(t.rec.Exports.Queues), ReadOnly: t.rec.Exports.ReadOnly, ID: t.id,
-			Keeper: places{e.keeper, t.slot}, Admit: admit, Readmit: readmit, Allow: e.allow(t.rec.UID),
+			Keeper: places{e, t.slot}, Admit: admit, Readmit: readmit, Allow: e.allow(t.rec.UID),
 			Lock: e.cfg.Lock, Log: x.log, Poll: e.cfg.Poll, Cores: runtime.NumCPU(),
 		}); err != nil {
 			errs = append(errs, err)
@@ -195,12 +195,21 @@ func (x *exports) count(s *ipc.LeaseStats) {
 
 // places are one slot's. It is a [vhostuser.Keeper].
 type places struct {
-	keeper Keeper
-	slot   int
+	e    *Engine
+	slot int
 }
 
-func (p places) Keep(place int, f *os.File) error  { return p.keeper.Keep(p.slot, place, f) }
-func (p places) Fetch(place int) (*os.File, error) { return p.keeper.FetchPlace(p.slot, place) }
+// Keep does not return when the keeper's link is down, before the engine ends: it
+// is about to, and no session shall be given up meanwhile.
+func (p places) Keep(place int, f *os.File) error {
+	err := p.e.keeper.Keep(p.slot, place, f)
+	if errors.Is(err, volatile.ErrLink) {
+		<-p.e.ctx.Done()
+	}
+	return err
+}
+
+func (p places) Fetch(place int) (*os.File, error) { return p.e.keeper.FetchPlace(p.slot, place) }
 
 func toExports(x ipc.Exports) volatile.Exports {
 	return volatile.Exports{NoNBD: x.NoNBD, VhostUser: x.VhostUser, ReadOnly: x.ReadOnly, Queues: uint16(x.Queues)}

@@ -162,7 +162,7 @@ func TestPlacesAdapter(t *testing.T) {
 	h := newHost(t)
 	_, uuid := h.drive(h.dir)
 	h.open(request(3, uuid, 0))
-	p := places{h.Engine.keeper, 3}
+	p := places{h.Engine, 3}
 	f, err := p.Fetch(7)
 	if f != nil || err != nil {
 		t.Errorf("an empty place: %v, %v", f, err)

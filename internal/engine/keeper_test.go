@@ -252,7 +252,8 @@ func (k *testKeeper) mapped() int {
 	return len(k.slots)
 }
 
-// engineLink is one engine's link to the keeper.
+// engineLink is one engine's link to the keeper. What sessions keep goes through
+// until they are abandoned.
 type engineLink struct {
 	*testKeeper
 	dead *atomic.Bool
@@ -270,13 +271,6 @@ func (l engineLink) Unmap(slot int) error {
 		return err
 	}
 	return l.testKeeper.Unmap(slot)
-}
-
-func (l engineLink) Keep(slot, place int, f *os.File) error {
-	if err := l.err(); err != nil {
-		return err
-	}
-	return l.testKeeper.Keep(slot, place, f)
 }
 
 func (l engineLink) Remap(slot int, f *os.File) error {

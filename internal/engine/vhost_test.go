@@ -1,0 +1,136 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"vacate/internal/ipc"
+	"vacate/internal/vhostclient"
+)
+
+// guest puts load on a lease as a virtual machine does that cannot connect again.
+// stop waits for its end, and for every byte to be read once more.
+func guest(t *testing.T, socket string, v *vhostclient.Verify) (stop func() vhostclient.Report) {
+	t.Helper()
+	v.Target, v.Patience, v.Pause = socket, 20*time.Second, 200*time.Microsecond
+	if v.Depth == 0 {
+		v.Depth = 8
+	}
+	v.MaxRequest = 32 << 10
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	type result struct {
+		report vhostclient.Report
+		err    error
+	}
+	ended := make(chan result, 1)
+	go func() {
+		r, err := v.Run(ctx)
+		ended <- result{r, err}
+	}()
+	return func() vhostclient.Report {
+		t.Helper()
+		cancel()
+		select {
+		case r := <-ended:
+			if err := errors.Join(r.err, r.report.Err()); err != nil {
+				t.Errorf("L8: a guest of lease %s sees %v\n%v", v.Lease, err, r.report.String())
+			}
+			return r.report
+		case <-time.After(time.Minute):
+			t.Fatalf("L8: a guest of lease %s waits for ever", v.Lease)
+			panic("unreachable")
+		}
+	}
+}
+
+// TestL8Sessions ends the engine again and again, planned and not, under guests
+// that never connect again: they see a pause, and nothing else.
+func TestL8Sessions(t *testing.T) {
+	h := newHost(t)
+	_, a := h.drive(h.dir)
+	_, b := h.drive(h.dir)
+	alone, shared := request(1, a, 0), request(2, b, 0)
+	alone.Exports, shared.Exports = vhostAlone, ipc.Exports{VhostUser: true, Queues: 4}
+	one, err := h.tryOpen(alone, 1)
+	check(t, err)
+	two, err := h.tryOpen(shared, 2)
+	check(t, err)
+	half := int64(4 << 20) // of the shared volume: NBD has the other one
+	stops := []func() vhostclient.Report{
+		guest(t, one[0], &vhostclient.Verify{Lease: alone.Lease, Seed: 1, Options: vhostclient.Options{Queues: 2}}),
+		guest(t, two[1], &vhostclient.Verify{Lease: shared.Lease, Seed: 2, Span: half, Options: vhostclient.Options{Queues: 4, Direct: true}, Talk: 5 * time.Millisecond}),
+	}
+	sessions := func() bool { return h.stats().Connections == 2 }
+	eventually(t, "the guests to be connected", sessions)
+	rounds := 12
+	if testing.Short() {
+		rounds = 4
+	}
+	for n := range rounds {
+		time.Sleep(50 * time.Millisecond)
+		if n%2 == 0 {
+			h.restart()
+		} else {
+			h.handOver()
+		}
+		eventually(t, "the sessions to go on", sessions)
+	}
+	for _, stop := range stops {
+		report := stop()
+		if t.Log(report.String()); report.Reconnects != 0 || report.Requests < 100 {
+			t.Errorf("over %d ends of the engine: %v", rounds, report.String())
+		}
+	}
+}
+
+// TestL5Session: when a close has returned, the guest is cut off, nothing of it is
+// carried out any more, and the keeper holds nothing of its session.
+func TestL5Session(t *testing.T) {
+	for name, restart := range map[string]bool{"opened": false, "taken over": true} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			_, uuid := h.drive(h.dir)
+			req := request(1, uuid, 0)
+			req.Exports = vhostAlone
+			before := files(t)
+			paths, err := h.tryOpen(req, 1)
+			check(t, err)
+			c, err := vhostclient.Dial(paths[0], vhostclient.Options{Timeout: 10 * time.Second})
+			check(t, err)
+			_, err = c.WriteAt(make([]byte, 64<<10), 0)
+			check(t, err)
+			if restart {
+				h.restart()
+				eventually(t, "the session to go on", func() bool { return h.stats().Connections == 1 })
+				_, err = c.WriteAt(make([]byte, 64<<10), 64<<10)
+				check(t, err)
+			}
+			if n := len(h.keeper.slots[1].places); n < 5 {
+				t.Errorf("the keeper holds %d files of a session", n)
+			}
+			er, err := h.close(req.Lease)
+			check(t, err)
+			if !er.ReadBack || er.CiphersDoneNs < er.GateClosedNs || er.KeyDestroyedNs < er.CiphersDoneNs {
+				t.Errorf("%+v", er)
+			}
+			h.drained(req.Lease)
+			if err := c.Conn.Alive(); err == nil {
+				t.Error("the connection is open after the close")
+			}
+			if h.keeper.mapped() != 0 {
+				t.Error("the keeper holds something after the close")
+			}
+			check(t, c.Close())
+			eventually(t, "descriptors to be closed", func() bool { return files(t) <= before })
+			if conn, err := net.Dial("unix", paths[0]); err == nil {
+				t.Error("somebody listens after the close")
+				io.Copy(io.Discard, conn)
+			}
+		})
+	}
+}
