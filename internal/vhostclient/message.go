@@ -18,7 +18,13 @@ type Conn struct {
 	c       *net.UnixConn
 	timeout time.Duration
 	mu      sync.Mutex // held from a message to its reply
+	heard   bool       // a reply came
 }
+
+// ErrUnanswered says that a connection ended before its first reply: nobody has taken
+// it up, or whoever did has ended before anything was noted of it. A monitor may try
+// again, as there is no guest yet.
+var ErrUnanswered = errors.New("the server hung up before its first answer")
 
 // maxPayload is the longest payload of a reply that is taken, in bytes.
 const maxPayload = 4096
@@ -131,6 +137,10 @@ func (c *Conn) Ask(request, flags uint32, payload []byte, fds ...int) ([]byte, [
 		return nil, nil, fmt.Errorf("sending %s: %w", name(request), err)
 	}
 	got, gotFlags, reply, files, err := c.Receive()
+	if err != nil && !c.heard {
+		err = fmt.Errorf("%w: %w", ErrUnanswered, err)
+	}
+	c.heard = c.heard || err == nil
 	switch {
 	case err != nil:
 		return nil, nil, fmt.Errorf("the reply to %s: %w", name(request), err)

@@ -91,7 +91,15 @@ func (w *world) session(l *vacatev1.Lease) (*session, error) {
 	if i < 0 {
 		return nil, nil
 	}
-	c, err := vhostclient.Dial(l.GetExports()[i].GetSocket(), vhostclient.Options{Memory: 4 << 20, Timeout: 60 * time.Second})
+	var c *vhostclient.Client
+	var err error
+	// The engine may end between taking a connection and handing it to the keeper.
+	for start := time.Now(); time.Since(start) < 10*time.Second; {
+		c, err = vhostclient.Dial(l.GetExports()[i].GetSocket(), vhostclient.Options{Memory: 4 << 20, Timeout: 60 * time.Second})
+		if !errors.Is(err, vhostclient.ErrUnanswered) {
+			break
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lease %s: %w", l.GetId(), err)
 	}

@@ -48,7 +48,7 @@ func parse(name string, args []string, o *options, more func(*flag.FlagSet)) err
 	f.StringVar(&o.planted, "planted", "", "plant this bug (internal/plant): then the hunt must find it, and fails if not")
 	f.Int64Var(&o.size, "drive", o.size, "size of the drive in bytes")
 	f.BoolVar(&o.fallback, "fallback", false, "keep the keys in a locked memfd although there is memfd_secret")
-	f.BoolVar(&o.verbose, "v", false, "show the daemon's log")
+	f.BoolVar(&o.verbose, "v", false, "show the daemon's log, at level debug")
 	if more != nil {
 		more(f)
 	}
@@ -105,7 +105,11 @@ func newWorld(o options) (w *world, err error) {
 		return w, err
 	}
 	tags := []string{"failpoints"}
-	env := []string{"VACATE_LOG__LEVEL=info"}
+	level := "info"
+	if o.verbose {
+		level = "debug"
+	}
+	env := []string{"VACATE_LOG__LEVEL=" + level}
 	if o.planted != "" {
 		tags = append(tags, "planted")
 		env = append(env, plant.Variable+"="+o.planted)
