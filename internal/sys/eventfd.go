@@ -19,7 +19,8 @@ func NewEvent() (int, error) {
 	return fd, os.NewSyscallError("eventfd2", err)
 }
 
-// ErrNoEvent: a descriptor is something else than an event descriptor.
+// ErrNoEvent is wrapped where a descriptor is something else than an event
+// descriptor.
 var ErrNoEvent = errors.New("it is no eventfd")
 
 // AdoptEvent makes fd, which a stranger has sent, non-blocking. The error wraps

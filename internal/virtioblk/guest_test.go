@@ -220,7 +220,7 @@ func (d *driver) offer(head uint16) {
 // kick tells the device, if it wants to be told. before is avail.idx as of the last
 // kick.
 func (d *driver) kick(before uint16) bool {
-	wanted := false
+	var wanted bool
 	if d.eventIdx {
 		event := uint16(atomic.LoadUint32(d.g.word((d.used+4+8*uint64(d.size))&^3)) >> (8 * ((d.used + 4) & 3)))
 		wanted = d.made-event-1 < d.made-before

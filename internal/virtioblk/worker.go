@@ -25,7 +25,7 @@ type RingFiles struct {
 	Err  int // the ring is broken
 }
 
-// ErrClosed: the worker has ended, or is about to.
+// ErrClosed is wrapped by errors of a worker that has ended, or is about to.
 var ErrClosed = errors.New("the worker is closed")
 
 // A Worker serves rings on one thread with one queue of the volume. Its methods may
