@@ -63,6 +63,8 @@ func TestGolden(t *testing.T) {
 		{"lease-show-lost", "lease show " + idLost, 0},
 		{"lease-limit", "lease limit " + idOpen + " --limit iops=500,bandwidth=200MiB/s --limit iops-burst=3000", 0},
 		{"lease-limit-none", "lease limit " + idOpen + " --limit none", 0},
+		{"lease-resize", "lease resize " + idOpen + " --size 20GiB", 0},
+		{"lease-resize-plan", "lease resize " + idOpen + " --size 20GiB --plan", 0},
 		{"lease-close", "lease close " + idClosed, 0},
 		{"lease-close-all", "lease close " + idClosed + " " + idErased + " " + idLost, 0},
 		{"lease-watch", "lease watch " + idClosed + " " + idLost, 0},
@@ -138,6 +140,12 @@ func TestErrors(t *testing.T) {
 		{"lease open --size 1GiB --uid nosuchuser", ExitUsage, []string{"no such user"}},
 		{"lease open --size 1GiB extra", ExitUsage, []string{`takes no arguments, and was given "extra"`}},
 		{"lease open --size 1GiB --limit 5000", ExitUsage, []string{`"5000" is not a limit; write iops=5000`, "see `vacate lease open --help`"}},
+		{"lease resize " + idOpen, ExitUsage, []string{"the new size is missing", "--size 200GiB"}},
+		{"lease resize --size 20GiB", ExitUsage, []string{"wants one lease id"}},
+		{"lease resize --size 20G x", ExitUsage, []string{"20GiB (powers of 1024)"}},
+		{"lease resize --size 1GiB nope", ExitNotFound, []string{`there is no lease "nope"`}},
+		{"lease resize --plan --size 1GiB nope", ExitNotFound, []string{`there is no lease "nope"`}},
+		{"lease resize --size 4096 " + idOpen, ExitRefused, []string{"never made smaller"}},
 		{"lease limit " + idOpen, ExitUsage, []string{"the limits are missing", "--limit none"}},
 		{"lease limit --limit none", ExitUsage, []string{"wants one lease id"}},
 		{"lease limit --limit iops=1k x", ExitUsage, []string{`iops: "1k" is not a number of requests`}},
@@ -230,6 +238,11 @@ func TestRequests(t *testing.T) {
 	if r := run(t, sock, Hooks{}, "lease", "limit", idOpen, "--limit", "iops=7,bandwidth=1kB,bandwidth-burst=1GiB,iops-burst=9"); r.code != 0 || f.recovers != 0 ||
 		f.limit.GetId() != idOpen || !proto.Equal(f.limit.GetLimits(), want) {
 		t.Errorf("request %v, exit code %d, %s", f.limit, r.code, r.err)
+	}
+	f.recovers = 2
+	if r := run(t, sock, Hooks{}, "lease", "resize", idOpen, "--size", "20GiB"); r.code != 0 || f.recovers != 0 ||
+		f.resize.GetId() != idOpen || f.resize.GetSizeBytes() != 20<<30 || f.resize.GetPlan() {
+		t.Errorf("request %v, exit code %d, %s", f.resize, r.code, r.err)
 	}
 	run(t, sock, Hooks{}, "lease", "open", "--size", "4096", "--limit", "none")
 	if o := f.opened; o.Limits != nil {

@@ -177,6 +177,7 @@ func (f leaseFake) Resize(_ context.Context, req *vacatev1.LeaseServiceResizeReq
 		return nil, fakeError(connect.CodeFailedPrecondition, "a volume is never made smaller", &vacatev1.Problem{Kind: "refused"})
 	}
 	l.SizeBytes = req.GetSizeBytes()
+	l.Pieces[0].Extents += 160
 	return &vacatev1.LeaseServiceResizeResponse{Lease: l}, nil
 }
 

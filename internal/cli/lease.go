@@ -18,8 +18,8 @@ import (
 )
 
 func (a *app) leaseCommand() *cobra.Command {
-	return group("lease", "Open, show, limit and close leases: one tenant's hold on one volume",
-		a.leaseOpenCommand(), a.leaseListCommand(), a.leaseShowCommand(), a.leaseLimitCommand(), a.leaseCloseCommand(), a.leaseWatchCommand())
+	return group("lease", "Open, show, resize, limit and close leases: one tenant's hold on one volume",
+		a.leaseOpenCommand(), a.leaseListCommand(), a.leaseShowCommand(), a.leaseResizeCommand(), a.leaseLimitCommand(), a.leaseCloseCommand(), a.leaseWatchCommand())
 }
 
 func (a *app) leaseOpenCommand() *cobra.Command {
