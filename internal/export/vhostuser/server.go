@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vacate/internal/blk"
+	"vacate/internal/fail"
 	"vacate/internal/sys"
 	"vacate/internal/virtioblk"
 	"vacate/internal/volatile"
@@ -30,6 +31,7 @@ type Server struct {
 	listener  *os.File // our own descriptor of it
 	file      *volatile.Session
 	newWorker func() (worker, error)
+	hook      func(fail.Point) // tests only
 	counters  counters
 	device    virtioblk.Counters
 
@@ -63,18 +65,19 @@ func Serve(l *os.File, cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// serve is Serve with workers of another kind, unless newWorker is nil.
-func serve(l *os.File, cfg Config, newWorker func() (worker, error)) (*Server, error) {
+// serve is Serve of a server that was changed before it began, for tests.
+func serve(l *os.File, cfg Config, change func(*Server)) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	cfg.setDefaults()
 	s := &Server{
-		cfg: cfg, geometry: cfg.Export.Geometry(), newWorker: newWorker,
+		cfg: cfg, geometry: cfg.Export.Geometry(),
 		stop: make(chan struct{}), accepting: make(chan struct{}), done: make(chan struct{}),
 	}
-	if newWorker == nil {
-		s.newWorker = s.realWorker
+	s.newWorker = s.realWorker
+	if change != nil {
+		change(s)
 	}
 	var err error
 	if s.listener, err = sys.Listener(l); err != nil {

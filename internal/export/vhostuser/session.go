@@ -151,7 +151,7 @@ func (s *session) waitPart() error {
 //  7. What the record no longer names is given up.
 func (s *session) handle(m *message) error {
 	defer m.close()
-	fail.At(fail.EngineVhostPeeked)
+	s.at(fail.EngineVhostPeeked)
 	c := s.begin()
 	defer c.drop()
 	err := m.check()
@@ -183,8 +183,16 @@ func (s *session) handle(m *message) error {
 		return err
 	}
 	s.server.counters.messages.Add(1)
-	fail.At(fail.EngineVhostConsumed)
+	s.at(fail.EngineVhostConsumed)
 	return errors.Join(s.giveUp(), s.tell())
+}
+
+// at is a moment at which a crash is tried.
+func (s *session) at(p fail.Point) {
+	fail.At(p)
+	if s.server.hook != nil {
+		s.server.hook(p)
+	}
 }
 
 // acks reports whether the frontend may ask for replies.
@@ -193,7 +201,7 @@ func (s *session) acks() bool { return s.rec.Protocol&protoReplyAck != 0 }
 // apply makes the record of c the session's.
 func (s *session) apply(c *change) error {
 	if c.idle() && c.rec == s.rec {
-		fail.At(fail.EngineVhostCommitted)
+		s.at(fail.EngineVhostCommitted)
 		return nil
 	}
 	if err := s.keep(c); err != nil {
@@ -224,7 +232,7 @@ func (s *session) enact(c *change, starts []start) error {
 		s.maps[p] = m
 		delete(c.maps, p)
 	}
-	fail.At(fail.EngineVhostCommitted)
+	s.at(fail.EngineVhostCommitted)
 	s.mu.Lock()
 	for _, w := range s.workers {
 		if w != nil {
