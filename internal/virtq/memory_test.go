@@ -124,7 +124,7 @@ func TestLogMark(t *testing.T) {
 
 // TestLogTogether: marks of many goroutines, none of which is lost.
 func TestLogTogether(t *testing.T) {
-	mem := make([]byte, 64)
+	mem, _ := mapped(t, 64)
 	l := NewLog(mem)
 	var wg sync.WaitGroup
 	for g := range uint64(8) {
@@ -149,7 +149,7 @@ func TestLogOfRing(t *testing.T) {
 	g := newGuest(t)
 	d := newDriver(g, 256, 0, true)
 	cfg := d.config()
-	mem := make([]byte, (ramC+ramCSize)/LogPage/8+1)
+	mem := make([]byte, (ramC+ramCSize)/LogPage/8+8)
 	cfg.Log, cfg.LogUsed, cfg.LogAddr = NewLog(mem), true, d.used
 	r := newRing(t, cfg)
 	pages := func() (all []uint64) {
