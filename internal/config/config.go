@@ -134,10 +134,11 @@ func (c Config) AdminSocket() string { return filepath.Join(c.RunDir, "admin.soc
 // LeasesDir is the folder with one folder of sockets for each lease.
 func (c Config) LeasesDir() string { return filepath.Join(c.RunDir, "leases") }
 
-// LeaseSocket is the path of a lease's vhost-user socket, the longest that a
-// lease has.
+// LeaseSocket is the path of a lease's NBD socket. That of vhost-user is 7 bytes
+// longer: a folder with room for the one alone is not refused, as daemons run in
+// such; leases that want the other are.
 func (c Config) LeaseSocket(id string) string {
-	return filepath.Join(c.LeasesDir(), id, "vhost-user.sock")
+	return filepath.Join(c.LeasesDir(), id, "nbd.sock")
 }
 
 // Journal is the path of the database.

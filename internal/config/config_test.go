@@ -180,7 +180,7 @@ func TestLoadFaults(t *testing.T) {
 
 // TestSocketPathLimit checks the limit to the byte, and that the hint holds.
 func TestSocketPathLimit(t *testing.T) {
-	const room = MaxSocketPath - len("/leases/abcdefghijklmnop/vhost-user.sock")
+	const room = MaxSocketPath - len("/leases/abcdefghijklmnop/nbd.sock")
 	for _, n := range []int{room - 1, room, room + 1} {
 		dir := "/" + strings.Repeat("d", n-1)
 		c := Default()
@@ -189,11 +189,11 @@ func TestSocketPathLimit(t *testing.T) {
 		if fits := len(c.LeaseSocket("abcdefghijklmnop")) <= MaxSocketPath; fits != (err == nil) {
 			t.Errorf("a folder of %d bytes: %v", n, err)
 		}
-		if err != nil && !strings.Contains(err.Error(), "at most 67 bytes") {
+		if err != nil && !strings.Contains(err.Error(), "at most 74 bytes") {
 			t.Errorf("the error does not say how long the folder may be: %v", err)
 		}
 	}
-	if room != 67 {
+	if room != 74 {
 		t.Errorf("room = %d", room)
 	}
 }

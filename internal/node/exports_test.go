@@ -70,6 +70,32 @@ func TestExports(t *testing.T) {
 	})
 }
 
+// TestLongFolder: where only the NBD socket's path is short enough, the daemon
+// runs, says so, and refuses what could not be reached before anything is recorded.
+func TestLongFolder(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.socks.Dir = "/" + strings.Repeat("d", socketPathMax-len("/"+idA+"/vhost-user.sock")-1)
+		w.up()
+		vm := OpenRequest{SizeBytes: mib, Exports: lease.Exports{VhostUser: true}}
+		if l, err := w.n.Open(w.ctx, vm); err != nil || len(w.n.Status().Warnings) != 0 {
+			t.Errorf("the longest folder: %+v, %v, %v", l, err, w.n.Status().Warnings)
+		}
+		w.socks.Dir += "d"
+		before, _ := w.audit("")
+		_, err := w.n.Open(w.ctx, vm)
+		if e := kind(t, err, Refused); !strings.Contains(e.Text, "108 bytes") || !strings.Contains(e.Next, "1 bytes shorter") {
+			t.Error(e)
+		}
+		if after, _ := w.audit(""); after != before {
+			t.Errorf("%d records were written", after-before)
+		}
+		if s := w.n.Status().Warnings; len(s) != 1 || !strings.Contains(s[0], "vhost-user socket") {
+			t.Errorf("warnings %q", s)
+		}
+		w.close(w.open(1).ID)
+	})
+}
+
 func TestExportsRefused(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.up()

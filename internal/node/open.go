@@ -102,6 +102,9 @@ func (n *Node) Open(ctx context.Context, req OpenRequest) (lease.Lease, error) {
 	if err := req.check(); err != nil {
 		return lease.Lease{}, err
 	}
+	if err := n.reachable(req.Exports); err != nil {
+		return lease.Lease{}, err
+	}
 	e, done, err := n.admit(req)
 	if err != nil || e == nil {
 		return done, err

@@ -184,6 +184,9 @@ func (n *Node) Status() Status {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("drive %s is %s: %s", d.j.Path, d.state, d.why))
 		}
 	}
+	if err := n.reachable(lease.Exports{NoNBD: true, VhostUser: true}); err != nil {
+		s.Warnings = append(s.Warnings, err.Error())
+	}
 	if n.warning != "" {
 		s.Warnings = append(s.Warnings, n.warning)
 	}

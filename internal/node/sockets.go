@@ -36,14 +36,14 @@ type Folders struct {
 }
 
 // NewFolders opens the folder in which leases' folders are made, or makes it.
-// It refuses a path so long that a client could not connect to a socket in it,
-// and a folder that others may change.
+// It refuses a path so long that a client could not connect to an NBD socket in
+// it, and a folder that others may change.
 func NewFolders(path string) (*Folders, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	longest := len(filepath.Join(path, "0123456789abcdef", socketName(lease.VhostUser)))
+	longest := len(filepath.Join(path, "0123456789abcdef", socketName(lease.NBD)))
 	if longest > socketPathMax {
 		return nil, &Error{Kind: Invalid, Object: path,
 			Text: fmt.Sprintf("the sockets of leases in %s would have paths of %d bytes, unix sockets have at most %d", path, longest, socketPathMax),
@@ -76,6 +76,20 @@ func (f *Folders) Close() error { return f.root.Close() }
 
 // Path implements [Sockets].
 func (f *Folders) Path(id, kind string) string { return filepath.Join(f.path, id, socketName(kind)) }
+
+// reachable says which of the exports no client could connect to, because the
+// path of its socket would be too long.
+func (n *Node) reachable(x lease.Exports) error {
+	for _, kind := range x.Kinds() {
+		path := n.cfg.Sockets.Path("0123456789abcdef", kind)
+		if over := len(path) - socketPathMax; over > 0 {
+			return &Error{Kind: Refused, Object: path,
+				Text: fmt.Sprintf("a lease's %s socket would have a path of %d bytes, unix sockets have at most %d", kind, len(path), socketPathMax),
+				Next: fmt.Sprintf("choose a run_dir (or a folder for --dev) whose path is %d bytes shorter", over)}
+		}
+	}
+	return nil
+}
 
 // Make implements [Sockets].
 func (f *Folders) Make(id string, uid uint32, kinds ...string) ([]*os.File, error) {

@@ -222,8 +222,8 @@ func TestFoldersRefuse(t *testing.T) {
 		}
 		return p
 	}
-	if len(base) < 68 {
-		fits := pad(socketPathMax - len("/"+idA+"/"+socketName(lease.VhostUser)))
+	if len(base) < 75 {
+		fits := pad(socketPathMax - len("/"+idA+"/"+socketName(lease.NBD)))
 		if err := os.MkdirAll(filepath.Dir(fits), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -232,11 +232,11 @@ func TestFoldersRefuse(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		l, err := f.Make(idA, uint32(os.Geteuid()), lease.VhostUser)
+		l, err := f.Make(idA, uint32(os.Geteuid()), lease.NBD)
 		if err != nil {
 			t.Fatal(err)
 		}
-		connects(t, l[0], f.Path(idA, lease.VhostUser)) // the hint is right
+		connects(t, l[0], f.Path(idA, lease.NBD)) // the hint is right
 		_, err = NewFolders(fits + "xyz")
 		if e := kind(t, err, Invalid); !strings.Contains(e.Text, "110 bytes") || !strings.Contains(e.Next, "3 bytes shorter") {
 			t.Error(e)

@@ -1,6 +1,7 @@
 package nodesim
 
 import (
+	"cmp"
 	"errors"
 	"maps"
 	"os"
@@ -10,7 +11,8 @@ import (
 
 // Sockets are names in a set. They survive a node, as folders do.
 type Sockets struct {
-	F *Faults
+	F   *Faults
+	Dir string // of all leases' folders; "/leases" where it is empty
 
 	mu  sync.Mutex
 	ids map[string]bool
@@ -38,7 +40,9 @@ func (s *Sockets) Make(id string, uid uint32, kinds ...string) ([]*os.File, erro
 }
 
 // Path implements node.Sockets.
-func (s *Sockets) Path(id, kind string) string { return "/leases/" + id + "/" + kind + ".sock" }
+func (s *Sockets) Path(id, kind string) string {
+	return cmp.Or(s.Dir, "/leases") + "/" + id + "/" + kind + ".sock"
+}
 
 func closeAll(files []*os.File) (err error) {
 	for _, f := range files {
