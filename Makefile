@@ -76,12 +76,16 @@ HUNT = $(GO) run ./test/hunt
 
 hunts: test-packages ## the hunts in short form, and that they find what is planted (root)
 	$(HUNT) kill -n 80
+	$(HUNT) kill -n 80 -export vhost-user
 	$(HUNT) keeper -n 28
 	$(HUNT) upgrade -n 6
+	$(HUNT) upgrade -n 6 -export vhost-user
 	$(HUNT) late-write -n 50 -daemon 10
 	$(HUNT) leak -n 5000 -every 2500
 	$(HUNT) leak -n 2000 -every 1000 -fallback
 	$(HUNT) late-write -n 50 -daemon 0 -planted fence-off
+	$(HUNT) kill -n 200 -export vhost-user -planted resubmit-left-out
+	$(HUNT) kill -n 200 -export vhost-user -planted inflight-unwritten
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted gate-skipped,late-decrypt
 	$(HUNT) leak -n 20000 -every 20000 -chaos 100ms -planted bit-early
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted buffer-not-cleared
@@ -90,8 +94,10 @@ hunts: test-packages ## the hunts in short form, and that they find what is plan
 
 hunts-full: test-packages ## the hunts at the counts that a release needs (long; root)
 	$(HUNT) kill -n 1000
+	$(HUNT) kill -n 1000 -export vhost-user
 	$(HUNT) keeper -n 200
 	$(HUNT) upgrade -n 20
+	$(HUNT) upgrade -n 20 -export vhost-user
 	$(HUNT) late-write -n 800 -daemon 120
 	$(HUNT) leak -n 100000 -every 10000
 	$(HUNT) leak -n 100000 -every 10000 -fallback

@@ -74,6 +74,9 @@ func (w *world) openUnderLoad(i int, export string, size int64, key string) (*va
 		Target: l.GetExports()[0].GetSocket(), Options: f.Options, Talk: f.Talk, Breaks: f.Breaks,
 		Lease: l.GetId(), Seed: w.seed + uint64(i), Depth: 8, MaxRequest: 256 << 10, Pause: pause, Gap: 2 * time.Millisecond,
 	}
+	if w.planted != "" { // a request that is lost need not be waited for that long
+		v.Patience = 10 * time.Second
+	}
 	return l, v, nil
 }
 
@@ -139,4 +142,35 @@ func (s *session) ended() error {
 		}
 	}
 	return s.Close()
+}
+
+// grow makes a lease larger, and demands that its session, if there is one, is told,
+// and that what was added reads as zeros.
+func (h *killHunt) grow(l *vacatev1.Lease, s *session, size int64) error {
+	err := h.retry("resizing lease "+l.GetId(), func(ctx context.Context) error {
+		_, err := h.api.Leases.Resize(ctx, &vacatev1.LeaseServiceResizeRequest{Id: l.GetId(), SizeBytes: size})
+		return err
+	})
+	if err != nil || s == nil {
+		return err
+	}
+	timeout := time.After(30 * time.Second)
+	for s.Size() != size {
+		select {
+		case <-s.Changes():
+			if err := s.Refresh(); err != nil {
+				return fmt.Errorf("lease %s: %w", s.lease, err)
+			}
+		case <-timeout:
+			return fmt.Errorf("lease %s was resized to %d bytes, and its session was not told: it knows %d", s.lease, size, s.Size())
+		}
+	}
+	b := make([]byte, 64<<10)
+	if _, err := s.ReadAt(b, size-int64(len(b))); err != nil {
+		return fmt.Errorf("lease %s: %w", s.lease, err)
+	}
+	if !bytes.Equal(b, make([]byte, len(b))) {
+		return fmt.Errorf("lease %s reads something else than zeros in what was added", s.lease)
+	}
+	return nil
 }

@@ -126,6 +126,9 @@ func (h *killHunt) churn(ctx context.Context) {
 		}
 		session, err := h.session(l)
 		h.report(ignoreEnd(ctx, err))
+		if err == nil && n%2 == 1 {
+			h.report(ignoreEnd(ctx, h.grow(l, session, 8<<20)))
+		}
 		l, err = h.closeLease(l.GetId())
 		if err != nil {
 			h.report(ignoreEnd(ctx, errors.Join(err, session.Close())))
@@ -187,6 +190,13 @@ func (h *killHunt) keysHeld() (held int, err error) {
 		return 0, nil
 	}
 	s, err := search.Keys(h.d.PID())
+	for range 100 { // it may be replacing itself
+		if err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+		s, err = search.Keys(h.d.PID())
+	}
 	if err != nil {
 		return 0, err
 	}

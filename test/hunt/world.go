@@ -375,6 +375,8 @@ var finds = map[string][]string{
 	plant.CipherNull:       {"a canary in"},
 	plant.GateSkipped + "," + plant.LateDecrypt: {"ended by itself", "after its gate"},
 	plant.WipeBeforeCiphers:                     {"ended by itself"},
+	plant.InflightUnwritten:                     {"have had no answer", "wrong bytes", "answered twice"},
+	plant.ResubmitLeftOut:                       {"have had no answer", "was not ended"},
 }
 
 func firstLine(s string) string { s, _, _ = strings.Cut(s, "\n"); return s }
