@@ -129,6 +129,24 @@ func ask(t *testing.T, d *driver, rng *rand.Rand, want []byte, typ uint32, secto
 	}
 }
 
+// TestBlindModel: TestModel over a volume that only Reap can wait for.
+func TestBlindModel(t *testing.T) {
+	dev := newRAM(4 << 20)
+	dev.hold = true
+	for range cap(dev.held) {
+		dev.held <- struct{}{}
+	}
+	model(t, dev.contents, Config{Export: blind{dev}, Depth: 8}, true)
+}
+
+// A blind is a volume whose queues do not say what they wait for.
+type blind struct{ *ram }
+
+func (b blind) NewQueue(depth int) (blk.Queue, error) {
+	q, err := b.ram.NewQueue(depth)
+	return struct{ blk.Queue }{q}, err
+}
+
 // TestAnswers: types, lengths and places of all sorts, and what is written to the
 // driver's memory.
 func TestAnswers(t *testing.T) {
