@@ -214,12 +214,17 @@ func TestL4GuestResized(t *testing.T) {
 	g.do("stress-stop", nil, nil)
 	g.fine()
 	g.begun(stress.Workers)
-	// The table's copy moves to the new end, and the last partition grows.
-	g.run("sfdisk", "--quiet", "--relocate", "gpt-bak-std", d.Path)
-	g.feed(", +\n", "sfdisk", "--quiet", "--force", "-N", "3", d.Path)
+	// The table's copy moves to the new end, the last partition grows, and with it
+	// its file system, in which there is something.
 	last := wire.Attach{Device: d.Path + "3", Dir: "/mnt/more", Kind: "ext4"}
 	g.run("mkfs.ext4", "-q", last.Device)
 	g.do("attach", last, nil)
+	small := wire.Tree{Dir: last.Dir, Seed: 4, Files: 20, Max: 400 << 10}
+	g.do("tree", small, nil)
+	g.run("sfdisk", "--quiet", "--relocate", "gpt-bak-std", d.Path)
+	g.feed(", +\n", "sfdisk", "--quiet", "--force", "--no-reread", "--no-tell-kernel", "-N", "3", d.Path)
+	g.run("partx", "--update", "--nr", "3", d.Path)
+	g.run("resize2fs", last.Device)
 	big := wire.Tree{Dir: last.Dir, Seed: 5, Files: 60, Max: 2 << 20}
 	var tally wire.Tally
 	g.do("tree", big, &tally)
@@ -227,6 +232,7 @@ func TestL4GuestResized(t *testing.T) {
 		t.Errorf("the guest has written only %d bytes", tally.Bytes)
 	}
 	g.do("check-tree", big, nil)
+	g.do("check-tree", small, nil)
 	g.do("detach", last, nil)
 	g.run("e2fsck", "-f", "-n", last.Device)
 	g.examine(d, tree)

@@ -16,7 +16,7 @@ import (
 
 // tools are the programs of a guest that uses a disk.
 var tools = []string{
-	"usr/sbin/sfdisk", "usr/sbin/blkdiscard", "usr/sbin/fstrim",
+	"usr/sbin/sfdisk", "usr/bin/partx", "usr/sbin/blkdiscard", "usr/sbin/fstrim",
 	"usr/sbin/mkfs.ext4", "usr/sbin/e2fsck", "usr/sbin/resize2fs",
 	"usr/sbin/mkfs.xfs", "usr/sbin/xfs_repair",
 }

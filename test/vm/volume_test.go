@@ -52,7 +52,7 @@ func openVolume(t *testing.T, size int64) *volume {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := daemon.Start(bin, filepath.Join(shortDir(t), "d"), daemon.Options{})
+	d, err := daemon.Start(bin, filepath.Join(shortDir(t), "d"), daemon.Options{Args: []string{"--log-level", "debug"}})
 	if err != nil {
 		t.Fatal(err)
 	}
