@@ -61,9 +61,12 @@ func TestExports(t *testing.T) {
 				if (tn.server.nbd == nil) != x.NoNBD || (tn.server.vhost != nil) != x.VhostUser {
 					t.Errorf("it is served by %+v", tn.server)
 				}
-				if place := h.keeper.slots[3].places[vhostuser.PlaceListener]; (place != nil) != x.VhostUser || (h.keeper.slots[3].listener == nil) != x.NoNBD {
-					t.Errorf("the keeper holds %v and %v", h.keeper.slots[3].listener, place)
-				}
+				h.keeper.set(func() {
+					s := h.keeper.slots[3]
+					if place := s.places[vhostuser.PlaceListener]; (place != nil) != x.VhostUser || (s.listener == nil) != x.NoNBD {
+						t.Errorf("the keeper holds %v and %v", s.listener, place)
+					}
+				})
 				for _, p := range paths {
 					if !answers(p) {
 						t.Errorf("nobody answers at %s", p)

@@ -110,9 +110,11 @@ func TestL5Session(t *testing.T) {
 				_, err = c.WriteAt(make([]byte, 64<<10), 64<<10)
 				check(t, err)
 			}
-			if n := len(h.keeper.slots[1].places); n < 5 {
-				t.Errorf("the keeper holds %d files of a session", n)
-			}
+			h.keeper.set(func() {
+				if n := len(h.keeper.slots[1].places); n < 5 {
+					t.Errorf("the keeper holds %d files of a session", n)
+				}
+			})
 			er, err := h.close(req.Lease)
 			check(t, err)
 			if !er.ReadBack || er.CiphersDoneNs < er.GateClosedNs || er.KeyDestroyedNs < er.CiphersDoneNs {
