@@ -163,3 +163,31 @@ func TestLinkRemaps(t *testing.T) {
 		t.Errorf("no slot: %v", err)
 	}
 }
+
+// BenchmarkGrow is the pause that a volume of 1 TiB has which was written all over.
+func BenchmarkGrow(b *testing.B) {
+	old, err := CreateMap(1<<28, 1, testLease)
+	if err != nil {
+		b.Fatal(err)
+	}
+	m, err := OpenMap(old)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.Close()
+	for i := range m.Words() {
+		m.Words()[i].Store(1<<64 - 1)
+	}
+	for i := range m.Summary() {
+		m.Summary()[i].Store(1<<64 - 1)
+	}
+	for b.Loop() {
+		f, next, err := m.Grow(b.Context(), 1<<29, testExtents(2))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := errors.Join(next.Close(), f.Close()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
