@@ -103,6 +103,7 @@ func cutAt(t *testing.T, p fail.Point, nth int, second fail.Point) {
 	path, uuid := h.enrolled(h.dir)
 	kept, closed, reopened := request(1, uuid, 0), request(2, uuid, 1), request(2, uuid, 2)
 	reopened.Lease = leaseID(7)
+	kept.Exports, closed.Exports, reopened.Exports = both, both, vhostAlone
 	var did life
 	var socket string
 	want := bytes.Repeat([]byte{0x3c}, 50_000)

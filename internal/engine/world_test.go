@@ -288,10 +288,10 @@ func (h *host) listen() (f *os.File, path string) {
 	return f, path
 }
 
-// open opens a lease and returns its socket.
+// open opens a lease and returns its socket, NBD's if it has both.
 func (h *host) open(req ipc.LeaseOpenRequest) string {
 	h.t.Helper()
-	paths, err := h.tryOpen(req, 1)
+	paths, err := h.tryOpen(req, socketsOf(req.Exports))
 	check(h.t, err)
 	return paths[0]
 }
