@@ -14,43 +14,45 @@ type killed struct{}
 // Each request is answered once, in spite of that, with nothing left in flight;
 // and carried out once, or again.
 func TestCrash(t *testing.T) {
-	points := 0
-	for first := 1; ; first++ {
-		more := false
-		for second := 1; second < 25; second++ {
-			if !crash(t, first, second) {
+	for _, newestFirst := range []bool{false, true} {
+		points := 0
+		for first := 1; ; first++ {
+			more := false
+			for second := 1; second < 25; second++ {
+				if !crash(t, first, second, newestFirst) {
+					break
+				}
+				more, points = true, points+1
+			}
+			if !more {
 				break
 			}
-			more, points = true, points+1
 		}
-		if !more {
-			break
+		if points < 300 {
+			t.Errorf("only %d pairs of stores", points)
 		}
-	}
-	if points < 300 {
-		t.Errorf("only %d pairs of stores", points)
 	}
 }
 
 // crash reports whether both engines came to their end at a store.
-func crash(t *testing.T, first, second int) (both bool) {
+func crash(t *testing.T, first, second int, newestFirst bool) (both bool) {
 	const requests = 9
-	name := fmt.Sprintf("killed at store %d, then %d", first, second)
+	name := fmt.Sprintf("killed at store %d, then %d, newest first: %v", first, second, newestFirst)
 	g := newGuest(t)
 	d := newDriver(g, 4, 65533, true)
 	table, _ := mapped(t, int(InflightSize(1, 4)))
-	done := map[uint32]int{} // by request: how often it was carried out
-	answered, added, kills := 0, 0, 0
+	w := &crashWorld{t: t, name: name, d: d, table: table, requests: requests, newestFirst: newestFirst, done: map[int]int{}}
+	kills := 0
 	for _, at := range []int{first, second, 1 << 30} {
-		if run(t, d, table, at, done, &answered, &added, requests) {
+		if w.run(at) {
 			kills++
 		}
 	}
-	if answered != requests {
-		t.Fatalf("%s: %d of %d requests were answered", name, answered, requests)
+	if w.answered != requests {
+		t.Fatalf("%s: %d of %d requests were answered", name, w.answered, requests)
 	}
-	for i := range uint32(requests) {
-		if n := done[i]; n < 1 || n > 3 {
+	for i := range requests {
+		if n := w.done[i]; n < 1 || n > 3 {
 			t.Errorf("%s: request %d was carried out %d times", name, i, n)
 		}
 	}
@@ -60,8 +62,20 @@ func crash(t *testing.T, first, second int) (both bool) {
 	return kills == 2
 }
 
-// run is the life of one engine, and of the driver meanwhile.
-func run(t *testing.T, d *driver, table []byte, at int, done map[uint32]int, answered, added *int, requests int) (died bool) {
+type crashWorld struct {
+	t           *testing.T
+	name        string
+	d           *driver
+	table       []byte
+	newestFirst bool // the order in which they are answered
+
+	requests, added, answered int
+	done                      map[int]int // by request: how often it was carried out
+}
+
+// run is the life of one engine, and of the driver meanwhile. It reports whether
+// the engine was killed.
+func (w *crashWorld) run(at int) (died bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			if _, ok := p.(killed); !ok {
@@ -70,60 +84,74 @@ func run(t *testing.T, d *driver, table []byte, at int, done map[uint32]int, ans
 			died = true
 		}
 	}()
-	c := d.config()
+	c := w.d.config()
 	var err error
-	if c.Inflight, err = NewInflight(table, d.size); err != nil {
-		t.Fatal(err)
+	if c.Inflight, err = NewInflight(w.table, w.d.size); err != nil {
+		w.t.Fatal(err)
 	}
-	r := newRing(t, c)
+	r := newRing(w.t, c)
 	left := at
 	r.hook = func() {
 		if left--; left == 0 {
 			panic(killed{})
 		}
 	}
-	last := int64(-1) // of those done again: they come in their order
-	for round := 0; *answered < requests; round++ {
+	last := -1 // of those done again: they come in their order
+	for round := 0; w.answered < w.requests; round++ {
 		if round > 100 {
-			t.Fatalf("killed at %d: requests are lost", at)
+			w.t.Fatalf("%s: requests are lost", w.name)
 		}
-		for *added < requests {
-			where := uint64(ramC + 0x100**added)
-			d.put(where, byte(*added))
-			if _, ok := d.add([]desc{{addr: where, len: 1}, {addr: where + 1, len: 1, flags: descWrite}}, 2, 0); !ok {
-				break
+		w.add()
+		chains := w.pop(r, &last)
+		for i := range chains { // in two batches
+			if w.newestFirst {
+				i = len(chains) - 1 - i
 			}
-			*added++
-		}
-		var chains []*Chain
-		for {
-			c := new(Chain)
-			if ok, err := r.Pop(c); err != nil {
-				t.Fatal(err)
-			} else if !ok {
-				break
-			}
-			id := int64(c.Readable[0][0])
-			if c.Again && id <= last {
-				t.Fatalf("request %d is done again after %d", id, last)
-			} else if c.Again {
-				last = id
-			}
-			done[uint32(id)]++
-			chains = append(chains, c)
-		}
-		for i := range chains { // the newest first, in two batches
-			r.Done(chains[len(chains)-1-i], 1)
+			r.Done(chains[i], 1)
 			if i%2 == 1 {
-				publish(t, r)
+				publish(w.t, r)
 			}
 		}
-		publish(t, r)
-		for _, _, ok := d.harvest(); ok; _, _, ok = d.harvest() {
-			*answered++
+		publish(w.t, r)
+		for _, _, ok := w.d.harvest(); ok; _, _, ok = w.d.harvest() {
+			w.answered++
 		}
 	}
 	return false
+}
+
+// add makes as many requests as there is room for.
+func (w *crashWorld) add() {
+	for ; w.added < w.requests; w.added++ {
+		where := uint64(ramC + 0x100*w.added)
+		w.d.put(where, byte(w.added))
+		if _, ok := w.d.add([]desc{{addr: where, len: 1}, {addr: where + 1, len: 1, flags: descWrite}}, 2, 0); !ok {
+			return
+		}
+	}
+}
+
+// pop carries out all that there is.
+func (w *crashWorld) pop(r *Ring, last *int) (chains []*Chain) {
+	for {
+		c := new(Chain)
+		ok, err := r.Pop(c)
+		if err != nil {
+			w.t.Fatalf("%s: %v", w.name, err)
+		}
+		if !ok {
+			return chains
+		}
+		id := int(c.Readable[0][0])
+		if c.Again && id <= *last {
+			w.t.Fatalf("%s: request %d is done again after %d", w.name, id, *last)
+		}
+		if c.Again {
+			*last = id
+		}
+		w.done[id]++
+		chains = append(chains, c)
+	}
 }
 
 func publish(t *testing.T, r *Ring) {

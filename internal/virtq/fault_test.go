@@ -89,6 +89,9 @@ func TestFaults(t *testing.T) {
 				if r.InFlight() != 0 || r.Pending() || r.Enable() {
 					t.Errorf("a broken ring has %d in flight, or goes on", r.InFlight())
 				}
+				if tt.part != "used" && tt.step == "done" && s.get16(s.used+2) != 0 {
+					t.Error("a ring that is gone has published")
+				}
 			})
 		}
 	}

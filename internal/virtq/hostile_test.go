@@ -77,6 +77,9 @@ func TestHostileChains(t *testing.T) {
 			if ok || !errors.Is(err, ErrRing) || !found {
 				t.Fatalf("Pop = %v, %v; want %q", ok, err, tt.want)
 			}
+			if n := len(c.Readable) + len(c.Writable); n > int(d.size) {
+				t.Errorf("%d descriptors were followed in a ring of %d", n, d.size)
+			}
 			d.putDesc(d.desc, desc{ramC, 1, 0, 0}) // and now it is fine
 			d.put16(d.avail+2, 1)
 			d.put16(d.avail+4, 0)
