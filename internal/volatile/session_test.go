@@ -1,6 +1,7 @@
 package volatile
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"strings"
@@ -25,6 +26,39 @@ func specSession() SessionRecord {
 	r.Named(func(p uint8) { r.Held.Add(p) })
 	r.Held.Add(200)
 	return r
+}
+
+// TestSessionVectors holds code and page together. The vectors were computed from
+// the page's tables by a program that shares nothing with this package.
+func TestSessionVectors(t *testing.T) {
+	vec := vectorsOf(t, "../../docs/spec/vhostuser.md")
+	check := func(name string, got []byte) {
+		t.Helper()
+		if want := vec[name]; !bytes.Equal(got, want) {
+			t.Errorf("%s:\n got % x\nwant % x", name, got, want)
+		}
+		delete(vec, name)
+	}
+	var h [sessionHeader]byte
+	encodeSessionHeader(&h, 2, 70000)
+	check("session-header", h[:])
+	if q, n, err := decodeSessionHeader(&h); q != 2 || n != 70000 || err != nil {
+		t.Errorf("header read back: %d, %d, %v", q, n, err)
+	}
+	r := specSession()
+	b := make([]byte, sessionCopy)
+	encodeCopy(b, 7, &r)
+	check("session-record", b[:152])
+	check("session-region", b[152+31*40:][:40])
+	check("session-ring", b[1432:][:48])
+	check("session-checksum", b[sessionCopy-4:])
+	var got SessionRecord
+	if seq, err := decodeCopy(b, &got); err != nil || seq != 7 || got != r {
+		t.Errorf("read back: %d, %+v, %v", seq, got, err)
+	}
+	for name := range vec {
+		t.Errorf("vector %s is on the page, and no test checks it", name)
+	}
 }
 
 func newSession(t *testing.T, queues int) (*os.File, *Session) {

@@ -13,7 +13,12 @@ import (
 // vectors reads the hex dumps of docs/spec/volatile.md.
 func vectors(t *testing.T) map[string][]byte {
 	t.Helper()
-	page, err := os.ReadFile("../../docs/spec/volatile.md")
+	return vectorsOf(t, "../../docs/spec/volatile.md")
+}
+
+func vectorsOf(t *testing.T, path string) map[string][]byte {
+	t.Helper()
+	page, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
