@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"vacate/internal/nbdclient"
+	"vacate/internal/vhostclient"
 	"vacate/test/daemon"
 )
 
@@ -117,6 +119,66 @@ func TestResizeSeenByClients(t *testing.T) {
 	}
 	stop()
 	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestResizeTellsFrontends: a session over vhost-user, whose frontend never connects
+// again, is told of each new size, reads zeros where the volume is new, and goes on,
+// also with the next engine.
+func TestResizeTellsFrontends(t *testing.T) {
+	d := start(t, daemon.Options{})
+	l := open(t, d, "--size", "16MiB", "--export", "nbd,vhost-user")
+	c, err := vhostclient.Dial(l.Exports[1].Socket, vhostclient.Options{Timeout: 20 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // done
+	size := int64(16 << 20)
+	want := make([]byte, size)
+	put := func(off int64, b []byte) {
+		t.Helper()
+		if _, err := c.WriteAt(b, off); err != nil {
+			t.Fatal(err)
+		}
+		copy(want[off:], b)
+	}
+	put(0, bytes.Repeat([]byte{1}, 1<<20))
+	for round := range 4 {
+		put(size-64<<10, bytes.Repeat([]byte{byte(2 + round)}, 64<<10))
+		size += 24 << 20
+		if _, err := d.Run("lease", "resize", l.ID, "--size", fmt.Sprint(size)); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, make([]byte, size-int64(len(want)))...)
+		timeout := time.After(20 * time.Second)
+		for c.Size() != size {
+			select {
+			case <-c.Changes():
+				if err := c.Refresh(); err != nil {
+					t.Fatal(err)
+				}
+			case <-timeout:
+				t.Fatalf("the frontend was not told: it knows %d bytes, the volume has %d", c.Size(), size)
+			}
+		}
+		if round == 2 {
+			kill(t, d, "engine")
+		}
+		got := make([]byte, size)
+		if _, err := c.ReadAt(got, 0); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("L4: resize %d: the frontend reads other bytes", round)
+		}
+	}
+	nc := dialAgain(t, l)
+	got := make([]byte, nc.Size())
+	if _, err := nc.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("over NBD it reads %d bytes, other ones: %v", len(got), err)
+	}
+	if err := nc.Close(); err != nil {
 		t.Error(err)
 	}
 }
