@@ -85,11 +85,8 @@ func (w *Worker) room() bool {
 // take pops a batch from r, answers what needs no I/O, and stages the others. It
 // reports whether there was something.
 func (w *Worker) take(r *ring) bool {
-	if !r.open() {
-		return false
-	}
 	taken := 0
-	for ; taken < batch && w.room(); taken++ {
+	for ; taken < batch && r.open() && w.room(); taken++ {
 		last := len(w.freeJobs) - 1
 		j := w.freeJobs[last]
 		ok, err := r.q.Pop(&j.chain)
@@ -138,7 +135,7 @@ func (w *Worker) spread() {
 	draining := false
 	for _, r := range w.rings {
 		w.publish(r)
-		draining = draining || r.draining && r.inflight == 0
+		draining = draining || w.drained(r)
 	}
 	if draining {
 		w.settle()

@@ -50,8 +50,14 @@ type ring struct {
 	stops    []*order // who waits for the end of that
 }
 
-// open reports whether requests may be taken from r.
-func (r *ring) open() bool { return r.broken == nil && !r.draining }
+// open reports whether requests may be taken from r: while it is drained those that a
+// predecessor left in flight, which are as good as popped.
+func (r *ring) open() bool { return r.broken == nil && (!r.draining || r.q.Resubmit() > 0) }
+
+// drained reports whether nothing of r is in flight any more that is to be carried out.
+func (w *Worker) drained(r *ring) bool {
+	return r.draining && r.inflight == 0 && (r.broken != nil || w.quitting || r.q.Resubmit() == 0)
+}
 
 // obey carries out the orders that wait. It reports whether the worker is to end.
 func (w *Worker) obey() bool {
@@ -122,7 +128,7 @@ func (w *Worker) begin(r *ring) {
 func (w *Worker) settle() {
 	for i := 0; i < len(w.rings); {
 		r := w.rings[i]
-		if !r.draining || r.inflight > 0 {
+		if !w.drained(r) {
 			i++
 			continue
 		}
