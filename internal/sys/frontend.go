@@ -183,7 +183,16 @@ func (c *Parcel) Close() error { return Unmap(c.memory) }
 // reading and writing. The file must have them now: later it may be cut under the
 // mapping, which makes touching it a SIGBUS. whole is what [Unmap] takes: huge
 // pages are mapped whole. Neither a forked child nor a core dump gets it.
+//
+// The file must lie in memory (tmpfs, hugetlbfs, memfd), else it is ENODEV: only
+// there a fault on the mapping takes processor time, and waits for no device and
+// no other process. A key whose cipher met another one could not be destroyed.
 func MapGuest(fd int, off, size uint64) (whole, host []byte, err error) {
+	// Just such files have seals (mm/memfd.c). It comes first: of a FUSE server's
+	// file, fstat(2) and fstatfs(2) ask that server.
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0); err != nil {
+		return nil, nil, fmt.Errorf("mapping memory of another process: its file does not lie in memory (tmpfs, hugetlbfs, memfd): %w", unix.ENODEV)
+	}
 	var st unix.Stat_t
 	var fs unix.Statfs_t
 	if err := unix.Fstat(fd, &st); err != nil {

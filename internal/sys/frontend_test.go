@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -141,6 +142,39 @@ func TestMapGuest(t *testing.T) {
 	a, _ := streamPair(t)
 	if _, _, err := MapGuest(a, 0, 1); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("a socket: %v", err)
+	}
+	for path, want := range map[string]error{
+		"/sys/kernel/uevent_seqnum": unix.ENODEV, // a regular file of a page's size
+		"/dev/zero":                 unix.ENODEV,
+		filepath.Join("/dev/shm", fmt.Sprintf("vacate-guest-%d", os.Getpid())): nil, // tmpfs
+	} {
+		if want == nil {
+			if err := os.WriteFile(path, make([]byte, PageSize), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			defer os.Remove(path)
+		}
+		f, err := os.OpenFile(path, os.O_RDONLY, 0)
+		if want == nil {
+			f, err = os.OpenFile(path, os.O_RDWR, 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		fd, err := Descriptor(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole, _, err := MapGuest(fd, 0, 1)
+		if !errors.Is(err, want) || want != nil && !strings.Contains(err.Error(), "does not lie in memory") {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+		if err == nil {
+			if err := Unmap(whole); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 }
 
