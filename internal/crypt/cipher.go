@@ -42,7 +42,7 @@ func (q *queue) work(r *blk.Request, scratch []byte) (errno syscall.Errno) {
 }
 
 func (q *queue) workForeign(r *blk.Request, scratch []byte) (errno syscall.Errno) {
-	errno = syscall.EFAULT // unless this returns
+	errno = syscall.EFAULT //nolint:wastedassign // what is returned after a fault
 	defer caughtForeign(r.Buf)
 	touchForeign(r)
 	if !q.run(r, scratch) {

@@ -101,7 +101,7 @@ func (q *queue) late(r *blk.Request, below []byte) (errno syscall.Errno) {
 }
 
 func (q *queue) lateCall(r *blk.Request, below []byte) (errno syscall.Errno) {
-	errno = syscall.EFAULT
+	errno = syscall.EFAULT //nolint:wastedassign // what is returned after a fault
 	defer caughtForeign(r.Buf)
 	q.run(r, below)
 	return 0

@@ -66,7 +66,7 @@ func (q *queue) caught(r *blk.Request, w []byte, n *int64, errno *syscall.Errno)
 // touchLoad reads a byte of each page of w.
 //
 //go:noinline
-func touchLoad(w []byte) (all byte) {
+func touchLoad(w []byte) (all byte) { //nolint:unparam // see below
 	for i := 0; i < len(w); i += blk.BlockSize {
 		all |= w[i]
 	}

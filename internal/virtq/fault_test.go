@@ -172,6 +172,8 @@ func TestFaultsLate(t *testing.T) {
 	}
 }
 
+func load(p *int) int { return *p }
+
 // TestOtherPanics: what is no fault on the ring's memory goes on.
 func TestOtherPanics(t *testing.T) {
 	d := newDriver(newGuest(t), 8, 0, false)
@@ -187,7 +189,7 @@ func TestOtherPanics(t *testing.T) {
 			faults(t)
 			var err error
 			defer r.caught(&err)
-			_ = *(*int)(nil)
+			_ = load(nil)
 		},
 	} {
 		func() {

@@ -63,7 +63,7 @@ func (r *Ring) Pop(c *Chain) (ok bool, err error) {
 	}
 	defer r.caught(&err)
 	again := len(r.resubmit) > 0
-	head := uint16(0)
+	var head uint16
 	if again {
 		head = r.resubmit[0]
 	} else {

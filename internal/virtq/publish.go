@@ -128,7 +128,7 @@ func (r *Ring) Enable() (more bool) {
 	if r.broken != nil {
 		return false
 	}
-	more = true // if this faults: Pop tells
+	more = true //nolint:wastedassign // what is returned after a fault: Pop tells
 	var err error
 	defer r.caught(&err)
 	if r.eventIdx {
@@ -173,7 +173,7 @@ func (r *Ring) Pending() (more bool) {
 	if len(r.resubmit) > 0 || r.next != r.seen {
 		return true
 	}
-	more = true // if this faults: Pop tells
+	more = true //nolint:wastedassign // what is returned after a fault: Pop tells
 	var err error
 	defer r.caught(&err)
 	return load16(unsafe.Add(r.avail, availIdx)) != r.next
