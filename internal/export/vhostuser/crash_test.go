@@ -48,7 +48,7 @@ func (w *world) record() volatile.SessionRecord {
 }
 
 // snapshot is what the keeper has now, with a session file of its own.
-func (k *shelf) snapshot(t *testing.T) *shelf {
+func (k *shelf) snapshot(t testing.TB) *shelf {
 	t.Helper()
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -20,7 +20,7 @@ import (
 
 // A frontend is the other end of a session, as the tests drive it.
 type frontend struct {
-	t    *testing.T
+	t    testing.TB
 	conn *net.UnixConn
 }
 

@@ -15,7 +15,7 @@ import (
 
 // A world is a socket, a keeper, and the servers that come one after the other.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	path   string
 	l      *os.File
 	keeper *shelf
@@ -27,6 +27,11 @@ type world struct {
 
 func newWorld(t *testing.T, change func(*Config)) *world {
 	t.Helper()
+	return newWorldFor(t, change)
+}
+
+func newWorldFor(t testing.TB, change ...func(*Config)) *world {
+	t.Helper()
 	w := &world{t: t, path: filepath.Join(t.TempDir(), "s"), keeper: &shelf{}}
 	l, err := net.Listen("unix", w.path)
 	if err != nil {
@@ -36,8 +41,10 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 		t.Fatal(err)
 	}
 	w.cfg = Config{Export: disk{1 << 30}, Queues: 2, Keeper: w.keeper, Cores: 1, ID: "vacate"}
-	if change != nil {
-		change(&w.cfg)
+	for _, c := range change {
+		if c != nil {
+			c(&w.cfg)
+		}
 	}
 	w.serve()
 	t.Cleanup(func() {
