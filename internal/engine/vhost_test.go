@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -135,4 +136,43 @@ func TestL5Session(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestL5SessionHangs: a request that hangs in its drive, and a guest that goes on
+// asking, delay no erasure.
+func TestL5SessionHangs(t *testing.T) {
+	h := newHost(t)
+	_, uuid := h.drive(h.dir)
+	req := request(1, uuid, 0)
+	req.Exports = vhostAlone
+	paths, err := h.tryOpen(req, 1)
+	check(t, err)
+	c, err := vhostclient.Dial(paths[0], vhostclient.Options{Timeout: 2 * time.Second})
+	check(t, err)
+	defer c.Close()
+	_, err = c.WriteAt(bytes.Repeat([]byte{7}, 1<<20), 0)
+	check(t, err)
+	release := h.hang(req.Lease)
+	asked := make(chan int)
+	go func() {
+		n := 0
+		for b := make([]byte, 1<<20); err == nil; n++ {
+			_, err = c.ReadAt(b, 0)
+		}
+		asked <- n
+	}()
+	time.Sleep(20 * time.Millisecond)
+	began := time.Now()
+	er, cerr := h.close(req.Lease)
+	check(t, cerr)
+	if took := time.Since(began); took > time.Second || er.Drained || !er.ReadBack {
+		t.Errorf("L5: closed within %v: %+v", took, er)
+	}
+	h.wantErased(req)
+	if n := <-asked; n == 0 || c.Conn.Alive() == nil {
+		t.Errorf("the guest read %d times, and is cut off: %v, %v", n, err, c.Conn.Alive())
+	}
+	release()
+	h.drained(req.Lease)
+	h.wantNothing(1, 0)
 }
