@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -60,15 +61,49 @@ func TestL8ClientOfQEMU10(t *testing.T) {
 	q.end()
 
 	for _, args := range [][]string{{"-c", "20000"}, {"-w", "-c", "20000"}, {"-c", "500", "-s", "1M"}, {"-w", "-c", "500", "-s", "1M", "--flush-interval", "100"}} {
-		cmd := p.Command(ctx, "usr/bin/qemu-img", append(append([]string{"bench", "-t", "none", "-d", "32"}, args...), "--image-opts", image)...)
-		out, err := cmd.CombinedOutput()
-		if err != nil || !regexp.MustCompile(`Run completed in [0-9.]+ seconds`).Match(out) {
-			t.Fatalf("qemu-img bench %v: %v\n%s", args, err, out)
-		}
-		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-		t.Logf("qemu-img bench %v: %s", args, lines[len(lines)-1])
+		t.Logf("qemu-img bench %v: %s", args, bench(ctx, t, p, image, args...))
 	}
+
+	// Deep, and killed again and again: every write arrives.
+	var ended atomic.Bool
+	type count struct {
+		n   int
+		err error
+	}
+	kills := make(chan count, 1)
+	go func() {
+		var c count
+		for ; c.err == nil && !ended.Load(); c.n++ {
+			c.err = v.killed(ctx)
+			time.Sleep(100 * time.Millisecond)
+		}
+		kills <- c
+	}()
+	said := bench(ctx, t, p, image, "-w", "--pattern", "9", "-c", "150000")
+	ended.Store(true)
+	c := <-kills
+	must(t, c.err)
+	t.Logf("while the engine was killed %d times: %s", c.n, said)
+	if c.n < 3 {
+		t.Errorf("the engine was killed only %d times", c.n)
+	}
+	q = startQemuIO(ctx, t, p, image)
+	q.do("read -P 9 0 192M", "read 201326592/201326592")
+	q.end()
 	v.open(t)
+}
+
+// bench runs qemu-img bench with 32 requests at once, which must finish, and
+// returns what it says at the end.
+func bench(ctx context.Context, t *testing.T, p Programs, image string, args ...string) string {
+	t.Helper()
+	cmd := p.Command(ctx, "usr/bin/qemu-img", append(append([]string{"bench", "-t", "none", "-d", "32"}, args...), "--image-opts", image)...)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !regexp.MustCompile(`Run completed in [0-9.]+ seconds`).Match(out) {
+		t.Fatalf("qemu-img bench %v: %v\n%s", args, err, out)
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return lines[len(lines)-1]
 }
 
 // A qemuIO is a running qemu-io that reads commands.

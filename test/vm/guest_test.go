@@ -99,10 +99,16 @@ func (g *guest) fine() {
 	}
 }
 
+// patience is how long a guest may take for anything: a request that is lost is
+// waited for for ever.
+const patience = time.Minute
+
 // do asks the guest for something that must succeed.
 func (g *guest) do(what string, body, reply any) {
 	g.t.Helper()
-	if err := g.Call(g.ctx, what, body, reply); err != nil {
+	ctx, cancel := context.WithTimeout(g.ctx, patience)
+	defer cancel()
+	if err := g.Call(ctx, what, body, reply); err != nil {
 		g.t.Fatal(err)
 	}
 }

@@ -3,12 +3,15 @@
 package vm
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"vacate/test/daemon"
 )
@@ -93,21 +96,31 @@ func openLease(t *testing.T, d *daemon.Daemon, size int64, args ...string) *volu
 // drive is the volume as a machine's.
 func (v *volume) drive(name string) Drive { return Drive{Name: name, Socket: v.socket, Bus: VhostUser} }
 
-// kill ends the engine with SIGKILL, and waits until the next one serves. (Ten
-// that did not get so far would end the lease.)
+// kill is killed, which must succeed.
 func (v *volume) kill(t *testing.T) {
 	t.Helper()
+	must(t, v.killed(t.Context()))
+}
+
+// killed ends the engine with SIGKILL, and waits until the next one serves. (Ten
+// that did not get so far would end the lease.)
+func (v *volume) killed(ctx context.Context) error {
 	pid, err := v.d.Child("engine")
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	waitFor(t.Context(), t, "the next engine", func() bool {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		next, err := v.d.Child("engine")
-		return err == nil && next != pid && v.d.Ready() == nil
-	})
+		if err == nil && next != pid && v.d.Ready() == nil {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(deadline) {
+			return fmt.Errorf("no engine follows that of pid %d: %w", pid, errors.Join(err, v.d.Ready(), ctx.Err()))
+		}
+	}
 }
 
 // upgrade has the program on the disk take the place of the one that runs.
