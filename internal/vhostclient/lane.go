@@ -40,8 +40,8 @@ func (l *lane) run() error {
 	l.q.Mute()
 	more := true
 	for more || l.q.InFlight > 0 || len(l.drawn) > 0 {
-		if l.r.book.Err() != nil {
-			return nil // whoever failed says why
+		if l.r.failed() { // whoever did says why
+			return nil
 		}
 		if more {
 			more = l.draw()

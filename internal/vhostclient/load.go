@@ -10,12 +10,12 @@ import (
 	"vacate/internal/nbdclient"
 )
 
-// A Pattern is what a [Load] asks for; a Result what it did. Both are nbdclient's,
-// so that exports can be compared.
-type (
-	Pattern = nbdclient.Pattern
-	Result  = nbdclient.Result
-)
+// A Pattern is what a [Load] asks for. It is nbdclient's, and so is Result, so that
+// exports can be compared.
+type Pattern = nbdclient.Pattern
+
+// A Result is what a [Load] did.
+type Result = nbdclient.Result
 
 // The patterns.
 const (

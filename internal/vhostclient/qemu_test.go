@@ -45,10 +45,10 @@ func TestQEMU72(t *testing.T) {
 	}()
 	say("qmp_capabilities")
 	want := strings.Fields(heard)
-	got := r.wait(t, len(want))
+	r.wait(t, len(want))
 	say("system_reset")
 	want = append(want, strings.Fields(heardReset)...)
-	if got = r.wait(t, len(want)); !slices.Equal(got, want) {
+	if got := r.wait(t, len(want)); !slices.Equal(got, want) {
 		t.Errorf("heard\n%s, want\n%s", strings.Join(got, " "), strings.Join(want, " "))
 	}
 }

@@ -317,11 +317,11 @@ func (q *Queue) setFlags(flags uint32) {
 // whether there was one.
 func (q *Queue) Wait(most time.Duration) (bool, error) {
 	errno := sys.WaitReady(q.waitFor[:], 0, int64(most))
-	if errno != 0 && errno != syscall.EINTR {
-		return false, errno
-	}
-	if errno != 0 || q.waitFor[0].Got == 0 {
+	switch {
+	case errno == syscall.EINTR || errno == 0 && q.waitFor[0].Got == 0:
 		return false, nil
+	case errno != 0:
+		return false, errno
 	}
 	var b [8]byte
 	_, err := syscall.Read(int(q.waitFor[0].FD), b[:])

@@ -40,7 +40,7 @@ func (r *verifier) converse() (stop func()) {
 	var all sync.WaitGroup
 	all.Go(func() {
 		if err := r.talk(done); err != nil {
-			r.book.Fail(fmt.Errorf("vhost-user verify: %w", err))
+			r.book.Fail(fmt.Errorf("vhost-user verify as %s: %w", r.c.o.Sequence.Name, err))
 		}
 	})
 	return func() { close(done); all.Wait() }

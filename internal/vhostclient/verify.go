@@ -138,10 +138,20 @@ func (r *verifier) phase() error {
 	for _, l := range r.lanes {
 		all.Go(func() {
 			if err := l.run(); err != nil {
-				r.book.Fail(fmt.Errorf("vhost-user verify: queue %d: %w", l.id, err))
+				r.book.Fail(fmt.Errorf("vhost-user verify as %s: queue %d: %w", r.c.o.Sequence.Name, l.id, err))
 			}
 		})
 	}
 	all.Wait()
 	return r.book.Err()
+}
+
+// failed reports whether the run has failed.
+func (r *verifier) failed() bool {
+	select {
+	case <-r.book.Failed():
+		return true
+	default:
+		return false
+	}
 }

@@ -257,7 +257,7 @@ func (h *killHunt) at(p fail.Point, rng *rand.Rand) bool {
 		h.report(h.kill("control"))
 		h.kills.Add(1)
 	}
-	for range 1000 + rng.IntN(10) {
+	for range 3000 + rng.IntN(10) {
 		if !h.armed() || h.over() {
 			break
 		}
