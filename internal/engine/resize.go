@@ -11,6 +11,7 @@ import (
 	"vacate/internal/extent"
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
+	"vacate/internal/plant"
 	"vacate/internal/volatile"
 	"vacate/internal/volume"
 )
@@ -275,6 +276,11 @@ func (e *Engine) remap(ctx context.Context, t *tenancy, req *ipc.LeaseResizeRequ
 		return err
 	}
 	defer f.Close() //nolint:errcheck // the keeper has it
+	if plant.Is(plant.GrownWritten) {
+		last := blocks - 1
+		next.Summary()[last/32768/64].Or(1 << (last / 32768 % 64))
+		next.Words()[last/64].Or(1 << (last % 64))
+	}
 	e.at(fail.ResizeCopied)
 	t.mu.Lock()
 	defer t.mu.Unlock()

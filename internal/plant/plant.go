@@ -18,11 +18,13 @@ const (
 	BufferNotCleared  = "buffer-not-cleared"  // L3: a buffer keeps a tenant's plaintext after its request
 	BitEarly          = "bit-early"           // L4: a block counts as written before the drive said so
 	MapIgnored        = "map-ignored"         // L4: every block counts as written
+	GrownWritten      = "grown-written"       // L4: what a volume gets when it is resized counts as written
 	ExclusionOff      = "exclusion-off"       // L4: sub-block writes do not exclude what overlaps them
 	KeyNotWiped       = "key-not-wiped"       // L5: the keeper leaves the key pages as they are
 	WipeBeforeCiphers = "wipe-before-ciphers" // L5: the key is wiped while cipher calls use it
 	TakeoverDrained   = "takeover-drained"    // L8: a lease that a predecessor erased counts as drained before the fence is held
 	InflightUnwritten = "inflight-unwritten"  // L8: a request of a ring is carried out without a note that it is in flight
+	AnswerEarly       = "answer-early"        // L8: a message of a session is answered before it is taken
 	ResubmitLeftOut   = "resubmit-left-out"   // L8: a successor does not do again what was in flight in a ring
 )
 
