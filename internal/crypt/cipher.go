@@ -70,12 +70,17 @@ func (q *queue) run(r *blk.Request, below []byte) bool {
 // touchForeign touches each page of the buffer of r as the cipher will.
 func touchForeign(r *blk.Request) {
 	b := r.Buf
+	first := int(uintptr(unsafe.Pointer(unsafe.SliceData(b))) % blk.BlockSize)
+	end := b[len(b)-1:]
+	if first == 0 {
+		end = nil // in a page that is touched
+	}
 	if r.Op == blk.OpWrite {
 		touchLoad(b)
-		touchLoad(b[len(b)-1:])
+		touchLoad(end)
 	} else {
 		touchStore(b)
-		touchStore(b[len(b)-1:])
+		touchStore(end)
 	}
 }
 
