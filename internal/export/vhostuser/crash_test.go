@@ -149,10 +149,10 @@ func (s *Server) current() *session {
 	return s.session
 }
 
-// TestCrashAnywhere ends the server at every step of every message of a session.
+// TestL8CrashAnywhere ends the server at every step of every message of a session.
 // The successor goes on, the frontend gets exactly one reply to each, and no
 // descriptor is left in a place that nobody names.
-func TestCrashAnywhere(t *testing.T) {
+func TestL8CrashAnywhere(t *testing.T) {
 	for _, step := range []string{"keep", "give up", string(fail.EngineVhostPeeked), string(fail.EngineVhostCommitted), string(fail.EngineVhostConsumed)} {
 		t.Run(step, func(t *testing.T) {
 			w := newWorld(t, nil)

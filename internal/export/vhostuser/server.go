@@ -182,7 +182,7 @@ func (s *Server) take(fd int) error {
 	return <-begun
 }
 
-// vacant returns when there is no session, or an error if there will be one.
+// vacant returns when there is no session, or an error if there is one that lives.
 func (s *Server) vacant() error {
 	s.mu.Lock()
 	t := s.session
@@ -193,12 +193,8 @@ func (s *Server) vacant() error {
 	if !t.gone() {
 		return errors.New("another frontend is connected")
 	}
-	select {
-	case <-t.ended:
-		return nil
-	case <-s.stop:
-		return errClosed
-	}
+	<-t.ended // Close and Leave end it as well
+	return nil
 }
 
 // track runs t, the only session. Once the server is closed or leaves, t ends at

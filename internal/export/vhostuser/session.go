@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"vacate/internal/fail"
+	"vacate/internal/plant"
 	"vacate/internal/sys"
 	"vacate/internal/volatile"
 )
@@ -178,6 +179,13 @@ func (s *session) handle(m *message) error {
 		reply = appendReply(nil, m.request, c.reply)
 	case m.needReply && s.acks():
 		reply = appendReply(nil, m.request, make([]byte, 8))
+	}
+	if plant.Is(plant.AnswerEarly) {
+		if err := s.wire.answerPlainly(reply, c.file, nil); err != nil {
+			return err
+		}
+		s.at(fail.EngineVhostConsumed)
+		reply = nil
 	}
 	if err := s.wire.answer(reply, c.file); err != nil {
 		return err
