@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -67,7 +68,7 @@ func TestL4ResizeModel(t *testing.T) {
 	}
 	grown := func(next ipc.LeaseResizeRequest) {
 		now = next
-		model = append(model, make([]byte, now.SizeBytes-int64(len(model)))...)
+		model = slices.Concat(model, make([]byte, now.SizeBytes-int64(len(model))))
 	}
 	rounds := 120
 	if testing.Short() {

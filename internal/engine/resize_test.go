@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -70,13 +71,13 @@ func TestL4Resize(t *testing.T) {
 	write(c, 4096)
 	write(c, req.SizeBytes-1<<20)
 	inPlace := ipc.LeaseResizeRequest{Lease: req.Lease, SizeBytes: req.SizeBytes + 4096, Pieces: req.Pieces}
-	going, apart := larger(req, 2, 8), ipc.LeaseResizeRequest{}
-	apart = ipc.LeaseResizeRequest{Lease: req.Lease, SizeBytes: going.SizeBytes + 3<<20, Pieces: extent.Join(going.Pieces, []extent.Piece{
+	going := larger(req, 2, 8)
+	apart := ipc.LeaseResizeRequest{Lease: req.Lease, SizeBytes: going.SizeBytes + 3<<20, Pieces: extent.Join(going.Pieces, []extent.Piece{
 		{Drive: uuid, Range: extent.Range{First: 20, Count: 3}}})}
 	for i, to := range []ipc.LeaseResizeRequest{inPlace, going, apart} {
 		for range 2 { // asked again, it changes nothing
 			check(t, h.resize(to))
-			want = append(want, make([]byte, to.SizeBytes-int64(len(want)))...)
+			want = slices.Concat(want, make([]byte, to.SizeBytes-int64(len(want))))
 			if l := h.list().Leases[0]; l.SizeBytes != to.SizeBytes {
 				t.Fatalf("the engine lists %+v", l)
 			}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -150,7 +151,7 @@ func TestResizeTellsFrontends(t *testing.T) {
 		if _, err := d.Run("lease", "resize", l.ID, "--size", fmt.Sprint(size)); err != nil {
 			t.Fatal(err)
 		}
-		want = append(want, make([]byte, size-int64(len(want)))...)
+		want = slices.Concat(want, make([]byte, size-int64(len(want))))
 		timeout := time.After(20 * time.Second)
 		for c.Size() != size {
 			select {
