@@ -84,9 +84,9 @@ func (m *message) state() (index, num uint32) {
 	return le.Uint32(m.payload), le.Uint32(m.payload[4:])
 }
 
-// appendReply appends the reply to a request with this payload.
-func appendReply(b []byte, request uint32, payload []byte) []byte {
-	b = le.AppendUint32(b, request)
+// newReply is the reply to a request with this payload.
+func newReply(request uint32, payload []byte) []byte {
+	b := le.AppendUint32(nil, request)
 	b = le.AppendUint32(b, flagsVersion|flagsReply)
 	b = le.AppendUint32(b, uint32(len(payload)))
 	return append(b, payload...)

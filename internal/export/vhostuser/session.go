@@ -166,7 +166,7 @@ func (s *session) handle(m *message) error {
 	switch {
 	case errors.Is(err, errRefused) && m.needReply && s.acks() && !form.reply:
 		s.server.cfg.Log.Debug("a vhost-user message was refused", "error", err)
-		return s.wire.answer(appendReply(nil, m.request, []byte{1, 0, 0, 0, 0, 0, 0, 0}), -1)
+		return s.wire.answer(newReply(m.request, []byte{1, 0, 0, 0, 0, 0, 0, 0}), -1)
 	case err != nil:
 		return err
 	}
@@ -176,9 +176,9 @@ func (s *session) handle(m *message) error {
 	var reply []byte
 	switch {
 	case form.reply:
-		reply = appendReply(nil, m.request, c.reply)
+		reply = newReply(m.request, c.reply)
 	case m.needReply && s.acks():
-		reply = appendReply(nil, m.request, make([]byte, 8))
+		reply = newReply(m.request, make([]byte, 8))
 	}
 	if plant.Is(plant.AnswerEarly) {
 		if err := s.wire.answerPlainly(reply, c.file, nil); err != nil {

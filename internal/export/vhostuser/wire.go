@@ -38,9 +38,8 @@ const (
 )
 
 var (
-	errHungUp   = errors.New("the frontend has hung up")
-	errNothing  = errors.New("no whole message is there")
-	errBackedUp = errors.New("the frontend takes no replies")
+	errHungUp  = errors.New("the frontend has hung up")
+	errNothing = errors.New("no whole message is there")
 )
 
 // maxPieces is in how many sends a message may come. Beyond it: garbage.

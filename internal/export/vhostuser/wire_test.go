@@ -84,7 +84,7 @@ func TestWire(t *testing.T) {
 			}
 			reply, with := []byte(nil), -1
 			if want.reply != nil {
-				reply = appendReply(nil, want.request, want.reply)
+				reply = newReply(want.request, want.reply)
 			}
 			if want.withNewFile {
 				with = fd
@@ -150,7 +150,7 @@ func TestWireSplit(t *testing.T) {
 					t.Fatalf("%d and %d bytes: %+v, %v", first, second, m, err)
 				}
 				m.close()
-				if err := w.answer(appendReply(nil, m.request, u64(0)), -1); err != nil {
+				if err := w.answer(newReply(m.request, u64(0)), -1); err != nil {
 					t.Fatalf("%d and %d bytes: %v", first, second, err)
 				}
 				f.receive()
