@@ -25,6 +25,9 @@ type volume struct {
 	socket string // of vhost-user
 	uri    string // of NBD,
 	nbd    string // and its socket
+
+	kills   int           // of its engine
+	longest time.Duration // until the next one served
 }
 
 // built is the folder of the binary that all tests use, once one has built it.
@@ -112,9 +115,12 @@ func (v *volume) killed(ctx context.Context) error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	start := time.Now()
+	for deadline := start.Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		next, err := v.d.Child("engine")
 		if err == nil && next != pid && v.d.Ready() == nil {
+			v.kills++
+			v.longest = max(v.longest, time.Since(start))
 			return nil
 		}
 		if ctx.Err() != nil || time.Now().After(deadline) {
@@ -148,5 +154,8 @@ func (v *volume) open(t *testing.T) {
 	}
 	if l.State != "open" {
 		t.Errorf("the lease is %s", l.State)
+	}
+	if v.kills > 0 {
+		t.Logf("%d engines were killed, and the next served after %v at most", v.kills, v.longest)
 	}
 }
