@@ -255,7 +255,7 @@ func TestFullCall(t *testing.T) {
 	dev := newRAM(1 << 20)
 	d := newDriver(newGuest(t, 1<<20), 16, false)
 	w := served(t, d, Config{Export: dev})
-	sys.ClearEvent(d.files.Call)
+	eventually(t, "the driver is not called", func() bool { return sys.ClearEvent(d.files.Call) == 0 })
 	full := [8]byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	if _, err := syscall.Write(d.files.Call, full[:]); err != nil {
 		t.Fatal(err)
@@ -319,5 +319,53 @@ func TestWriteThrough(t *testing.T) {
 	d.do(typeIn, 0, data, false)
 	if n := dev.fua.Load(); n != 1 {
 		t.Errorf("%d requests with FUA, want 1", n)
+	}
+}
+
+// hung is a device whose Submit does not return until release is closed.
+type hung struct {
+	blk.Device
+	entered chan struct{}
+	release chan struct{}
+}
+
+func (d hung) NewQueue(depth int) (blk.Queue, error) {
+	q, err := d.Device.NewQueue(depth)
+	return hungQueue{q, d}, err
+}
+
+type hungQueue struct {
+	blk.Queue
+	d hung
+}
+
+func (q hungQueue) Submit(reqs []*blk.Request) {
+	select {
+	case q.d.entered <- struct{}{}:
+	default:
+	}
+	<-q.d.release
+	q.Queue.Submit(reqs)
+}
+
+// TestStartWaitsForNothing: who starts rings, as at a take-over, is not held up by a
+// drive that hangs under another one.
+func TestStartWaitsForNothing(t *testing.T) {
+	dev := hung{newRAM(1 << 20), make(chan struct{}, 1), make(chan struct{})}
+	first := newDriver(newGuest(t, 1<<20), 16, true)
+	w := served(t, first, Config{Export: dev})
+	first.ask(typeIn, 0, []span{{addr: first.g.alloc(512, 512), n: 512}}, false, false)
+	sys.SignalEvent(first.files.Kick)
+	<-dev.entered
+	second := newDriver(newGuest(t, 1<<20), 16, true)
+	began := time.Now()
+	err := w.Start(1, second.ring(), second.files)
+	if took := time.Since(began); err != nil || took > time.Second {
+		t.Errorf("a ring is started within %v, %v", took, err)
+	}
+	w.Quit()
+	close(dev.release)
+	if w.Stop(0) == nil || w.Stop(1) == nil {
+		t.Error("a ring is not given back")
 	}
 }

@@ -18,8 +18,8 @@ const (
 	orderClose
 )
 
-// An order is something that the control side wants of the thread. Who gave it
-// waits until done is closed.
+// An order is something that the control side wants of the thread. Who gave it,
+// and has to, waits until done is closed.
 type order struct {
 	what  int
 	index int

@@ -138,16 +138,16 @@ func (w *Worker) finish() {
 
 // Start hands a ring to the worker. What is in flight in its inflight table is
 // carried out first, then the ring is looked through, and the driver is called
-// once. From now until Stop nobody else touches r. The error wraps
-// sys.ErrNoEvent if a descriptor is no event descriptor, or ErrClosed.
+// once. From now until Stop nobody else touches r. It waits for nothing: the thread
+// may be within a request of another ring, for as long as its drive hangs. The
+// error wraps sys.ErrNoEvent if a descriptor is no event descriptor, or ErrClosed.
 //
 // REQUIRES: index is not started.
 func (w *Worker) Start(index int, r *virtq.Ring, f RingFiles) error {
 	if err := f.adopt(index); err != nil {
 		return err
 	}
-	_, err := w.order(&order{what: orderStart, index: index, ring: r, files: f})
-	return err
+	return w.give(&order{what: orderStart, index: index, ring: r, files: f})
 }
 
 // Stop takes a ring back: no more of it is popped, what was popped is carried out
@@ -217,17 +217,25 @@ func (w *Worker) alarm() {
 // has set, holds the thread in it.
 const nudgeAfter = 50 * time.Millisecond
 
-// order hands o to the thread and waits until it is carried out.
-func (w *Worker) order(o *order) (*virtq.Ring, error) {
+// give hands o to the thread, which carries orders out one after the other.
+func (w *Worker) give(o *order) error {
 	o.done = make(chan struct{})
 	w.mu.Lock()
 	if w.gone {
 		w.mu.Unlock()
-		return nil, ErrClosed
+		return ErrClosed
 	}
 	w.orders = append(w.orders, o)
 	w.mu.Unlock()
 	w.alarm()
+	return nil
+}
+
+// order is give, and waits until o is carried out.
+func (w *Worker) order(o *order) (*virtq.Ring, error) {
+	if err := w.give(o); err != nil {
+		return nil, err
+	}
 	t := time.NewTicker(nudgeAfter)
 	defer t.Stop()
 	for {
