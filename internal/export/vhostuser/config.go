@@ -10,6 +10,7 @@ import (
 
 	"vacate/internal/blk"
 	"vacate/internal/mem"
+	"vacate/internal/poll"
 )
 
 // A Keeper holds descriptors over the end of this process, in the places of one
@@ -36,7 +37,7 @@ const (
 // Bounds of Config.
 const (
 	MaxQueues = 64
-	MaxPoll   = 50 * time.Microsecond
+	MaxPoll   = poll.Max
 	MaxID     = 20 // bytes (virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID)
 )
 
