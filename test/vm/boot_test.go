@@ -4,6 +4,7 @@ package vm
 
 import (
 	"context"
+	"errors"
 	"os/exec"
 	"testing"
 	"time"
@@ -14,7 +15,8 @@ import (
 // TestL8GuestStarts starts a machine from its volume: the firmware reads it first,
 // then GRUB through the firmware, then a kernel; another kernel follows by kexec,
 // and resets while requests are in flight begin all of it anew. Each must find the
-// volume as the one before has left it.
+// volume as the one before has left it. At last the engine is killed again and
+// again while the machine starts.
 func TestL8GuestStarts(t *testing.T) {
 	ctx := limit(t, 4*time.Minute)
 	dir := shortDir(t)
@@ -53,16 +55,19 @@ func TestL8GuestStarts(t *testing.T) {
 	g.do("attach", boot, nil)
 	g.do("check-tree", tree, nil)
 
-	const workers, sectors = 4, 8192
+	const resets, workers, sectors = 3, 4, 8192
 	stress := wire.Stress{Device: g.disk(v).Path + "3", Hunt: 1, Workers: workers, Sectors: sectors}
-	for n := range 3 {
+	for n := range resets {
 		stress.First = int64(n) * workers * sectors
 		g.do("stress", stress, nil)
 		g.settle(time.Duration(700+400*n) * time.Millisecond)
 		g.fine()
-		if _, err := g.Reset(ctx); err != nil {
-			t.Fatal(err)
+		stop := func() error { return nil }
+		if n == resets-1 {
+			stop = v.killOften(ctx, 400*time.Millisecond)
 		}
+		_, err := g.Reset(ctx)
+		must(t, errors.Join(err, stop()))
 		stress.Rounds = g.begun(workers)
 		t.Logf("after reset %d, in rounds %d, the machine is up %v after its start", n+1, stress.Rounds, g.Age())
 		g.fine()

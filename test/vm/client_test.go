@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -65,27 +64,13 @@ func TestL8ClientOfQEMU10(t *testing.T) {
 	}
 
 	// Deep, and killed again and again: every write arrives.
-	var ended atomic.Bool
-	type count struct {
-		n   int
-		err error
-	}
-	kills := make(chan count, 1)
-	go func() {
-		var c count
-		for ; c.err == nil && !ended.Load(); c.n++ {
-			c.err = v.killed(ctx)
-			time.Sleep(100 * time.Millisecond)
-		}
-		kills <- c
-	}()
+	before := v.kills
+	stop := v.killOften(ctx, 100*time.Millisecond)
 	said := bench(ctx, t, p, image, "-w", "--pattern", "9", "-c", "150000")
-	ended.Store(true)
-	c := <-kills
-	must(t, c.err)
-	t.Logf("while the engine was killed %d times: %s", c.n, said)
-	if c.n < 3 {
-		t.Errorf("the engine was killed only %d times", c.n)
+	must(t, stop())
+	t.Logf("while the engine was killed %d times: %s", v.kills-before, said)
+	if v.kills-before < 3 {
+		t.Errorf("the engine was killed only %d times", v.kills-before)
 	}
 	q = startQemuIO(ctx, t, p, image)
 	q.do("read -P 9 0 192M", "read 201326592/201326592")

@@ -71,13 +71,17 @@ func (g *guest) examine(d wire.Disk, trees ...wire.Tree) {
 // TestL4GuestFiles has a guest use a volume as people do: a table of partitions,
 // two file systems, files, and discards, with two processors and a queue for each.
 func TestL4GuestFiles(t *testing.T) {
-	var fixed *volume
+	var fixed, large *volume
 	g, v, d := prepare(t, 2, func(v *volume) *volume {
 		fixed = openLease(t, v.d, 16<<20, "--read-only")
 		must(t, finish(exec.Command("qemu-io", "-f", "raw", "-c", "write -P 7 4M 64k", fixed.uri)))
 		return fixed
+	}, func(v *volume) *volume {
+		large = openLease(t, v.d, 64<<20, "--logical-block", "4096")
+		return large
 	})
 	readOnly(g, fixed)
+	largeBlocks(g, large)
 	t.Logf("the guest sees %+v", d)
 	if d.Logical != 512 || d.Physical != 4096 || d.Size != layoutSize || d.FromEnd != layoutSize ||
 		d.ReadOnly || d.Discard == 0 || d.Zeroes == 0 || d.WriteCache != "write back" || d.Queues != 2 {
@@ -153,10 +157,28 @@ func readOnly(g *guest, v *volume) {
 	}
 }
 
+// largeBlocks has the guest use a volume whose logical blocks are as large as
+// those that it is made of.
+func largeBlocks(g *guest, v *volume) {
+	g.t.Helper()
+	d := g.disk(v)
+	if d.Logical != 4096 || d.Physical != 4096 || d.Size != 64<<20 {
+		g.t.Errorf("of a volume with large blocks the guest sees %+v", d)
+	}
+	fs := wire.Attach{Device: d.Path, Dir: "/mnt/large", Kind: "ext4"}
+	tree := wire.Tree{Dir: fs.Dir, Seed: 6, Files: 20, Max: 400 << 10}
+	g.run("mkfs.ext4", "-q", fs.Device)
+	g.do("attach", fs, nil)
+	g.do("tree", tree, nil)
+	g.do("check-tree", tree, nil)
+	g.do("detach", fs, nil)
+	g.run("e2fsck", "-f", "-n", fs.Device)
+}
+
 // TestL8GuestKilled kills the engine under a guest that works, and hands over to
 // another program under it: the guest sees a pause, and nothing else.
 func TestL8GuestKilled(t *testing.T) {
-	g, v, d := prepare(t, 1)
+	g, v, d := prepare(t, 2)
 	trees := []wire.Tree{{Dir: ext4On(d).Dir, Seed: 1, Files: 30, Max: 400 << 10}, {Dir: xfsOn(d).Dir, Seed: 2, Files: 30, Max: 400 << 10}}
 	stress := wire.Stress{Device: d.Path + "3", Hunt: 7, Workers: 4, Sectors: 8192}
 	g.do("stress", stress, nil)

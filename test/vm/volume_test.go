@@ -26,6 +26,7 @@ type volume struct {
 	uri    string // of NBD,
 	nbd    string // and its socket
 
+	// They belong to whoever kills.
 	kills   int           // of its engine
 	longest time.Duration // until the next one served
 }
@@ -126,6 +127,30 @@ func (v *volume) killed(ctx context.Context) error {
 		if ctx.Err() != nil || time.Now().After(deadline) {
 			return fmt.Errorf("no engine follows that of pid %d: %w", pid, errors.Join(err, v.d.Ready(), ctx.Err()))
 		}
+	}
+}
+
+// killOften kills the engine again and again, until stop is called, which returns
+// what went wrong.
+func (v *volume) killOften(ctx context.Context, pause time.Duration) (stop func() error) {
+	ended, result := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			if err := v.killed(ctx); err != nil {
+				result <- err
+				return
+			}
+			select {
+			case <-ended:
+				result <- nil
+				return
+			case <-time.After(pause):
+			}
+		}
+	}()
+	return func() error {
+		close(ended)
+		return <-result
 	}
 }
 
