@@ -133,6 +133,9 @@ func closeFiles(files []*os.File) {
 func (c *Conn) Ask(request, flags uint32, payload []byte, fds ...int) ([]byte, []*os.File, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := c.Alive(); errors.Is(err, errUnasked) {
+		return nil, nil, fmt.Errorf("before %s: %w", name(request), err)
+	}
 	if err := c.Send(request, flags, payload, fds...); err != nil {
 		return nil, nil, fmt.Errorf("sending %s: %w", name(request), err)
 	}
@@ -189,6 +192,8 @@ func (c *Conn) Set(request uint32, ack bool, payload []byte, fds ...int) error {
 	}
 	return nil
 }
+
+var errUnasked = errors.New("the server has replied to what nobody asked, or twice")
 
 var errRefused = errors.New("the server refused a message")
 

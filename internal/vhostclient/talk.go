@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// Alive reports whether the server has not hung up, without a word.
+// Alive reports whether the server has not hung up, without a word, and has said
+// nothing that nobody asked for. No reply is due.
 func (c *Conn) Alive() error {
 	raw, err := c.c.SyscallConn()
 	if err != nil {
@@ -25,7 +26,9 @@ func (c *Conn) Alive() error {
 	switch {
 	case err != nil:
 		return err
-	case perr == syscall.EAGAIN || perr == syscall.EINTR || perr == nil && n > 0:
+	case perr == nil && n > 0:
+		return errUnasked
+	case perr == syscall.EAGAIN || perr == syscall.EINTR:
 		return nil
 	case perr != nil:
 		return perr
@@ -90,6 +93,10 @@ func (r *verifier) alive() error {
 	err := r.c.Conn.Alive()
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, errUnasked) {
+		r.book.Nonsense(err)
+		return err
 	}
 	if r.Breaks > 0 {
 		return r.reconnect()

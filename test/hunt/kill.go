@@ -33,6 +33,7 @@ type killHunt struct {
 	bytes   int64
 	control int // every how-manieth kill at a random moment is control's
 	export  string
+	only    string
 
 	steady  []*vacatev1.Lease
 	loads   []load
@@ -51,6 +52,7 @@ func kill(args []string) (err error) {
 	if err := parse("kill", args, &o, func(f *flag.FlagSet) {
 		f.IntVar(&h.leases, "leases", 5, "leases that stay open under load")
 		f.StringVar(&h.export, "export", nbd, "how they are reached: "+nbd+" or "+vhostUser)
+		f.StringVar(&h.only, "point", "", "of the points, take those only whose name contains this")
 		f.Int64Var(&h.bytes, "bytes", 64<<20, "size of each")
 		f.IntVar(&h.control, "control", 8, "every how-manieth kill at a random moment is control's; 0: none")
 	}); err != nil {
@@ -62,6 +64,10 @@ func kill(args []string) (err error) {
 	defer func() { err = errors.Join(err, h.close()) }()
 	if h.export != vhostUser {
 		h.points = slices.DeleteFunc(h.points, ofVhostUser)
+	}
+	h.points = slices.DeleteFunc(h.points, func(p fail.Point) bool { return !strings.Contains(string(p), h.only) })
+	if len(h.points) == 0 {
+		return fmt.Errorf("no point's name contains %q", h.only)
 	}
 	return verdict(o.planted, h.run())
 }

@@ -376,6 +376,7 @@ var finds = map[string][]string{
 	plant.GateSkipped + "," + plant.LateDecrypt: {"ended by itself", "after its gate"},
 	plant.WipeBeforeCiphers:                     {"ended by itself"},
 	plant.InflightUnwritten:                     {"have had no answer", "wrong bytes", "answered twice"},
+	plant.AnswerEarly:                           {"or twice", "the reply to"},
 	plant.ResubmitLeftOut:                       {"have had no answer", "was not ended"},
 }
 
