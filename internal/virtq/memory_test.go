@@ -144,7 +144,7 @@ func TestLogTogether(t *testing.T) {
 
 // TestLogOfRing: all that a request and its answer write is in the log: the
 // writable parts, the used element, the index and avail_event; and nothing that
-// is only read.
+// is only read. A ring that is made marks what a predecessor may not have.
 func TestLogOfRing(t *testing.T) {
 	g := newGuest(t)
 	d := newDriver(g, 256, 0, true)
@@ -162,6 +162,9 @@ func TestLogOfRing(t *testing.T) {
 		}
 		clear(mem)
 		return all
+	}
+	if p := pages(); len(p) != 1 || p[0] != d.used&^(LogPage-1) {
+		t.Errorf("after New: %#x, the used ring is at %#x", p, d.used)
 	}
 	d.add([]desc{{addr: ramA + 0x9000, len: 1}, {addr: ramC + LogPage - 1, len: 2, flags: descWrite}}, 2, 0)
 	var c Chain

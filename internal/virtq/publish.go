@@ -110,6 +110,14 @@ func (r *Ring) wanted(before uint16) bool {
 	return r.told-event-1 < r.told-before
 }
 
+// logAll marks all of the used ring: a predecessor may have ended between its stores
+// and their marks, and the machine that the guest moves to would not see them.
+func (r *Ring) logAll() {
+	if r.logUsed {
+		r.log.Mark(r.logAddr, usedRing+usedElem*uint64(r.size)+2)
+	}
+}
+
 // logElements marks what Publish has written to the used ring.
 func (r *Ring) logElements(before uint16) {
 	if !r.logUsed {

@@ -151,6 +151,7 @@ func New(c Config) (_ *Ring, err error) {
 		}
 	}
 	r.seen = r.next
+	r.logAll()
 	return r, nil
 }
 
