@@ -123,7 +123,11 @@ func (m *Memory) holds(addr uintptr) bool {
 	return false
 }
 
-// within reports whether an address of this process lies in b.
+// within reports whether an address of this process lies in a page of b: where memory
+// is broken, the kernel names the page.
 func within(addr uintptr, b []byte) bool {
-	return addr-uintptr(unsafe.Pointer(unsafe.SliceData(b))) < uintptr(len(b))
+	const page = 4 << 10 // the smallest there is
+	first := uintptr(unsafe.Pointer(unsafe.SliceData(b)))
+	from, to := first&^(page-1), (first+uintptr(len(b))+page-1)&^(page-1)
+	return len(b) > 0 && addr-from < to-from
 }

@@ -16,8 +16,14 @@ const (
 	descIndirect = 4
 )
 
-// keepSlices is how many slices a chain keeps memory for when it is used again.
-const keepSlices = MaxSize
+const (
+	// keepSlices is how many slices a chain keeps memory for when it is used again.
+	keepSlices = MaxSize
+	// maxSlices is how many a chain may have: each descriptor one, and some go across
+	// regions. If each went across many, the chains in flight would take the memory
+	// of this process.
+	maxSlices = 4 * MaxSize
+)
 
 // A Chain is one request: the parts of guest memory that its descriptors name, in
 // order. The zero value is ready for Pop, which uses its memory again.
@@ -207,8 +213,11 @@ func (r *Ring) add(c *Chain, d desc) (err error) {
 		c.Readable, err = r.memory.Guest(c.Readable, d.addr, n)
 		c.ReadLen += n
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return fmt.Errorf("%w: the chain of descriptor %d: %w", ErrRing, c.Head, err)
+	case len(c.Readable)+len(c.Writable) > maxSlices:
+		return fmt.Errorf("%w: the chain of descriptor %d lies in more than %d pieces", ErrRing, c.Head, maxSlices)
 	}
 	return nil
 }
