@@ -217,6 +217,36 @@ func TestL8GuestKilled(t *testing.T) {
 	v.open(t)
 }
 
+// TestL4GuestDies pulls the plug of a machine whose disk is busy, and starts it
+// again: what was synced is there, what was in flight is there or not, and the next
+// frontend is served as the first was.
+func TestL4GuestDies(t *testing.T) {
+	g, v, d := prepare(t, 2)
+	trees := []wire.Tree{{Dir: ext4On(d).Dir, Seed: 1, Files: 30, Max: 400 << 10}, {Dir: xfsOn(d).Dir, Seed: 2, Files: 30, Max: 400 << 10}}
+	for _, tree := range trees {
+		g.do("tree", tree, nil)
+	}
+	stress := wire.Stress{Device: d.Path + "3", Hunt: 7, Workers: 4, Sectors: 8192}
+	g.do("stress", stress, nil)
+	g.settle(2 * time.Second)
+	g.Kill()
+	g.fine()
+	stress.Rounds = g.begun(stress.Workers)
+	t.Logf("the machine has died in rounds %d", stress.Rounds)
+
+	g = startGuest(g.ctx, t, g.cfg)
+	if now := g.disk(v); now != d {
+		t.Errorf("the next machine sees %+v, the first saw %+v", now, d)
+	}
+	g.do("stress-check", stress, nil)
+	g.do("attach", ext4On(d), nil)
+	g.do("attach", xfsOn(d), nil)
+	g.examine(d, trees...)
+	g.clean()
+	g.off()
+	v.open(t)
+}
+
 // TestL4GuestResized gives a volume more space under a guest, which sees it at
 // once, reads zeros there, and makes use of it.
 func TestL4GuestResized(t *testing.T) {

@@ -156,7 +156,7 @@ func (g *guest) clean() {
 
 // harmless are lines of the kernel's log that report nothing.
 func harmless(line string) bool {
-	for _, known := range []string{"Mounting V5 Filesystem", "Ending clean mount", "Unmounting Filesystem", "clocksource"} {
+	for _, known := range []string{"Mounting V5 Filesystem", "Ending clean mount", "Starting recovery", "Ending recovery", "Unmounting Filesystem", "clocksource"} {
 		if strings.Contains(line, known) {
 			return true
 		}
