@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 func TestRows(t *testing.T) {
 	docs := t.TempDir()
 	o := options{
-		only: "4k-reads,unwritten,disk-4k-writes,fsync,map,volumes,allocations,layers-writes", rounds: 1, span: 40 * time.Millisecond,
+		only: "4k-reads,unwritten,disk-4k-writes,fsync,map,volumes,allocations,layers-writes,vhost-4k-writes,vhost-depth1-reads,vhost-unwritten,vhost-disk-4k-reads,vhost-idle", rounds: 1, span: 40 * time.Millisecond,
 		disk: t.TempDir(), shm: "/dev/shm", size: 64 << 20, write: docs,
 	}
 	if err := run(o); err != nil {
