@@ -111,6 +111,13 @@ func settle(w *world) {
 	w.stop()
 	w.mustStart()
 	time.Sleep(10 * time.Second)
+	inStep(w)
+	w.stop()
+	w.e.Reboot()
+}
+
+// inStep checks that the engine holds what the journal has.
+func inStep(w *world) {
 	for id, held := range w.e.Limits() {
 		if l, err := w.n.Get(id); err == nil && l.Limits != held {
 			w.t.Errorf("lease %s is held to %+v, and the journal has %+v", id, held, l.Limits)
@@ -121,8 +128,6 @@ func settle(w *world) {
 			w.t.Errorf("lease %s has %d bytes, and the journal has %d", id, size, l.SizeBytes)
 		}
 	}
-	w.stop()
-	w.e.Reboot()
 }
 
 // aftermath starts the node without faults and checks that nothing is left of
@@ -132,6 +137,7 @@ func aftermath(w *world) {
 	w.stop()
 	w.mustStart()
 	time.Sleep(time.Minute) // back-off, time to live
+	inStep(w)
 	for _, l := range w.n.List(false) {
 		w.close(l.ID)
 	}

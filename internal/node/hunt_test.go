@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"vacate/internal/lease"
+	"vacate/internal/limit"
 	"vacate/internal/node/nodesim"
 )
 
@@ -76,10 +79,30 @@ func randomLife(w *world, r *rand.Rand) {
 		func() { w.f.Strike(1+r.IntN(20), nodesim.Mode(r.IntN(2)), false) },
 		func() { w.e.FailReadBack(r.IntN(3)) },
 		func() { w.e.Lose(path(), "it was reset") },
+		func() { // with what comes next, or before it
+			all := slices.DeleteFunc(w.n.List(false), func(l lease.Lease) bool { return l.State != lease.Open })
+			if len(all) == 0 {
+				return
+			}
+			l, n, more, plan := all[r.IntN(len(all))], w.n, r.Int64N(5)*mib/2, r.IntN(8) == 0
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				_, _ = n.Resize(w.ctx, l.ID, l.SizeBytes+more, plan)
+			}()
+			if r.IntN(2) == 0 {
+				<-done
+			}
+		},
+		func() {
+			if all := w.n.List(false); len(all) > 0 {
+				_, _ = w.n.Limit(w.ctx, all[r.IntN(len(all))].ID, limit.Limits{IOPS: uint64(r.IntN(3))})
+			}
+		},
 	}
-	weights := []int{2, 8, 6, 3, 2, 1, 2, 2, 1, 1, 1, 1, 1, 6, 1, 2}
+	weights := []int{2, 8, 6, 3, 2, 1, 2, 2, 1, 1, 1, 1, 1, 6, 1, 2, 8, 2}
 	for range 60 {
-		n := r.IntN(40) // the sum of the weights
+		n := r.IntN(50) // the sum of the weights
 		for i, weight := range weights {
 			if n -= weight; n < 0 {
 				steps[i]()
@@ -87,9 +110,36 @@ func randomLife(w *world, r *rand.Rand) {
 			}
 		}
 	}
-	w.stop()
+	calm := r.IntN(2) == 0
+	if !calm {
+		w.stop()
+	}
 	for _, p := range []string{"/a", "/b"} {
 		w.e.With(p, func(d *nodesim.Disk) { d.Hangs, d.Missing, d.Held = false, false, false })
+	}
+	if calm {
+		w.f.Strike(0, nodesim.Lost, false)
+		time.Sleep(5 * time.Minute)
+		inStep(w)
+		reckon(w)
+		w.stop()
+	}
+}
+
+// reckon checks that what is not free is what leases have.
+func reckon(w *world) {
+	w.n.mu.Lock()
+	defer w.n.mu.Unlock()
+	held := map[string]uint32{}
+	for _, e := range w.n.leases {
+		for _, p := range e.l.Pieces {
+			held[p.Drive] += p.Count
+		}
+	}
+	for uuid, d := range w.n.drives {
+		if taken := d.space.Size() - d.space.FreeCount(); taken != held[uuid] {
+			w.t.Errorf("%d extents of drive %s are taken, and leases have %d", taken, d.j.Path, held[uuid])
+		}
 	}
 }
 

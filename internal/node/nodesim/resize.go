@@ -28,6 +28,9 @@ func (e *Engine) ResizeLease(ctx context.Context, req ipc.LeaseResizeRequest) er
 				return struct{}{}, refuse(ipc.CodeBusy, "drive %s is not open", p.Drive)
 			}
 		}
+		if e.busy(v) {
+			return struct{}{}, refuse(ipc.CodeBusy, "lease %s is being resized, and waits for its drive", req.Lease)
+		}
 		if e.HasSpace != nil && !e.HasSpace(req.Lease, req.SizeBytes, req.Pieces) {
 			e.violated("N2: lease %s gets %d bytes on %v, and the journal does not have that", req.Lease, req.SizeBytes, req.Pieces)
 		}
