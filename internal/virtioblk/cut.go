@@ -45,16 +45,16 @@ func (w *Worker) furnish() {
 	}
 }
 
-// stage cuts j, as far as there are parts and bounce buffers, and reports whether
-// all of it is staged.
+// stage cuts j, as far as there are parts and bounce buffers, and no further than its
+// share of them; and reports whether all of it is staged.
 func (w *Worker) stage(j *job) bool {
 	for j.left > 0 {
-		if len(w.free) == 0 || !w.cut(j) {
+		if !w.mayCut(j) || !w.cut(j) {
 			return false
 		}
 	}
 	for ; j.next < j.listed; j.next++ {
-		if len(w.free) == 0 {
+		if !w.mayCut(j) {
 			return false
 		}
 		s := &j.segments[j.next]
@@ -62,6 +62,11 @@ func (w *Worker) stage(j *job) bool {
 		p.blk.Flags, p.blk.Off, p.blk.Len, p.blk.Buf = s.flags, s.off, s.len, nil
 	}
 	return true
+}
+
+// mayCut reports whether there is a part for j, and j has not its share already.
+func (w *Worker) mayCut(j *job) bool {
+	return len(w.free) > 0 && j.parts < len(w.parts)-len(w.parts)/4 && j.flying < maxFlying
 }
 
 // part takes a part for j, which is submitted with the next batch. REQUIRES: one is
@@ -84,6 +89,7 @@ func (w *Worker) cut(j *job) bool {
 	if n := wholeBlocks(j.off, j.left, int64(len(b))); n > 0 {
 		p := w.part(j)
 		p.blk.Flags, p.blk.Off, p.blk.Len, p.blk.Buf = j.flags|blk.Foreign, j.off, n, b[:n:n]
+		j.flying += n
 		j.data.off += int(n)
 		j.off += n
 		j.left -= n
@@ -98,6 +104,7 @@ func (w *Worker) cut(j *job) bool {
 	p.bounce = bounce[:n]
 	p.blk.Flags, p.blk.Off, p.blk.Len, p.blk.Buf = j.flags, j.off, n, p.bounce
 	p.data = j.data
+	j.flying += n
 	j.off += n
 	j.left -= n
 	if j.kind == kindWrite && !j.fillBounce(p.bounce) {
@@ -162,6 +169,7 @@ func (w *Worker) reclaim(p *part) {
 		w.bounces.Put(p.bounce)
 		p.bounce = nil
 	}
+	p.job.flying -= int64(len(p.blk.Buf))
 	p.blk.Buf = nil
 	p.job.parts--
 	p.job = nil

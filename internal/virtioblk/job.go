@@ -3,9 +3,9 @@ package virtioblk
 import (
 	"encoding/binary"
 	"syscall"
-	"unsafe"
 
 	"vacate/internal/blk"
+	"vacate/internal/mem"
 	"vacate/internal/virtq"
 )
 
@@ -31,6 +31,7 @@ type job struct {
 	flags  blk.Flags
 	code   uint8 // the status to come
 	parts  int   // in flight, or staged
+	flying int64 // bytes of them
 	queued bool  // it waits for room to stage more
 	bytes  int64 // of a read or write
 
@@ -86,17 +87,18 @@ func (j *job) caught(ok *bool) {
 	if p == nil {
 		return
 	}
-	if fault, is := p.(interface{ Addr() uintptr }); !is || !j.holds(fault.Addr()) { // debug.SetPanicOnFault
+	if !j.faulted(p) {
 		panic(p)
 	}
 	*ok = false
 }
 
-// holds reports whether an address lies in the request's memory.
-func (j *job) holds(addr uintptr) bool {
+// faulted reports whether p, which recover has returned, is a fault on the request's
+// memory.
+func (j *job) faulted(p any) bool {
 	for _, list := range [...][][]byte{j.chain.Readable, j.chain.Writable} {
 		for _, b := range list {
-			if addr-uintptr(unsafe.Pointer(unsafe.SliceData(b))) < uintptr(len(b)) {
+			if mem.FaultIn(p, b) {
 				return true
 			}
 		}
@@ -107,7 +109,7 @@ func (j *job) holds(addr uintptr) bool {
 // begin judges what was popped. Afterwards it has something to be staged, or is
 // answered by its code.
 func (j *job) begin() {
-	j.kind, j.code, j.parts, j.bytes, j.left, j.listed, j.next, j.flags = kindNone, statusIOErr, 0, 0, 0, 0, 0, 0
+	j.kind, j.code, j.parts, j.flying, j.bytes, j.left, j.listed, j.next, j.flags = kindNone, statusIOErr, 0, 0, 0, 0, 0, 0, 0
 	var h header
 	if j.chain.WriteLen == 0 || !j.readHeader(&h) {
 		return
@@ -123,7 +125,7 @@ func (j *job) begin() {
 			j.flags = blk.FUA
 		}
 		j.transfer(h.sector, j.chain.ReadLen-headerSize)
-	case typeFlush:
+	case typeFlush, typeFlushOut:
 		j.kind, j.op, j.code = kindFlush, blk.OpFlush, statusOK
 		j.segments[0] = segment{}
 		j.listed = 1

@@ -19,6 +19,16 @@ const (
 	// out.
 	batch = 16
 
+	// maxFlying is how many bytes of one request the volume has at once, more than the
+	// drive below works on; and three quarters of the depth are the most, in parts. So
+	// one of 4 GiB leaves room for others beside it.
+	maxFlying = 2 << 20
+
+	// maxVain is how many kicks in a row may announce nothing. Beyond it the worker
+	// looks at the ring now and then, until there is something: a semaphore that was
+	// counted up to 2^63 would wake it for ever.
+	maxVain = 64
+
 	// A bounce buffer holds the part of a request whose segments do not end at
 	// block boundaries. With none left, such requests wait for one.
 	bounceSize  = 64 << 10

@@ -38,37 +38,41 @@ func (w *Worker) serve() {
 	}
 }
 
-// round does steps 2 to 4, and reports whether anything moved.
+// round does steps 2 to 4, and reports whether anything moved. Who comes first may use
+// up the room, so that changes each time.
 func (w *Worker) round() bool {
-	moved := w.advance()
-	for i := range w.rings { // another one first each time: the first may use up the room
-		if w.take(w.rings[(w.turn+i)%len(w.rings)]) {
+	w.turn++
+	old := w.turn%2 == 0 && w.advance()
+	moved := false
+	for i := range w.rings {
+		if w.take(w.rings[(w.turn/2+i)%len(w.rings)]) {
 			moved = true
 		}
 	}
-	w.turn++
-	if w.launch() {
-		moved = true
+	if w.turn%2 != 0 {
+		old = w.advance()
 	}
+	launched := w.launch()
 	w.spread()
-	return moved
+	return old || moved || launched
 }
 
-// advance goes on with the jobs that found no room before. It reports whether one
-// has got on.
+// advance goes on with the jobs that found no room before, in turns. It reports
+// whether one has got on.
 func (w *Worker) advance() (moved bool) {
-	for w.cutting.n > 0 {
+	for n := w.cutting.n; n > 0 && (len(w.free) > 0 || w.quitting); n-- {
 		j := w.cutting.peek()
+		w.cutting.pop()
 		if w.quitting {
 			j.fail(syscall.ECANCELED)
 		}
 		before := len(w.submit)
-		whole := w.stage(j)
-		moved = moved || whole || len(w.submit) > before
-		if !whole {
-			return moved
+		if !w.stage(j) {
+			moved = moved || len(w.submit) > before
+			w.cutting.push(j)
+			continue
 		}
-		w.cutting.pop()
+		moved = true
 		j.queued = false
 		if j.parts == 0 {
 			w.answer(j)
@@ -78,9 +82,7 @@ func (w *Worker) advance() (moved bool) {
 }
 
 // room reports whether a request could be taken.
-func (w *Worker) room() bool {
-	return w.cutting.n == 0 && len(w.freeJobs) > 0 && len(w.free) > 0 && !w.quitting
-}
+func (w *Worker) room() bool { return len(w.freeJobs) > 0 && len(w.free) > 0 && !w.quitting }
 
 // take pops a batch from r, answers what needs no I/O, and stages the others. It
 // reports whether there was something.
@@ -100,6 +102,7 @@ func (w *Worker) take(r *ring) bool {
 		w.freeJobs = w.freeJobs[:last]
 		j.ring = r
 		r.inflight++
+		r.vain = 0
 		if j.chain.Again {
 			w.tally.resubmitted++
 		}
@@ -161,6 +164,8 @@ const (
 	blindWait = int64(time.Millisecond)
 	// A driver announces nothing: it has no kick descriptor.
 	silentWait = int64(200 * time.Microsecond)
+	// A driver has announced nothing too often.
+	vainWait = int64(10 * time.Millisecond)
 )
 
 // await waits until something can move. It may return early.
@@ -244,6 +249,17 @@ func (w *Worker) enable() (more bool) {
 	return more
 }
 
+// watch returns what announces requests of r; or -1, and after how long to look.
+func (r *ring) watch() (fd int32, look int64) {
+	switch {
+	case r.files.Kick < 0:
+		return -1, silentWait
+	case r.vain > maxVain:
+		return -1, vainWait
+	}
+	return int32(r.files.Kick), 0
+}
+
 // sleep waits for orders, for the volume, and, if requests could be taken, for
 // kicks.
 func (w *Worker) sleep(room bool) {
@@ -258,8 +274,9 @@ func (w *Worker) sleep(room bool) {
 	for _, r := range w.rings {
 		fd := int32(-1) // passed over
 		if room && r.open() {
-			if fd = int32(r.files.Kick); fd < 0 && (most == 0 || most > silentWait) {
-				most = silentWait
+			var look int64
+			if fd, look = r.watch(); fd < 0 && (most == 0 || most > look) {
+				most = look
 			}
 		}
 		w.ready = append(w.ready, sys.Ready{FD: fd, Events: sys.ReadyRead})
@@ -280,9 +297,10 @@ func (w *Worker) sleep(room bool) {
 	if w.ready[0].Got != 0 {
 		_ = sys.ClearEvent(w.wake) // EAGAIN: it was signalled for what was done already
 	}
-	for _, r := range w.ready[1 : 1+len(w.rings)] {
+	for i, r := range w.ready[1 : 1+len(w.rings)] {
 		if r.Got != 0 {
 			_ = sys.ClearEvent(int(r.FD)) // likewise
+			w.rings[i].vain++
 			w.tally.kicks++
 			w.told = false
 		}

@@ -45,6 +45,7 @@ type ring struct {
 	resubmit bool  // what is in its inflight table comes first
 	dirty    bool  // used elements are staged
 	inflight int   // jobs
+	vain     int   // kicks since something was popped last
 	broken   error // nothing more is popped
 	draining bool
 	stops    []*order // who waits for the end of that

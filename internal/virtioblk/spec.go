@@ -30,6 +30,7 @@ const (
 	typeIn          = 0
 	typeOut         = 1
 	typeFlush       = 4
+	typeFlushOut    = 5 // the same, of old drivers such as illumos's (virtio 0.9.5, appendix D)
 	typeGetID       = 8
 	typeDiscard     = 11
 	typeWriteZeroes = 13

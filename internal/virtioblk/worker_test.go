@@ -183,6 +183,7 @@ func TestAnswers(t *testing.T) {
 		{name: "write, read-only", typ: typeOut, out: make([]byte, 512), ro: true, status: statusIOErr, written: 1},
 		{name: "read, read-only", typ: typeIn, in: 512, ro: true, written: 513},
 		{name: "flush", typ: typeFlush, written: 1},
+		{name: "flush of an old driver", typ: typeFlushOut, written: 1},
 		{name: "flush, read-only", typ: typeFlush, sector: 77, ro: true, written: 1},
 		{name: "id", typ: typeGetID, in: 20, written: 21},
 		{name: "long id", typ: typeGetID, in: 40, written: 20},
