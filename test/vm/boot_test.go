@@ -5,6 +5,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os/exec"
 	"testing"
 	"time"
@@ -39,7 +40,7 @@ func TestL8GuestStarts(t *testing.T) {
 	}
 	g := startGuest(ctx, t, Config{Dir: dir, Drives: []Drive{v.drive("boot")}, Resets: true})
 	disk := g.disk(v)
-	boot := wire.Attach{Device: disk.Path + "2", Dir: "/mnt/boot", Kind: "ext4"}
+	boot := wire.Attach{Device: disk.Path + fmt.Sprint(image.Started), Dir: "/mnt/boot", Kind: "ext4"}
 	tree := wire.Tree{Dir: boot.Dir, Seed: 1, Files: 40, Max: 100 << 10}
 	g.do("attach", boot, nil)
 	g.do("tree", tree, nil)
@@ -56,7 +57,7 @@ func TestL8GuestStarts(t *testing.T) {
 	g.do("check-tree", tree, nil)
 
 	const resets, workers, sectors = 3, 4, 8192
-	stress := wire.Stress{Device: g.disk(v).Path + "3", Hunt: 1, Workers: workers, Sectors: sectors}
+	stress := wire.Stress{Device: g.disk(v).Path + fmt.Sprint(image.Rest), Hunt: 1, Workers: workers, Sectors: sectors}
 	for n := range resets {
 		stress.First = int64(n) * workers * sectors
 		g.do("stress", stress, nil)

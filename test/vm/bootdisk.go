@@ -15,12 +15,12 @@ import (
 // GRUB in a partition of its own, one of ext4 with what GRUB starts, and the rest.
 type BootDisk struct {
 	Path string
-	Size int64 // bytes
 	// Kernel and Initramfs are the paths of what is started, in the partition of
-	// ext4 (the second).
+	// ext4.
 	Kernel, Initramfs string
-	// Rest is the number of the last partition, in which nothing is.
-	Rest int
+	// Started and Rest are the numbers of that partition, and of the last, in which
+	// nothing is.
+	Started, Rest int
 }
 
 // Layout of the image in sectors of 512 bytes, as sfdisk makes it.
@@ -29,7 +29,6 @@ const (
 	grubSectors = 2048
 	ext4Start   = grubStart + grubSectors
 	ext4MiB     = 64
-	bootRest    = 3
 )
 
 // Positions in GRUB's two images (GRUB's include/grub/i386/pc/boot.h and
@@ -50,7 +49,7 @@ func MakeBootDisk(ctx context.Context, dir string, size int64, k Kernel, initram
 	if err != nil {
 		return b, err
 	}
-	b = BootDisk{Path: filepath.Join(dir, "boot.img"), Size: size, Kernel: "vmlinuz", Initramfs: "initramfs", Rest: bootRest}
+	b = BootDisk{Path: filepath.Join(dir, "boot.img"), Kernel: "vmlinuz", Initramfs: "initramfs", Started: 2, Rest: 3}
 	if err := os.WriteFile(b.Path, nil, 0o600); err != nil {
 		return b, err
 	}
