@@ -138,6 +138,18 @@ func (s *Gates) IsShut() bool {
 	return s.shut
 }
 
+// Idle reports whether no admitted work is in flight now. More may come.
+func (s *Gates) Idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for g := range s.open {
+		if n := g.state.Load(); n != 0 && n != revoked {
+			return false
+		}
+	}
+	return true
+}
+
 // Drained is closed when Shut has been called and no admitted work is in
 // flight (G1).
 func (s *Gates) Drained() <-chan struct{} { return s.drained }

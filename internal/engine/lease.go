@@ -45,6 +45,7 @@ type tenancy struct {
 	counting     sync.WaitGroup
 
 	resizing atomic.Bool  // somebody does (resize.go)
+	parting  bool         // and brings its path to rest, which nothing is to slow down; under mu
 	past     volume.Stats // of paths before this one; under mu
 }
 

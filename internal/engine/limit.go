@@ -34,7 +34,7 @@ func (e *Engine) limitLease(req *ipc.LeaseLimitRequest) (*ipc.Empty, error) {
 		t.rec.Limits = before
 		return nil, fmt.Errorf("limiting lease %s: %w", t.id, err)
 	}
-	if t.path != nil { // else it is built with them, once its drives are open
+	if t.path != nil && !t.parting { // else the next one is built with them
 		t.path.volume.SetLimits(toVolume(t.rec.Limits))
 	}
 	return &ipc.Empty{}, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"vacate/internal/blk"
@@ -32,7 +33,9 @@ import (
 // holds up step 2, and nothing else: no lock is held, and a close comes in
 // between any two steps.
 
-// parkWithin is how long connections may take to come to a message boundary.
+// parkWithin is how long connections may take to come to a message boundary, from
+// when nothing of the volume is in flight any more: a client is cut off for what it
+// does, and not for its drive.
 const parkWithin = time.Second
 
 // resizeLease gives an open lease a new size. It is idempotent. After an error
@@ -234,7 +237,7 @@ func (e *Engine) claim(t *tenancy, cancel func()) (s service, err error) {
 	}
 	if t.path != nil {
 		s = service{t.server, t.path, t.waits}
-		t.waits = nil
+		t.waits, t.parting = nil, true
 	}
 	t.stopCounting = cancel
 	t.counting.Add(1)
@@ -245,9 +248,13 @@ func (e *Engine) claim(t *tenancy, cancel func()) (s service, err error) {
 // is closed when nothing is in flight any more.
 func (s *service) leave(ctx context.Context, t *tenancy) (ended <-chan struct{}) {
 	s.path.volume.SetLimits(volume.Limits{}) // else who waits for its share holds it up; the next path has them
-	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), parkWithin)
-	defer cancel()
+	within, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	left := make(chan struct{})
+	var watched sync.WaitGroup
+	watched.Go(func() { defer cancel(); s.patience(ctx, left) })
 	s.next.conns = s.server.Leave(within)
+	close(left)
+	watched.Wait()
 	t.mu.Lock()
 	t.waits = s.next
 	if t.rec.State != volatile.StateOpen { // closed meanwhile
@@ -262,6 +269,26 @@ func (s *service) leave(ctx context.Context, t *tenancy) (ended <-chan struct{})
 		<-s.path.volume.Drained()
 	}()
 	return over
+}
+
+// patience returns when connections have had their time, or have left. An engine
+// that leaves does not wait for a drive.
+func (s *service) patience(ctx context.Context, left <-chan struct{}) {
+	const often = parkWithin / 100
+	begun := time.Now()
+	for idle := begun; time.Since(idle) < parkWithin; {
+		select {
+		case <-left:
+			return
+		case <-time.After(often):
+		}
+		switch {
+		case ctx.Err() != nil:
+			idle = begun
+		case !s.path.volume.Idle():
+			idle = time.Now()
+		}
+	}
 }
 
 // remap is steps 3 to 5. REQUIRES: t is parked, and t.counting is the caller's.

@@ -87,6 +87,7 @@ func (e *Engine) resume(t *tenancy) error {
 	}
 	e.cfg.Log.Debug("taking over: served again", "lease_id", t.id, "connections", len(t.waits.conns), "after", time.Since(e.started))
 	t.disinherit()
+	t.parting = false
 	e.count(t)
 	return nil
 }

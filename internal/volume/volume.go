@@ -121,6 +121,9 @@ func (v *Volume) Shut() {
 	v.excl.ring() // who waits for its turn, or until it is due, has to look
 }
 
+// Idle reports whether no request that was admitted is in flight now.
+func (v *Volume) Idle() bool { return v.gates.Idle() }
+
 // Drained is closed when Shut has been called and every admitted request has
 // completed. That may take as long as the drive does, and the goroutines of the
 // queues must go on reaping.
