@@ -226,14 +226,14 @@ func TestCallsSuppressed(t *testing.T) {
 	d := newDriver(newGuest(t, 4<<20), 64, true)
 	served(t, d, Config{Export: dev, Counters: counters})
 	d.do(typeFlush, 0, nil, true)
-	calls := counters.Stats().Calls
+	eventually(t, "it was not called", func() bool { return counters.Stats().Calls == 2 }) // of Start, and of the flush
 	for range 100 { // used_event stays behind: the driver polls
 		before := d.made
 		d.ask(typeFlush, 0, nil, true, false)
 		d.kick(before)
 		eventually(t, "no answer", func() bool { _, _, ok := d.used1(); return ok })
 	}
-	if n := counters.Stats().Calls - calls; n > 1 {
+	if n := counters.Stats().Calls - 2; n > 0 {
 		t.Errorf("a driver that polls was called %d times", n)
 	}
 	if s := counters.Stats(); s.Kicks == 0 || s.Flushes != 101 {
