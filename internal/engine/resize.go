@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -309,26 +310,34 @@ func (e *Engine) remap(ctx context.Context, t *tenancy, req *ipc.LeaseResizeRequ
 		next.Words()[last/64].Or(1 << (last % 64))
 	}
 	e.at(fail.ResizeCopied)
+	old, err := e.swap(t, f, next, uint64(volatile.MapBytes(blocks, len(extents))))
+	if old == nil {
+		return errors.Join(err, next.Close())
+	}
+	// Not under t.mu: where much was written it takes time, and a close waits for t.mu.
+	if err = errors.Join(err, old.Close()); err != nil {
+		return errGrown{err}
+	}
+	return nil
+}
+
+// swap is steps 4 and 5. It returns the map that t had, or nil where it still has it.
+func (e *Engine) swap(t *tenancy, f *os.File, next *volatile.Map, bytes uint64) (old *volatile.Map, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err = e.standing(t); err == nil {
 		err = e.keeper.Remap(t.slot, f)
 	}
 	if err != nil {
-		return errors.Join(err, next.Close())
+		return nil, err
 	}
 	e.at(fail.ResizeMapped)
-	old := t.bits
-	t.bits = next
-	t.rec.SizeBytes, t.rec.MapBytes = uint64(req.SizeBytes), uint64(volatile.MapBytes(blocks, len(extents)))
-	if err := old.Close(); err != nil {
-		return errGrown{err}
+	old, t.bits = t.bits, next
+	t.rec.SizeBytes, t.rec.MapBytes = next.Blocks()*blk.BlockSize, bytes
+	if err = e.note(t, volatile.StateOpen); err == nil {
+		e.at(fail.ResizeNoted)
 	}
-	if err := e.note(t, volatile.StateOpen); err != nil {
-		return errGrown{err}
-	}
-	e.at(fail.ResizeNoted)
-	return nil
+	return old, err
 }
 
 // errGrown is an error of what has its new size all the same.
