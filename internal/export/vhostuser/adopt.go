@@ -3,6 +3,7 @@ package vhostuser
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"vacate/internal/sys"
 	"vacate/internal/virtq"
@@ -107,26 +108,35 @@ func (s *session) resume() error {
 
 // fetchAll fetches and maps what the record names.
 func (s *session) fetchAll() error {
-	var errs []error
+	var named volatile.PlaceSet
 	s.rec.Named(func(p uint8) {
-		if p == s.rec.Conn {
-			return // the wire has it
+		if p != s.rec.Conn { // the wire has it
+			named.Add(p)
 		}
+	})
+	var fds [Places]int
+	err := each(named, func(p uint8) error {
 		f, err := s.server.cfg.Keeper.Fetch(int(p))
 		if err == nil && f == nil {
-			err = fmt.Errorf("place %d: the keeper has nothing there", p)
+			err = errors.New("the keeper has nothing there")
 		}
 		if err == nil {
-			var fd int
-			if fd, err = sys.Detach(f); err == nil {
-				s.files[p] = fd
-			}
+			fds[p], err = sys.Detach(f)
 		}
-		errs = append(errs, err)
+		if err != nil {
+			fds[p] = -1
+		}
+		return err
 	})
-	if err := errors.Join(errs...); err != nil {
+	for p := range Places {
+		if named.Has(uint8(p)) && fds[p] >= 0 {
+			s.files[uint8(p)] = fds[p]
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", errKeeper, err)
 	}
+	var errs []error
 	for i := range s.rec.Regions {
 		if r := &s.rec.Regions[i]; r.Place != 0 {
 			errs = append(errs, s.remap(r.Place, r.Offset, r.Size))
@@ -139,6 +149,24 @@ func (s *session) fetchAll() error {
 		errs = append(errs, s.remap(s.rec.Inflight, s.rec.InflightOffset, s.rec.InflightSize))
 	}
 	return errors.Join(errs...)
+}
+
+// each asks the keeper about places, of all at once: answers are on their way for
+// longer than they take, above all while the machine is busy.
+func each(places volatile.PlaceSet, ask func(p uint8) error) error {
+	var errs [Places]error
+	var asked sync.WaitGroup
+	for p := range Places {
+		if at := uint8(p); places.Has(at) {
+			asked.Go(func() {
+				if err := ask(at); err != nil {
+					errs[at] = fmt.Errorf("place %d: %w", at, err)
+				}
+			})
+		}
+	}
+	asked.Wait()
+	return errors.Join(errs[:]...)
 }
 
 // remap maps what lies in a place.

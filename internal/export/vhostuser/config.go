@@ -14,7 +14,7 @@ import (
 )
 
 // A Keeper holds descriptors over the end of this process, in the places of one
-// lease. It is called from one goroutine at a time.
+// lease. Keep is called from one goroutine at a time, Fetch from many.
 type Keeper interface {
 	// Keep puts a second descriptor of f into a place, instead of what is there. nil
 	// empties the place; an empty one stays so. f stays the caller's.
