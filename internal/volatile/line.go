@@ -30,6 +30,7 @@ type line struct {
 	conn    *sys.PacketConn
 	conns   chan *os.File // what KindControl brought, newest only
 	left    chan struct{} // closed by the first KindLeave; nil: that ends the line
+	room    chan struct{} // has a value for each call under way that is not urgent
 	stopped chan struct{} // closed when the receiver has ended
 
 	leaving bool // the receiver's: left is closed
@@ -40,6 +41,12 @@ type line struct {
 	down    error          // set once, by the receiver
 	calls   sync.WaitGroup // calls that may be using conn
 }
+
+// mostCalls is how many calls are under way at once; others wait. Requests are
+// answered in their order, and the keeper takes none while answers wait to be read:
+// with all of a node's leases asking at once, a wipe would stand behind them all. It
+// is not counted, and finds little before it.
+const mostCalls = 32
 
 // A waiter is a call under way.
 type waiter struct {
@@ -63,6 +70,7 @@ func newLine(f *os.File, left chan struct{}) (*line, error) {
 		conn:    conn,
 		conns:   make(chan *os.File, 1),
 		left:    left,
+		room:    make(chan struct{}, mostCalls),
 		stopped: make(chan struct{}),
 		waiting: make(map[uint64]waiter),
 	}
@@ -90,6 +98,10 @@ func (l *line) close() error {
 // answers everything. file stays the caller's, and the answer's is the caller's
 // unless there is an error.
 func (l *line) call(m Message, file *os.File) answer {
+	if m.Kind != KindWipe {
+		l.room <- struct{}{}
+		defer func() { <-l.room }()
+	}
 	reply := make(chan answer, 1)
 	l.mu.Lock()
 	if l.down != nil {

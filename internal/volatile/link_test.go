@@ -6,6 +6,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -143,6 +144,53 @@ func TestLinkAnswersInAnyOrder(t *testing.T) {
 		send(t, c, Message{Kind: KindWipe, Reply: true, ID: got[i].ID, StartedNs: int64(got[i].Slot), ReadBack: true}, nil)
 	}
 	wg.Wait()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestL5WipePasses: however many leases ask their keeper, a wipe has few before it.
+func TestL5WipePasses(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	l, c := peer(t)
+	defer c.Close()
+	var asked sync.WaitGroup
+	for i := range 4 * mostCalls {
+		asked.Go(func() {
+			if f, err := l.FetchPlace(i, 1); f != nil || err != nil {
+				t.Errorf("FetchPlace: %v, %v", f, err)
+			}
+		})
+	}
+	for under := 0; under < mostCalls; time.Sleep(time.Millisecond) {
+		l.mu.Lock()
+		under = len(l.waiting)
+		l.mu.Unlock()
+	}
+	time.Sleep(20 * time.Millisecond) // for those that are too many
+	asked.Go(func() {
+		if _, err := l.Wipe(1); err != nil {
+			t.Errorf("Wipe: %v", err)
+		}
+	})
+	var got []Message
+	for len(got) == 0 || got[len(got)-1].Kind != KindWipe {
+		got = append(got, recv(t, c))
+	}
+	if n := len(got) - 1; n > mostCalls {
+		t.Errorf("%d calls stand before a wipe", n)
+	}
+	for n := range 4*mostCalls + 1 {
+		if n >= len(got) {
+			got = append(got, recv(t, c))
+		}
+		m := Message{Kind: got[n].Kind, Reply: true, ID: got[n].ID, Errno: syscall.ENOENT}
+		if m.Kind == KindWipe {
+			m.Errno, m.ReadBack = 0, true
+		}
+		send(t, c, m, nil)
+	}
+	asked.Wait()
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
