@@ -60,6 +60,11 @@ func TestStopDrains(t *testing.T) {
 	if n != 4 {
 		t.Errorf("%d are used, want 4", n)
 	}
+	for i := range w.jobs { // the thread has replied, and sleeps
+		if c := &w.jobs[i].chain; c.Readable != nil || c.Writable != nil || w.jobs[i].data.list != nil || w.parts[i].data.list != nil {
+			t.Errorf("job %d still names memory of the ring", i)
+		}
+	}
 	if again := w.Stop(0); again != nil {
 		t.Error("a ring that is stopped is stopped again")
 	}

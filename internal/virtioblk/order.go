@@ -135,11 +135,23 @@ func (w *Worker) settle() {
 		}
 		w.publish(r)
 		w.rings = slices.Delete(w.rings, i, i+1)
+		w.forget()
 		q := r.q
 		for _, o := range r.stops {
 			o.reply(q, nil)
 			q = nil // it has one owner
 		}
+	}
+}
+
+// forget drops the slices of requests that are over: their memory may be unmapped
+// now, and the Go heap grow into its place, where the collector would follow them.
+func (w *Worker) forget() {
+	for _, j := range w.freeJobs {
+		j.chain, j.data = virtq.Chain{}, cursor{}
+	}
+	for _, p := range w.free {
+		p.data = cursor{}
 	}
 }
 
