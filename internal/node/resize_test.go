@@ -3,12 +3,14 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"vacate/internal/extent"
+	"vacate/internal/journal"
 	"vacate/internal/lease"
 	"vacate/internal/node/nodesim"
 )
@@ -280,5 +282,27 @@ func TestResizeWaitsForOpening(t *testing.T) {
 		close(hold)
 		w.must(w.n.Resize(w.ctx, id, 2*mib, false))
 		w.sized(id, 2*mib)
+	})
+}
+
+// refusing is a journal that cannot be written, for resizes.
+type refusing struct{ journal.Store }
+
+func (refusing) ResizeLease(string, int64, []extent.Piece) (lease.Lease, error) {
+	return lease.Lease{}, fmt.Errorf("no space left: %w", journal.ErrUnchanged)
+}
+
+// TestResizeNotStored: where the journal surely did nothing, nothing was taken.
+func TestResizeNotStored(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.up()
+		l, store := w.open(2), w.n.cfg.Store
+		w.n.cfg.Store = refusing{store}
+		_, err := w.n.Resize(w.ctx, l.ID, 5*mib, false)
+		kind(t, err, Unavailable)
+		w.expectFree(10)
+		w.sized(l.ID, 2*mib)
+		w.n.cfg.Store = store
+		w.must(w.n.Resize(w.ctx, l.ID, 12*mib, false))
 	})
 }
