@@ -122,8 +122,9 @@ func firecrackerText(l *vacatev1.Lease, e *vacatev1.Export) string {
 	body, err := json.Marshal(struct {
 		ID     string `json:"drive_id"`
 		Root   bool   `json:"is_root_device"`
+		Cache  string `json:"cache_type"` // without it the guest is offered no flush, and each write is one
 		Socket string `json:"socket"`
-	}{l.GetId(), false, e.GetSocket()})
+	}{l.GetId(), false, "Writeback", e.GetSocket()})
 	if err != nil {
 		panic("cli: a drive does not marshal: " + err.Error())
 	}
