@@ -78,6 +78,22 @@ func SendFile(fd int, p []byte, file int) (int, syscall.Errno) {
 	}
 }
 
+// UnixStream checks that fd, which a stranger has sent, is a unix stream socket.
+// Nobody else is asked: neither sending on one without waiting, nor closing it, waits
+// for anybody.
+func UnixStream(fd int) error {
+	for _, o := range []struct{ option, want int }{{unix.SO_DOMAIN, unix.AF_UNIX}, {unix.SO_TYPE, unix.SOCK_STREAM}} {
+		got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, o.option)
+		if err == nil && got != o.want {
+			err = unix.EPROTOTYPE
+		}
+		if err != nil {
+			return fmt.Errorf("descriptor %d is no unix stream socket: %w", fd, err)
+		}
+	}
+	return nil
+}
+
 // Share returns a file of a second descriptor of what fd names.
 func Share(fd int, name string) (*os.File, error) {
 	again, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)

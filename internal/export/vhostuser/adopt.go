@@ -171,7 +171,7 @@ func each(places volatile.PlaceSet, ask func(p uint8) error) error {
 
 // remap maps what lies in a place.
 func (s *session) remap(place uint8, off, size uint64) error {
-	m, err := mapFile(s.files[place], off, size)
+	m, err := mapFile(s.files[place], off, size, mostMapped)
 	if err != nil {
 		return fmt.Errorf("the memory in place %d: %w", place, err)
 	}

@@ -82,7 +82,7 @@ func (s *session) setConfig(c *change, m *message) error {
 func (s *session) setLogBase(c *change, m *message) error {
 	size, off := m.u64(), le.Uint64(m.payload[8:])
 	fd := m.take(0)
-	mapped, err := mapFile(fd, off, size)
+	mapped, err := mapFile(fd, off, size, mostLog)
 	if err != nil {
 		_ = sys.CloseFD(fd) // never used
 		return fmt.Errorf("SET_LOG_BASE: %w: %w", errRefused, err)
@@ -144,7 +144,7 @@ func (s *session) setInflightFD(c *change, m *message) error {
 		return fmt.Errorf("SET_INFLIGHT_FD of %d bytes at %d: %d rings of %d descriptors take %d: %w", size, off, queues, ring, need, errRefused)
 	}
 	fd := m.take(0)
-	mapped, err := mapFile(fd, off, size)
+	mapped, err := mapFile(fd, off, size, mostInflight)
 	if err != nil {
 		_ = sys.CloseFD(fd) // never used
 		return fmt.Errorf("SET_INFLIGHT_FD: %w: %w", errRefused, err)
@@ -162,6 +162,11 @@ func (s *session) setInflightFD(c *change, m *message) error {
 
 // setBackendReqFD takes the channel on which we tell that the volume has grown.
 func (s *session) setBackendReqFD(c *change, m *message) error {
+	// The keeper would have to close whatever else it is, and wait for a FUSE server
+	// that does not want it to.
+	if err := sys.UnixStream(m.files[0]); err != nil {
+		return fmt.Errorf("SET_BACKEND_REQ_FD: %w: %w", errRefused, err)
+	}
 	place, err := c.put(m.take(0))
 	if err == nil {
 		c.rec.Channel = place

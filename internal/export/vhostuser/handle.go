@@ -112,13 +112,14 @@ func (s *session) resetOwner(c *change, _ *message) error {
 }
 
 // resetDevice stops and disables all rings, and forgets what the driver has set.
-// What the frontend has set (memory, descriptors to call, protocol) stays.
+// What the frontend has set (memory, descriptors to call, protocol) stays, and so does
+// writeback: a frontend that has read the config space tells the next driver what it
+// was.
 func (s *session) resetDevice(c *change, _ *message) error {
 	for i := range c.rec.Rings {
 		q := &c.rec.Rings[i]
 		q.Enabled, q.Started, q.Kick = false, false, 0
 	}
-	c.rec.WriteThrough = false
 	c.stop = allRings
 	return nil
 }
@@ -171,7 +172,7 @@ func (s *session) setVringBase(c *change, m *message) error {
 		return err
 	case n > 0xffff:
 		return fmt.Errorf("SET_VRING_BASE of ring %d: index %d: %w", i, n, errRefused)
-	case q.Running:
+	case q.Running && q.Base != uint16(n): // else a predecessor may have done this message
 		return fmt.Errorf("SET_VRING_BASE of ring %d: it runs: %w", i, errRefused)
 	}
 	q.Base = uint16(n)

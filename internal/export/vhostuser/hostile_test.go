@@ -90,6 +90,11 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer syscall.Close(timer)
+	tcp, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(tcp)
 	readOnly, err := os.Open(sys.ProgramPath(g.fd))
 	if err != nil {
 		t.Fatal(err)
@@ -127,6 +132,9 @@ func TestRefusals(t *testing.T) {
 		{"a pipe as call", reqSetVringCall, u64(1), []int{pipe}},
 		{"a timer as kick", reqSetVringKick, u64(1), []int{timer}},
 		{"a device as err", reqSetVringErr, u64(1), []int{nullFD}},
+		{"a device as channel", reqSetBackendReqFD, nil, []int{nullFD}},
+		{"an event as channel", reqSetBackendReqFD, nil, []int{newEvent(t)}},
+		{"another network as channel", reqSetBackendReqFD, nil, []int{tcp}},
 		{"memory beyond the file", reqAddMemReg, region(far, 1<<20+1, guestAt+far, 0), []int{file.fd}},
 		{"offset beyond the file", reqAddMemReg, region(far, 4096, guestAt+far, 1<<20), []int{file.fd}},
 		{"offset that wraps", reqAddMemReg, region(far, 4096, guestAt+far, 1<<64-4096), []int{file.fd}},

@@ -2,11 +2,25 @@ package vhostuser
 
 import (
 	"fmt"
+	"sync/atomic"
+	"syscall"
 
 	"vacate/internal/sys"
 	"vacate/internal/virtq"
 	"vacate/internal/volatile"
 )
+
+// How much is mapped, in bytes. A file with a hole in it costs a frontend nothing, but
+// this process has 2^47 bytes of addresses, for all its sessions and for itself.
+const (
+	mostMemory   = 8 << 40  // of a session's regions together
+	mostLog      = 8 << 30  // of a dirty log: a bit a page, up to the highest guest address
+	mostInflight = 64 << 20 // of an inflight region
+	mostMapped   = 64 << 40 // of all sessions
+)
+
+// mapped is how much is mapped now.
+var mapped atomic.Uint64
 
 // A mapping is memory of the frontend's that is mapped here.
 type mapping struct {
@@ -14,15 +28,27 @@ type mapping struct {
 	host  []byte // what was asked for
 }
 
-func mapFile(fd int, off, size uint64) (*mapping, error) {
+// mapFile maps size bytes of a file. Beyond most it is refused.
+func mapFile(fd int, off, size, most uint64) (*mapping, error) {
+	if size > most {
+		return nil, fmt.Errorf("mapping %d bytes: at most %d are: %w", size, most, syscall.ENOMEM)
+	}
+	if all := mapped.Add(size); all > mostMapped {
+		mapped.Add(-size)
+		return nil, fmt.Errorf("mapping %d bytes: with those of all sessions these are more than %d: %w", size, uint64(mostMapped), syscall.ENOMEM)
+	}
 	whole, host, err := sys.MapGuest(fd, off, size)
 	if err != nil {
+		mapped.Add(-size)
 		return nil, err
 	}
 	return &mapping{whole: whole, host: host}, nil
 }
 
-func (m *mapping) close() error { return sys.Unmap(m.whole) }
+func (m *mapping) close() error {
+	mapped.Add(-uint64(len(m.host)))
+	return sys.Unmap(m.whole)
+}
 
 // parseRegion reads a memory region description.
 func parseRegion(b []byte) volatile.SessionRegion {
@@ -31,7 +57,7 @@ func parseRegion(b []byte) volatile.SessionRegion {
 
 // addRegion puts r, whose memory lies in the file fd, into slot i of the record.
 func (c *change) addRegion(i int, r volatile.SessionRegion, fd int) error {
-	m, err := mapFile(fd, r.Offset, r.Size)
+	m, err := mapFile(fd, r.Offset, r.Size, mostMemory)
 	if err != nil {
 		_ = sys.CloseFD(fd) // never used
 		return fmt.Errorf("memory region at guest address %#x: %w: %w", r.Guest, errRefused, err)
@@ -48,6 +74,7 @@ func (c *change) addRegion(i int, r volatile.SessionRegion, fd int) error {
 // memory returns the guest's memory as c describes it, nil without any.
 func (s *session) memory(c *change) (*virtq.Memory, error) {
 	var regions []virtq.Region
+	total := uint64(0)
 	for i := range c.rec.Regions {
 		r := &c.rec.Regions[i]
 		if r.Place == 0 {
@@ -56,6 +83,9 @@ func (s *session) memory(c *change) (*virtq.Memory, error) {
 		m := c.maps[r.Place]
 		if m == nil {
 			m = s.maps[r.Place]
+		}
+		if total += r.Size; total > mostMemory {
+			return nil, fmt.Errorf("guest memory of more than %d bytes: %w", uint64(mostMemory), errRefused)
 		}
 		regions = append(regions, virtq.Region{GuestAddr: r.Guest, Size: r.Size, UserAddr: r.User, Host: m.host})
 	}

@@ -222,7 +222,12 @@ func (s *session) needWorker(i int) (worker, error) {
 }
 
 // through reports whether each write is to reach the medium before it is answered:
-// the driver cleared writeback, or knows no flush (virtio 1.2, 5.2.6.2).
+// the driver cleared writeback, or knows no flush (virtio 1.2, 5.2.5.2). One that knows
+// flushes and not writeback uses them, whatever a driver before it has cleared.
 func through(r *volatile.SessionRecord) bool {
-	return r.WriteThrough || r.FeaturesSet && r.Features&virtioblk.FeatureFlush == 0
+	const flush, both = virtioblk.FeatureFlush, virtioblk.FeatureFlush | virtioblk.FeatureConfigWCE
+	if !r.FeaturesSet {
+		return r.WriteThrough
+	}
+	return r.Features&flush == 0 || r.WriteThrough && r.Features&both == both
 }

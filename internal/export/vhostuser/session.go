@@ -248,6 +248,9 @@ func (s *session) enact(c *change, starts []start) error {
 		}
 	}
 	s.mu.Unlock()
+	if err := s.hire(starts); err != nil {
+		return err
+	}
 	return s.launch(starts, c.signal)
 }
 

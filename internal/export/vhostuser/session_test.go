@@ -13,6 +13,7 @@ import (
 	"vacate/internal/sys"
 	"vacate/internal/virtioblk"
 	"vacate/internal/virtq"
+	"vacate/internal/volatile"
 )
 
 // eventually waits for what another goroutine is about to do.
@@ -205,6 +206,40 @@ func TestConfigSpace(t *testing.T) {
 	}
 	if got := get(32, 1); got[12] != 1 {
 		t.Error("a migration does not set writeback")
+	}
+	if set(32, 1, 0, 0) != 0 {
+		t.Error("writeback cannot be cleared")
+	}
+	f.must(reqResetDevice, nil)
+	if got := get(32, 1); got[12] != 0 {
+		t.Error("a frontend that keeps the config space tells its next driver of a cache that is off, and it is on")
+	}
+}
+
+// TestWriteThrough: each write reaches the medium before it is answered where the
+// driver relies on that, and nowhere else.
+func TestWriteThrough(t *testing.T) {
+	const flush, wce = virtioblk.FeatureFlush, virtioblk.FeatureConfigWCE
+	for _, tt := range []struct {
+		set      bool
+		features uint64
+		cleared  bool
+		want     bool
+	}{
+		{false, 0, false, false},
+		{false, 0, true, true},
+		{true, 0, false, true}, // firmware; Firecracker's cache_type Unsafe
+		{true, 0, true, true},
+		{true, wce, false, true},
+		{true, flush, false, false}, // Firecracker's Writeback
+		{true, flush, true, false},  // by a driver before this one
+		{true, flush | wce, false, false},
+		{true, flush | wce, true, true},
+	} {
+		r := volatile.SessionRecord{FeaturesSet: tt.set, Features: tt.features | virtioblk.FeatureVersion1, WriteThrough: tt.cleared}
+		if got := through(&r); got != tt.want {
+			t.Errorf("%+v: %v", tt, got)
+		}
 	}
 }
 

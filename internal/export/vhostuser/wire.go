@@ -52,6 +52,11 @@ func newWire(fd int) (*wire, error) {
 		return nil, errors.Join(err, sys.CloseFD(fd))
 	}
 	w := &wire{fd: fd, parcel: parcel}
+	// A predecessor that was killed between two pieces of a message has left it
+	// where the second begins: the offset is the socket's, not a process's.
+	if err := sys.PeekFrom(fd, -1); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
 	if w.buf, err = sys.MapAnonymous(headerSize + maxPayload + 1); err != nil {
 		return nil, errors.Join(err, w.close())
 	}

@@ -122,6 +122,35 @@ func b2i(b bool) int {
 	return 0
 }
 
+// TestL8WireAfterSplit takes a connection over from a server that was killed while it
+// looked at a message piece by piece.
+func TestL8WireAfterSplit(t *testing.T) {
+	old, f := wirePair(t, true)
+	whole := raw(reqSetVringKick, flagsVersion, u64(0))
+	f.send(whole[:5])
+	f.send(whole[5:])
+	if err := sys.PeekFrom(old.fd, 5); err != nil {
+		t.Fatal(err)
+	}
+	again, err := sys.Share(old.fd, "connection")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := sys.Detach(again)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := newWire(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	m, _, err := w.peek()
+	if err != nil || m.request != reqSetVringKick || len(m.payload) != 8 {
+		t.Errorf("the successor finds %+v, %v", m, err)
+	}
+}
+
 // TestWireSplit takes messages that came in any two or three parts, whose
 // descriptors came with any of them.
 func TestWireSplit(t *testing.T) {

@@ -1,0 +1,63 @@
+package vhostuser
+
+import (
+	"testing"
+
+	"vacate/internal/sys"
+)
+
+// TestMemoryIsBounded offers files of next to nothing that are mapped whole: there is an
+// end to them, so that other sessions find addresses, and so does the heap.
+func TestMemoryIsBounded(t *testing.T) {
+	w := newWorld(t, nil)
+	f := w.connect()
+	f.negotiate()
+	g := newGuest(t, 1<<20)
+	f.must(reqSetMemTable, g.table(), g.fd)
+	f.start(g, 0, newEvent(t), newEvent(t))
+	hole, err := sys.Memfd("hole", 32<<40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hole.Close()
+	fd, err := sys.Descriptor(hole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := mapped.Load()
+	add := func(tebi, size uint64) uint64 {
+		return f.ack(reqAddMemReg, append(u64(0), u64s(tebi<<40, size, guestAt+tebi<<40, 0)...), fd)
+	}
+	for _, tt := range []struct {
+		what string
+		got  uint64
+	}{
+		{"9 TiB", add(32, 9<<40)},
+		{"8 TiB and 1 MiB", add(32, 8<<40)},
+		{"an inflight region of 1 TiB", f.ack(reqSetInflightFD, append(u64s(1<<40, 0), 2, 0, 128, 0), fd)},
+	} {
+		if tt.got == 0 {
+			t.Errorf("%s: accepted", tt.what)
+		}
+	}
+	if got := mapped.Load(); got != before {
+		t.Errorf("%d bytes are mapped, were %d", got, before)
+	}
+	others := uint64(mostMapped - 1<<30) // what other sessions have
+	mapped.Add(others)
+	if add(32, 1<<30) == 0 {
+		t.Error("there is no end to what all sessions map")
+	}
+	if add(32, 1<<29) != 0 {
+		t.Error("there is room, and it is refused")
+	}
+	mapped.Add(-others)
+	if !w.worker.running(0) {
+		t.Error("the ring does not run any more")
+	}
+	w.server.Close()
+	w.server.Wait()
+	if got := mapped.Load(); got != before-1<<20 {
+		t.Errorf("%d bytes are mapped after the end, were %d without the guest's", got, before-1<<20)
+	}
+}
