@@ -92,6 +92,10 @@ const (
 	// buffer, and not with a buffer of the layer's own. REQUIRES: the goroutine
 	// that owns the queue runs with debug.SetPanicOnFault.
 	Foreign
+	// Continued says that this is a further part of a client's request, of which
+	// another part stands for the request: limits and statistics count its bytes, and
+	// nothing else. It changes nothing in how it is carried out.
+	Continued
 )
 
 // A Completer is told when a request is complete.

@@ -227,7 +227,7 @@ func TestCallsSuppressed(t *testing.T) {
 	served(t, d, Config{Export: dev, Counters: counters})
 	d.do(typeFlush, 0, nil, true)
 	eventually(t, "it was not called", func() bool { return counters.Stats().Calls == 2 }) // of Start, and of the flush
-	for range 100 { // used_event stays behind: the driver polls
+	for range 100 {                                                                        // used_event stays behind: the driver polls
 		before := d.made
 		d.ask(typeFlush, 0, nil, true, false)
 		d.kick(before)

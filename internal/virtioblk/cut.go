@@ -60,6 +60,9 @@ func (w *Worker) stage(j *job) bool {
 		s := &j.segments[j.next]
 		p := w.part(j)
 		p.blk.Flags, p.blk.Off, p.blk.Len, p.blk.Buf = s.flags, s.off, s.len, nil
+		if j.next > 0 {
+			p.blk.Flags |= blk.Continued
+		}
 	}
 	return true
 }
@@ -88,7 +91,7 @@ func (w *Worker) cut(j *job) bool {
 	b := j.data.here()
 	if n := wholeBlocks(j.off, j.left, int64(len(b))); n > 0 {
 		p := w.part(j)
-		p.blk.Flags, p.blk.Off, p.blk.Len, p.blk.Buf = j.flags|blk.Foreign, j.off, n, b[:n:n]
+		p.blk.Flags, p.blk.Off, p.blk.Len, p.blk.Buf = j.flags|blk.Foreign|j.counted(), j.off, n, b[:n:n]
 		j.flying += n
 		j.data.off += int(n)
 		j.off += n
@@ -102,7 +105,7 @@ func (w *Worker) cut(j *job) bool {
 	n := j.gather()
 	p := w.part(j)
 	p.bounce = bounce[:n]
-	p.blk.Flags, p.blk.Off, p.blk.Len, p.blk.Buf = j.flags, j.off, n, p.bounce
+	p.blk.Flags, p.blk.Off, p.blk.Len, p.blk.Buf = j.flags|j.counted(), j.off, n, p.bounce
 	p.data = j.data
 	j.flying += n
 	j.off += n
@@ -113,6 +116,16 @@ func (w *Worker) cut(j *job) bool {
 		j.data.skip(int(n))
 	}
 	return true
+}
+
+// counted returns the flag of the next part: one in MaxTransfer counts as a request, in
+// however many pieces the driver's memory lies. So limits are the same for all exports.
+func (j *job) counted() blk.Flags {
+	if j.bytes-j.left < j.counts {
+		return blk.Continued
+	}
+	j.counts += blk.MaxTransfer
+	return 0
 }
 
 // wholeBlocks returns how much of the next left bytes at off goes straight to or

@@ -2,6 +2,7 @@ package virtioblk
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"vacate/internal/blk"
@@ -125,4 +126,50 @@ func cutter(t *testing.T, depth int) *Worker {
 		}
 	})
 	return w
+}
+
+// TestCounted: a request counts as one for each MaxTransfer of it, in however many
+// pieces the driver's memory lies; one of several ranges counts as one.
+func TestCounted(t *testing.T) {
+	for _, tt := range []struct {
+		kind   uint8
+		slices []int // bytes
+		ranges int
+		want   int
+	}{
+		{kind: kindRead, slices: []int{4096}, want: 1},
+		{kind: kindRead, slices: slices.Repeat([]int{4096}, 32), want: 1},
+		{kind: kindRead, slices: slices.Repeat([]int{1000, 24}, 64), want: 1},
+		{kind: kindWrite, slices: slices.Repeat([]int{4096}, 65), want: 2},
+		{kind: kindRead, slices: []int{1 << 20}, want: 4},
+		{kind: kindRead, slices: slices.Repeat([]int{200 << 10}, 4), want: 3},
+		{kind: kindDiscard, ranges: 16, want: 1},
+	} {
+		w := cutter(t, 256)
+		j := &w.jobs[0]
+		j.kind, j.op = tt.kind, blk.OpRead
+		if tt.kind == kindWrite {
+			j.op = blk.OpWrite
+		}
+		total := 0
+		for _, n := range tt.slices {
+			j.data.list = append(j.data.list, make([]byte, n))
+			total += n
+		}
+		j.left, j.bytes, j.listed = int64(total), int64(total), tt.ranges
+		got := 0
+		for whole := false; !whole; {
+			whole = w.stage(j)
+			for _, r := range w.submit {
+				if r.Flags&blk.Continued == 0 {
+					got++
+				}
+				w.reclaim(r.Done.(*part))
+			}
+			w.submit = w.submit[:0]
+		}
+		if got != tt.want {
+			t.Errorf("%d slices, %d bytes, %d ranges: counts as %d, want %d", len(tt.slices), total, tt.ranges, got, tt.want)
+		}
+	}
 }

@@ -35,6 +35,8 @@ type job struct {
 	queued bool  // it waits for room to stage more
 	bytes  int64 // of a read or write
 
+	counts int64 // bytes: the part at this place of the request, or the next, counts as one
+
 	off  int64  // bytes: what is staged next begins here
 	left int64  // bytes to be staged, of a read or write
 	data cursor // in the driver's memory, of off
@@ -170,7 +172,7 @@ func (j *job) transfer(sector, n uint64) {
 	if !j.admits(sector, n) {
 		return
 	}
-	j.code = statusOK
+	j.code, j.counts = statusOK, 0
 	j.off, j.left, j.bytes = int64(sector*blk.SectorSize), int64(n), int64(n)
 }
 

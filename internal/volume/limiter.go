@@ -46,7 +46,7 @@ type share struct{ requests, bytes int64 }
 
 // share returns what r takes. A flush takes nothing.
 func (l *limiter) share(r *blk.Request) (s share) {
-	if l.requests.rate != 0 && r.Op != blk.OpFlush {
+	if l.requests.rate != 0 && r.Op != blk.OpFlush && r.Flags&blk.Continued == 0 {
 		s.requests = l.requests.time(1)
 	}
 	if l.bytes.rate != 0 && (r.Op == blk.OpRead || r.Op == blk.OpWrite) {

@@ -93,6 +93,8 @@ func TestLimiterCounts(t *testing.T) {
 		{blk.Request{Op: blk.OpDiscard, Len: 4000}, second, 0},
 		{blk.Request{Op: blk.OpWriteZeroes, Len: 4000}, second, 0},
 		{blk.Request{Op: blk.OpFlush}, 0, 0},
+		{blk.Request{Op: blk.OpRead, Len: 4000, Flags: blk.Continued}, 0, 40 * second},
+		{blk.Request{Op: blk.OpDiscard, Len: 4000, Flags: blk.Continued}, 0, 0},
 	} {
 		const now = 5
 		l := newLimiter(Limits{IOPS: 1, Bytes: 100}, nil, now)

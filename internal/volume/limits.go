@@ -9,7 +9,8 @@ import (
 
 // Limits bound what a volume's clients may ask for, over all its queues. Reads
 // and writes count, each as one request and its bytes; discards and
-// write-zeroes count as one request and no bytes; flushes do not count. What is
+// write-zeroes count as one request and no bytes; flushes do not count. Of what a
+// client asked for in one, further parts count their bytes ([blk.Continued]). What is
 // over a limit waits: nothing fails.
 type Limits struct {
 	IOPS       uint64 // requests a second; 0: unlimited

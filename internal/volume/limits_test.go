@@ -27,6 +27,58 @@ func TestLimitsAreKept(t *testing.T) {
 	}
 }
 
+// TestContinued: further parts of a request count their bytes, and what lies below
+// does not hear of them.
+func TestContinued(t *testing.T) {
+	below := sim.New(sim.Config{Size: 1 << 20, Seed: 1})
+	v := volume.New(flagless{below, t}, volume.Config{})
+	q, err := v.NewQueue(4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	for i, op := range []blk.Op{blk.OpRead, blk.OpWrite, blk.OpRead, blk.OpWrite} {
+		r := blk.Request{Op: op, Off: 4096 * int64(i), Len: 4096, Buf: make([]byte, 4096), Flags: blk.Continued}
+		if i < 2 {
+			r.Flags = 0
+		}
+		if i == 3 { // and one that is read, changed and written back
+			r.Off, r.Len, r.Buf = 100, 5000, make([]byte, 5000)
+		}
+		if err := blk.Do(q, &r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := v.Stats(); s.Reads != 1 || s.Writes != 1 || s.ReadBytes != 8192 || s.WriteBytes != 4096+5000 {
+		t.Errorf("%+v, want a read and a write, and the bytes of two", s)
+	}
+}
+
+// flagless is a device that nobody tells of blk.Continued.
+type flagless struct {
+	blk.Device
+	t *testing.T
+}
+
+func (d flagless) NewQueue(depth int) (blk.Queue, error) {
+	q, err := d.Device.NewQueue(depth)
+	return flaglessQueue{q, d.t}, err
+}
+
+type flaglessQueue struct {
+	blk.Queue
+	t *testing.T
+}
+
+func (q flaglessQueue) Submit(batch []*blk.Request) {
+	for _, r := range batch {
+		if r.Flags&blk.Continued != 0 {
+			q.t.Errorf("a %v of %d bytes at %d is continued below", r.Op, r.Len, r.Off)
+		}
+	}
+	q.Queue.Submit(batch)
+}
+
 func TestLimitsValidate(t *testing.T) {
 	for _, tt := range []struct {
 		l    volume.Limits

@@ -174,7 +174,7 @@ func (o *op) sendMiddle() {
 
 func (o *op) send(i int, what blk.Op, off, length int64, buf []byte) {
 	k := &o.kids[i]
-	flags := o.parent.Flags
+	flags := o.parent.Flags &^ blk.Continued // it is counted here
 	if what == blk.OpRead {
 		flags &= blk.Foreign // FUA is about writes, also where they begin with a read
 	}
@@ -275,7 +275,7 @@ func (o *op) finish(n int64, errno syscall.Errno) {
 	o.parent, o.parts.count, o.writing, o.errno = nil, 0, false, 0
 	q.free = append(q.free, o)
 	q.delivered++
-	q.tally.add(r.Op, r.Len, errno)
+	q.tally.add(r, errno)
 	r.Finish(n, errno)
 	q.running--
 }

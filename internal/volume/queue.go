@@ -291,6 +291,6 @@ func (q *queue) start(r *blk.Request) bool {
 func (q *queue) refuse(r *blk.Request, errno syscall.Errno) {
 	q.backlog.Pop()
 	q.delivered++
-	q.tally.add(r.Op, r.Len, errno)
+	q.tally.add(r, errno)
 	r.Finish(0, errno)
 }

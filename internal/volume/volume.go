@@ -190,17 +190,19 @@ type tally struct {
 }
 
 // add counts a request that ends with errno.
-func (t *tally) add(op blk.Op, length int64, errno syscall.Errno) {
+func (t *tally) add(r *blk.Request, errno syscall.Errno) {
 	if errno != 0 {
 		t.errors++
 		return
 	}
-	t.done[op]++
-	switch op {
+	if r.Flags&blk.Continued == 0 {
+		t.done[r.Op]++
+	}
+	switch r.Op {
 	case blk.OpRead:
-		t.readBytes += uint64(length)
+		t.readBytes += uint64(r.Len)
 	case blk.OpWrite:
-		t.writeBytes += uint64(length)
+		t.writeBytes += uint64(r.Len)
 	}
 }
 
