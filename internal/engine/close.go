@@ -78,7 +78,9 @@ func (e *Engine) erase(t *tenancy) (er *ipc.Erasure, noted, err error) {
 		if t.path != nil {
 			t.path.volume.Shut()
 			e.at(fail.CloseShut)
-			t.server.Hurry()
+			if t.server != nil {
+				t.server.Hurry()
+			}
 			t.path.cipher.Revoke() // the key is of no use to this process any more
 		}
 		t.shut.CiphersDoneNs = sys.BoottimeNs()

@@ -77,8 +77,9 @@ func (e *Engine) fetchSockets(t *tenancy) (s sockets, err error) {
 }
 
 // export starts the exports of t. It goes on past one that does not start: that
-// nothing is served at all, exports that are nil say. REQUIRES: t has a path.
-func (e *Engine) export(t *tenancy, on sockets) (*exports, error) {
+// nothing is served at all, exports that are nil say. p and rec are t's path and
+// record.
+func (e *Engine) export(t *tenancy, p *path, rec volatile.Record, on sockets) (*exports, error) {
 	x := &exports{log: e.cfg.Log.With("lease_id", t.id)}
 	var errs []error
 	var err error
@@ -86,8 +87,8 @@ func (e *Engine) export(t *tenancy, on sockets) (*exports, error) {
 	admit, readmit := e.conns.lease()
 	if on.vhost != nil { // first: a session that is taken over has waited longest
 		if x.vhost, err = vhostuser.Serve(on.vhost, vhostuser.Config{
-			Export: t.path.volume, Queues: int(t.rec.Exports.Queues), ReadOnly: t.rec.Exports.ReadOnly, ID: t.id,
-			Keeper: places{e, t.slot}, Admit: admit, Readmit: readmit, Allow: e.allow(t.rec.UID),
+			Export: p.volume, Queues: int(rec.Exports.Queues), ReadOnly: rec.Exports.ReadOnly, ID: t.id,
+			Keeper: places{e, t.slot}, Admit: admit, Readmit: readmit, Allow: e.allow(rec.UID),
 			Lock: e.cfg.Lock, Log: x.log, Poll: e.cfg.Poll, Cores: runtime.NumCPU(),
 		}); err != nil {
 			errs = append(errs, err)
@@ -95,8 +96,8 @@ func (e *Engine) export(t *tenancy, on sockets) (*exports, error) {
 	}
 	if on.nbd != nil {
 		if x.nbd, err = nbd.Serve(on.nbd, nbd.Config{
-			Export: t.path.volume, Map: t.path.blocks.Extents,
-			Admit: admit, Readmit: readmit, Allow: e.allow(t.rec.UID),
+			Export: p.volume, Map: p.blocks.Extents,
+			Admit: admit, Readmit: readmit, Allow: e.allow(rec.UID),
 			Lock: e.cfg.Lock, Log: x.log, Poll: e.cfg.Poll, MaxHandshakes: maxHandshakes,
 		}); err != nil {
 			errs = append(errs, err)
@@ -141,6 +142,21 @@ func (x *exports) Wait() {
 	if x.nbd != nil {
 		x.nbd.Wait()
 	}
+}
+
+// discard ends exports, which may be nil, that nobody knows of, and is done with
+// counting when their threads have ended.
+func (x *exports) discard(counting *sync.WaitGroup) {
+	if x == nil {
+		counting.Done()
+		return
+	}
+	x.Hurry()
+	x.Close()
+	go func() {
+		defer counting.Done()
+		x.Wait()
+	}()
 }
 
 // Leave brings both to rest, and returns NBD's connections, for the next engine.

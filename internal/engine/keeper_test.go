@@ -26,6 +26,7 @@ type testKeeper struct {
 	badMap  bool      // Map answers with a file that is no map
 	onWipe  func(int) // called before a key is overwritten
 	onUnmap func(int)
+	onFetch func(place int) // called before what is in a place is given out
 	ups     int
 }
 
@@ -155,6 +156,12 @@ func (k *testKeeper) Keep(slot, place int, f *os.File) (err error) {
 }
 
 func (k *testKeeper) FetchPlace(slot, place int) (*os.File, error) {
+	k.mu.Lock()
+	onFetch := k.onFetch
+	k.mu.Unlock()
+	if onFetch != nil {
+		onFetch(place)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if h := k.slots[slot]; h != nil && h.places[place] != nil {

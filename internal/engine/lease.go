@@ -35,14 +35,14 @@ type tenancy struct {
 
 	mu      sync.Mutex      // held through steps 1 to 4 of a close; never together with Engine.mu
 	path    *path           // nil: nothing of this lease is served
-	server  *exports        // nil likewise
+	server  *exports        // nil likewise, and while the path's exports start
 	waits   *inheritance    // nil: nothing waits for the path
 	rec     volatile.Record // as it stands in the lease table
 	shut    ipc.Erasure     // when steps 1 and 2 of a close were done, by the first that came
 	erasure *ipc.Erasure    // nil until step 3 has succeeded
 
-	stopCounting func() // of the blocks that are written (serve.go), or of a resize
-	counting     sync.WaitGroup
+	stopCounting func()         // of the blocks that are written (serve.go), or of a resize
+	counting     sync.WaitGroup // what uses the map, beside server
 
 	resizing atomic.Bool  // somebody does (resize.go)
 	parting  bool         // and brings its path to rest, which nothing is to slow down; under mu
@@ -138,7 +138,7 @@ func (e *Engine) make(t *tenancy, space []drive.SpanPiece, on sockets) error {
 	}
 	e.at(fail.OpenWritten)
 	// Last: what fails from here on may have a client's requests in flight.
-	t.server, err = e.export(t, on)
+	t.server, err = e.export(t, t.path, t.rec, on)
 	if err != nil && t.server != nil {
 		t.path.volume.Shut()
 		t.path.cipher.Revoke()

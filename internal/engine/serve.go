@@ -53,14 +53,16 @@ func (e *Engine) comeBack(t *tenancy) {
 	})
 }
 
-// resume builds the path of t and serves it, if it is still to be served.
+// resume builds the path of t and serves it, if it is still to be served. A close
+// comes in between: how long exports take to start is a matter of their guests and
+// clients as well.
 func (e *Engine) resume(t *tenancy) error {
 	e.mu.Lock()
 	space, err := place(t.pieces, t.size, e.rooms())
 	e.mu.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.waits == nil {
+	if t.waits == nil || t.shut.GateClosedNs != 0 {
 		return nil
 	}
 	if err != nil {
@@ -74,8 +76,18 @@ func (e *Engine) resume(t *tenancy) error {
 	if t.path, err = e.build(t, space, sched); err != nil {
 		return err
 	}
-	t.server, err = e.export(t, t.waits.on)
-	if t.server == nil {
+	t.parting = false
+	p, rec, on := t.path, t.rec, t.waits.on
+	t.counting.Add(1) // the map stays
+	t.mu.Unlock()
+	x, err := e.export(t, p, rec, on)
+	t.mu.Lock()
+	if t.shut.GateClosedNs != 0 { // t.path and t.server are finish's
+		x.discard(&t.counting)
+		return nil
+	}
+	t.counting.Done()
+	if t.server = x; x == nil {
 		t.path = nil
 		return err
 	}
@@ -87,7 +99,6 @@ func (e *Engine) resume(t *tenancy) error {
 	}
 	e.cfg.Log.Debug("taking over: served again", "lease_id", t.id, "connections", len(t.waits.conns), "after", time.Since(e.started))
 	t.disinherit()
-	t.parting = false
 	e.count(t)
 	return nil
 }

@@ -26,7 +26,7 @@ func (e *Engine) stats() *ipc.Stats {
 func (t *tenancy) stats() (ipc.LeaseStats, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.erasure != nil || t.path == nil {
+	if t.erasure != nil || t.path == nil || t.server == nil {
 		return ipc.LeaseStats{}, false
 	}
 	v := t.counters()

@@ -9,8 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"vacate/internal/export/vhostuser"
 	"vacate/internal/ipc"
 	"vacate/internal/vhostclient"
+	"vacate/internal/volatile"
 )
 
 // guest puts load on a lease as a virtual machine does that cannot connect again.
@@ -175,4 +177,73 @@ func TestL5SessionHangs(t *testing.T) {
 	release()
 	h.drained(req.Lease)
 	h.wantNothing(1, 0)
+}
+
+// TestL5SessionStarts: however long a session takes to be taken over, its lease is
+// closed meanwhile, and nothing of it is served or left behind.
+func TestL5SessionStarts(t *testing.T) {
+	for name, wipes := range map[string]error{"at once": nil, "at the second try": errors.New("bad memory")} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			_, uuid := h.drive(h.dir)
+			req := request(1, uuid, 0)
+			req.Exports = ipc.Exports{VhostUser: true, Queues: 2}
+			before := files(t)
+			paths, err := h.tryOpen(req, 2)
+			check(t, err)
+			c, err := vhostclient.Dial(paths[1], vhostclient.Options{Timeout: 10 * time.Second})
+			check(t, err)
+			_, err = c.WriteAt(bytes.Repeat([]byte{7}, 64<<10), 0)
+			check(t, err)
+			h.crash()()
+			starts, goOn := make(chan struct{}, volatile.Places), make(chan struct{})
+			h.keeper.set(func() {
+				h.keeper.onFetch = func(place int) {
+					if place != vhostuser.PlaceListener {
+						starts <- struct{}{}
+						<-goOn
+					}
+				}
+				h.keeper.wipeErr = wipes
+			})
+			h.takeOver()
+			<-starts
+			closed := make(chan error, 1)
+			go func() {
+				er, err := h.close(req.Lease)
+				if wipes != nil {
+					if err == nil {
+						t.Errorf("closed without erasure: %+v", er)
+					}
+					h.keeper.set(func() { h.keeper.wipeErr = nil })
+					er, err = h.close(req.Lease)
+				}
+				if err == nil && (!er.ReadBack || er.Drained) {
+					t.Errorf("while its session starts: %+v", er)
+				}
+				closed <- err
+			}()
+			select {
+			case err := <-closed:
+				check(t, err)
+			case <-time.After(10 * time.Second):
+				t.Error("L5: the erasure waits for a session to start")
+			}
+			h.wantErased(req)
+			close(goOn)
+			h.drained(req.Lease)
+			if c.Conn.Alive() == nil {
+				t.Error("the guest is connected after the close")
+			}
+			check(t, c.Close())
+			for _, path := range paths {
+				if answers(path) {
+					t.Errorf("somebody answers at %s after the close", path)
+				}
+			}
+			h.keeper.set(func() { h.keeper.onFetch = nil })
+			h.wantNothing(1, 0)
+			eventually(t, "descriptors to be closed", func() bool { return files(t) <= before })
+		})
+	}
 }
