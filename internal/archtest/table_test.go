@@ -32,7 +32,7 @@ const table = `
 	leaf     plant:
 	leaf     fail:
 	leaf     sys:              golang.org/x/sys/unix kernel.org/pub/linux/libs/security/libcap/psx
-	leaf     virtq:            plant
+	leaf     virtq:            mem plant
 	leaf     mem:              plant sys
 	leaf     sandbox:          sys github.com/landlock-lsm/go-landlock
 	leaf     poll:
@@ -83,7 +83,7 @@ const table = `
 	wiring   scratch:          api/vacate/v1 client
 	wiring   bench/measure:    api/vacate/v1 bench drive nbdclient scratch sys uring version xts
 	wiring   demo:             api/vacate/v1 nbdclient scratch
-	wiring   daemon:           config control engine fail handoff keeper plant sandbox sys version
+	wiring   daemon:           config control engine fail handoff keeper plant sandbox sys version volatile
 	wiring   cmd/vacate:       bench bench/measure cli daemon demo
 
 	# tests only

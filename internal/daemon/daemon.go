@@ -33,6 +33,7 @@ import (
 	"vacate/internal/sandbox"
 	"vacate/internal/sys"
 	"vacate/internal/version"
+	"vacate/internal/volatile"
 )
 
 // Variables that carry the children's settings, and what else they are told.
@@ -123,6 +124,7 @@ func recipeOf(cfg config.Config, alive string) (r keeper.Recipe, err error) {
 	if err != nil {
 		return r, err
 	}
+	r.Layout = volatile.Layout
 	r.EngineEnv = []string{engineVar, keeperEnv + "=" + version.String()}
 	r.ControlEnv = []string{controlVar, keeperEnv + "=" + version.String(), aliveEnv + "=" + alive}
 	if !cfg.SandboxOff() {

@@ -17,6 +17,7 @@ import (
 
 	"vacate/internal/config"
 	"vacate/internal/handoff"
+	"vacate/internal/volatile"
 )
 
 func testConfig(t *testing.T) config.Config {
@@ -114,6 +115,9 @@ func TestRecipe(t *testing.T) {
 		if !strings.Contains(env, want) {
 			t.Errorf("%s is not in\n%s", want, env)
 		}
+	}
+	if r.Layout != volatile.Layout {
+		t.Errorf("it knows layout %d", r.Layout)
 	}
 	if strings.Contains(env, "NOTIFY_SOCKET") {
 		t.Error("children would speak to the service manager")

@@ -87,7 +87,10 @@ func (e *Engine) takeSlots() (found census, err error) {
 	for slot := range volatile.Slots {
 		rec, err := e.table.Get(slot)
 		do := e.slotWork(slot, rec, &found)
-		if err != nil {
+		switch {
+		case errors.Is(err, volatile.ErrFormat): // whole, and a newer engine's: it is not for this one to take over, nor to destroy
+			do = func() error { return err }
+		case err != nil:
 			do = func() error { return e.lose(slot, "", err) }
 		}
 		if do == nil {

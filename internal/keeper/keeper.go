@@ -65,6 +65,8 @@ type Recipe struct {
 	ControlArgs []string `json:"controlArgs,omitempty"`
 	ControlEnv  []string `json:"controlEnv,omitempty"`
 
+	Layout int `json:"layout,omitempty"` // [volatile.Layout] of this program
+
 	// Rights bounds the capabilities of a child, by its name; others have all.
 	Rights map[string][]sys.Capability `json:"rights,omitempty"`
 }

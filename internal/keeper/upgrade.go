@@ -114,7 +114,8 @@ func (k *keeper) check() (next build, err error) {
 		return next, errors.New("the new binary does not say in time that it can take over")
 	}
 	if err = <-ended; err == nil {
-		err = json.Unmarshal(out.Bytes(), &next.Recipe) // it may say more than this version knows
+		// It may say more than this version knows. The calls are made in this order.
+		err = errors.Join(json.Unmarshal(out.Bytes(), &next.Recipe), k.table.Fits(&next.Layout))
 	}
 	if err != nil {
 		return next, fmt.Errorf("trying the new binary: %w; what it printed above says why", err)

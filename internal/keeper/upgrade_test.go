@@ -168,6 +168,7 @@ func TestUpgradeDoesNotStart(t *testing.T) {
 		"says nothing":        {check: "exit=0"},
 		"has another folder":  {place: "elsewhere"},
 		"says something else": {self: "/bin/echo"},
+		"is too old":          {}, // it does not say that it knows the lease's export
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("PLAY_CHECK", tt.check)
@@ -180,6 +181,9 @@ func TestUpgradeDoesNotStart(t *testing.T) {
 			engine, control := h.pid("engine pid", 0), h.pid("pid", 0)
 			h.want("engine map 3", "<nil>")
 			h.want("engine fill 3", "<nil>")
+			if name == "is too old" {
+				h.want("engine export 3", "<nil>")
+			}
 			h.want("upgrade", "asking the keeper for an upgrade: exec format error")
 			h.want("engine pid", strconv.Itoa(engine))
 			h.want("pid", strconv.Itoa(control))
