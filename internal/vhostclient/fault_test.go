@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,10 +32,12 @@ func TestVerifyFinds(t *testing.T) {
 			} else {
 				zero(t, disk, size)
 			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				for tt.harm != nil && v.Snapshot().Verified == 0 { // until the last pass
+				for tt.harm != nil && v.Snapshot().Verified == 0 && ctx.Err() == nil { // until the last pass
 					f, err := os.OpenFile(disk, os.O_RDWR, 0)
 					if err != nil {
 						return
@@ -46,6 +49,7 @@ func TestVerifyFinds(t *testing.T) {
 				}
 			}()
 			r, err := v.Run(context.Background())
+			cancel()
 			<-done
 			if err != nil {
 				t.Fatal(err)
@@ -71,13 +75,17 @@ func zero(t *testing.T, disk string, size int64) {
 func TestVerifyHungUp(t *testing.T) {
 	_, socket, hangUp := recorded(t, startQSD(t, 4<<20, 1))
 	v := &Verify{Target: socket, Lease: "l", Seed: 1, Pause: time.Millisecond, Duration: 20 * time.Second}
-	go func() {
-		for v.Snapshot().Requests < 50 {
+	ctx, cancel := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	done.Go(func() {
+		for v.Snapshot().Requests < 50 && ctx.Err() == nil {
 			time.Sleep(time.Millisecond)
 		}
 		hangUp()
-	}()
+	})
 	_, err := v.Run(context.Background())
+	cancel()
+	done.Wait()
 	if err == nil || !strings.Contains(err.Error(), "hung up") {
 		t.Errorf("%v, want that the server has hung up", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // heard is what QEMU 7.2 says of a disk with two queues when SeaBIOS starts it, and
@@ -39,6 +40,8 @@ func TestQEMU72(t *testing.T) {
 	}
 	defer func() {
 		say("quit")
+		late := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() }) // Wait says that it was
+		defer late.Stop()
 		if err := cmd.Wait(); err != nil {
 			t.Error(err)
 		}

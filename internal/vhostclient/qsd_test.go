@@ -21,24 +21,34 @@ func startQSD(t testing.TB, size int64, queues int) string {
 	if err := os.Truncate(disk, size); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("qemu-storage-daemon",
+	ready := filepath.Join(dir, "pid") // written when it listens
+	cmd := exec.Command("qemu-storage-daemon", "--pidfile", ready,
 		"--blockdev", "driver=file,node-name=f,discard=unmap,filename="+disk,
 		"--export", fmt.Sprintf("type=vhost-user-blk,id=e,node-name=f,writable=on,num-queues=%d,addr.type=unix,addr.path=%s", queues, socket))
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		t.Fatalf("%v: install qemu-utils (make test-packages)", err)
+		t.Fatalf("%v: install qemu-system-common (make test-packages)", err)
 	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // it says why itself, or is killed
+	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may have ended
-		_ = cmd.Wait()         // it was killed
+		<-ended
 	})
-	for range 500 {
-		if _, err := os.Stat(socket); err == nil {
+	for range 3000 {
+		if _, err := os.Stat(ready); err == nil {
 			return socket
 		}
-		time.Sleep(10 * time.Millisecond)
+		select {
+		case <-ended:
+			t.Fatalf("qemu-storage-daemon has ended: %v", cmd.ProcessState)
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
-	t.Fatal("qemu-storage-daemon makes no socket")
+	t.Fatal("qemu-storage-daemon does not come to listen")
 	return ""
 }
 

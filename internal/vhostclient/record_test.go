@@ -43,6 +43,7 @@ func recorded(t *testing.T, server string) (_ *recorder, socket string, hangUp f
 			back, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: server, Net: "unix"})
 			if err != nil {
 				t.Error(err)
+				_ = front.Close() // who waits for an answer need not
 				return
 			}
 			r.mu.Lock()

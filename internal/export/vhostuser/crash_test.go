@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"sync"
 	"testing"
-	"time"
 
 	"vacate/internal/fail"
 	"vacate/internal/sys"
@@ -91,6 +90,7 @@ type trap struct {
 	once    sync.Once
 	reached chan struct{}
 	taken   chan struct{} // closed when the successor's state was taken
+	release func()        // closes taken
 }
 
 func (x *trap) fall() {
@@ -104,6 +104,8 @@ func (x *trap) fall() {
 // set makes the server fall into a trap at a step.
 func (w *world) set(step string) *trap {
 	x := &trap{reached: make(chan struct{}), taken: make(chan struct{})}
+	x.release = sync.OnceFunc(func() { close(x.taken) })
+	w.t.Cleanup(x.release) // a test that has failed does not wait for who is in it
 	w.keeper.mu.Lock()
 	defer w.keeper.mu.Unlock()
 	switch step {
@@ -124,18 +126,23 @@ func (w *world) set(step string) *trap {
 	return x
 }
 
+// disarm takes away the trap that was set.
+func (w *world) disarm() {
+	w.keeper.mu.Lock()
+	w.keeper.before = nil
+	w.keeper.mu.Unlock()
+	w.hook.Store(nil)
+}
+
 // spring is crash for a server that has fallen into x.
 func (w *world) spring(x *trap) {
 	w.t.Helper()
 	t := w.server.current()
+	w.disarm()
 	old := w.keeper
-	old.mu.Lock()
-	old.before = nil
-	old.mu.Unlock()
-	w.hook.Store(nil)
 	w.keeper = old.snapshot(w.t)
 	w.cfg.Keeper = w.keeper
-	close(x.taken)
+	x.release()
 	<-t.ended
 	t.closeAll()
 	if err := w.server.Leave(context.Background()); err != nil {
@@ -166,7 +173,6 @@ func TestL8CrashAnywhere(t *testing.T) {
 				if w.crashAt(f, step, m) {
 					crashes++
 				}
-				f.ask(reqGetQueueNum, nil) // no second reply comes before this one's
 				rec := w.record()
 				var named volatile.PlaceSet
 				rec.Named(func(p uint8) { named.Add(p) })
@@ -185,47 +191,52 @@ func TestL8CrashAnywhere(t *testing.T) {
 	}
 }
 
-// crashAt sends m and ends the server when it comes to step. It reports whether it
-// did.
-func (w *world) crashAt(f *frontend, step string, m scripted) bool {
+// crashAt sends m and ends the server when it comes to step, and asks something
+// else afterwards: no second reply comes before that one's. It reports whether it
+// ended the server.
+func (w *world) crashAt(f *frontend, step string, m scripted) (crashed bool) {
 	w.t.Helper()
 	need := uint32(0)
 	if !forms[m.request].reply {
 		need = flagsNeedReply
 	}
 	x := w.set(step)
-	f.send(raw(m.request, flagsVersion|need, m.payload), m.files...)
-	got := make(chan reply, 1)
-	errs := make(chan error, 1)
-	go func() {
-		r, err := f.tryReceive()
-		got <- r
-		errs <- err
-	}()
-	crashed := false
-	select {
-	case <-x.reached:
-		crashed = true
-	case <-time.After(30 * time.Millisecond): // a message that has no such step
+	answer := func(send []byte, files []int) (r reply) {
+		f.send(send, files...)
+		errs := make(chan error, 1)
+		go func() {
+			var err error
+			r, err = f.tryReceive()
+			errs <- err
+		}()
+		var err error
+		select {
+		case <-x.reached:
+			if !crashed {
+				crashed = true
+				w.spring(x)
+				w.serve()
+			}
+			err = <-errs
+		case err = <-errs:
+		}
+		if err != nil {
+			w.t.Fatalf("%s, crash %v: %v", requestName(m.request), crashed, err)
+		}
+		return r
 	}
-	if crashed {
-		w.spring(x)
-		w.serve()
-	} else {
-		w.keeper.mu.Lock()
-		w.keeper.before = nil
-		w.keeper.mu.Unlock()
-	}
-	r := <-got
-	if err := <-errs; err != nil {
-		w.t.Fatalf("%s, crash %v: %v", requestName(m.request), crashed, err)
-	}
+	r := answer(raw(m.request, flagsVersion|need, m.payload), m.files)
 	if r.request != m.request || need != 0 && le.Uint64(r.payload) != 0 {
 		w.t.Fatalf("%s, crash %v: %+v", requestName(m.request), crashed, r)
 	}
 	for _, fd := range r.files {
 		_ = sys.CloseFD(fd)
 	}
+	// What is given up is given up behind the reply, and before the next message.
+	if r := answer(raw(reqGetQueueNum, flagsVersion, nil), nil); r.request != reqGetQueueNum {
+		w.t.Fatalf("%s, crash %v: %+v", requestName(m.request), crashed, r)
+	}
+	w.disarm()
 	return crashed
 }
 

@@ -30,16 +30,15 @@ func TestUnreadReplies(t *testing.T) {
 			asked++
 		}
 	}
-	var before, after syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &before); err != nil {
-		t.Fatal(err)
+	const span = 100 * time.Millisecond
+	least := time.Hour
+	for range 5 { // what else the process does is not counted in the quietest
+		before := processTime(t)
+		time.Sleep(span)
+		least = min(least, processTime(t)-before)
 	}
-	time.Sleep(100 * time.Millisecond)
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &after); err != nil {
-		t.Fatal(err)
-	}
-	if used := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()); used > 50*time.Millisecond {
-		t.Errorf("waiting for the frontend took %v of processor in 100 ms", used)
+	if least > span/10 {
+		t.Errorf("waiting for the frontend takes %v of processor in %v", least, span)
 	}
 	for i := range asked {
 		if r := f.receive(); r.request != reqGetFeatures {
@@ -59,6 +58,15 @@ func TestUnreadReplies(t *testing.T) {
 	}
 	w.server.Close()
 	w.server.Wait()
+}
+
+func processTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // TestMemoryRemovedInFlight: a region stays as long as requests are in flight in it.

@@ -99,23 +99,25 @@ func TestL8HandOver(t *testing.T) {
 			v := &vhostclient.Verify{
 				Target: w.path, Lease: fmt.Sprintf("lease-of-frontend-%d", i), Seed: uint64(i + 1), Depth: 4, MaxRequest: 64 << 10,
 				Options:  vhostclient.Options{Queues: queues, Sequence: seq, Memory: 4 << 20, Inflight: i%2 == 0},
-				Duration: 300 * time.Millisecond, Patience: 20 * time.Second, Talk: 5 * time.Millisecond,
+				Patience: 20 * time.Second, Talk: 5 * time.Millisecond,
 			}
+			load, enough := context.WithCancel(t.Context())
+			defer enough()
 			ended := make(chan error, 1)
 			go func() {
-				r, err := v.Run(t.Context())
+				r, err := v.Run(load)
 				ended <- errors.Join(err, r.Err())
 			}()
 			eventually(t, "the rings", func() bool { return w.server.Stats().Rings > 0 })
-			overs := 0
+			overs, began := 0, time.Now()
 			for {
+				if overs >= 5 && time.Since(began) > 300*time.Millisecond {
+					enough() // the last pass comes, and is handed over too
+				}
 				select {
 				case err := <-ended:
-					if err != nil {
-						t.Error(err)
-					}
-					if overs < 5 {
-						t.Errorf("it was handed over %d times", overs)
+					if err != nil || overs < 5 {
+						t.Errorf("handed over %d times: %v", overs, err)
 					}
 					return
 				case <-time.After(3 * time.Millisecond):
