@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"net"
 	"syscall"
 	"testing"
@@ -8,6 +9,8 @@ import (
 	"unsafe"
 
 	"vacate/internal/export/nbd"
+	"vacate/internal/fail"
+	"vacate/internal/ipc"
 	"vacate/internal/limit"
 	"vacate/internal/nbdclient"
 	"vacate/internal/sim"
@@ -86,4 +89,51 @@ func TestLimitWithinResize(t *testing.T) {
 	h.limited(req.Lease, next)
 	check(t, h.limit(req.Lease, slow))
 	h.limited(req.Lease, slow)
+}
+
+// TestL5CloseWithinResize closes a lease at every point of a resize: the key goes,
+// then all of its space, and nothing is left of either size.
+func TestL5CloseWithinResize(t *testing.T) {
+	for _, p := range []fail.Point{fail.ResizeParted, fail.ResizeCopied, fail.ResizeMapped, fail.ResizeNoted, fail.ResizeDone} {
+		t.Run(string(p), func(t *testing.T) {
+			closed := make(chan error, 1)
+			var h *host
+			req := ipc.LeaseOpenRequest{}
+			h = newHost(t, func(cfg *Config) {
+				cfg.at = func(at fail.Point) {
+					if at != p {
+						return
+					}
+					go func() {
+						er, err := h.closeLease(req.Lease)
+						if err == nil && !er.ReadBack {
+							err = errors.New("not read back")
+						}
+						closed <- err
+					}()
+					time.Sleep(20 * time.Millisecond)
+				}
+			})
+			_, uuid := h.drive(h.dir)
+			before := files(t)
+			req = request(1, uuid, 0)
+			_, conn := dial(t, h.open(req), nbdclient.Options{})
+			err := h.resize(larger(req, 8, 8))
+			check(t, <-closed)
+			if err != nil {
+				wantCode(t, err, ipc.CodeNotFound)
+			}
+			if !hungUp(t, conn, time.Second) {
+				t.Error("L5: a client is still connected")
+			}
+			check(t, conn.Close())
+			h.drained(req.Lease)
+			if !h.keeper.keys.Empty(req.Slot) || h.keeper.mapped() != 0 {
+				t.Error("L5: a key or a map is left")
+			}
+			eventually(t, "descriptors to be closed", func() bool { return files(t) <= before })
+			h.open(request(1, uuid, 0))
+			h.open(request(2, uuid, 1)) // on what it was to get
+		})
+	}
 }
