@@ -50,16 +50,23 @@ func (b *backlog) pop() {
 	b.n--
 }
 
-// window asks for the window of r, and for its first line.
+// window asks for the window of r.
 func (q *queue) window(r *blk.Request) []byte {
 	if q.windows == nil || r.Op != blk.OpRead && r.Op != blk.OpWrite || q.check(r) != 0 {
 		return nil
 	}
-	w := q.windows.Window(r.Op, r.Off, r.Len)
-	if w != nil {
-		mem.Prefetch(w[:mem.Line])
+	return q.windows.Window(r.Op, r.Off, r.Len)
+}
+
+// fetchAll has the first line of each window fetched, from the first-th request on.
+// They are asked for together, so that the tables that say where they are are read
+// side by side: a counter between two would have the second wait for the first.
+func (q *queue) fetchAll(first int) {
+	for ; first < q.waiting.n; first++ {
+		if w := q.waiting.at(first).window; w != nil {
+			mem.Prefetch(w[:mem.Line])
+		}
 	}
-	return w
 }
 
 // soon is how much of the next window is fetched while the cipher works on this

@@ -144,6 +144,13 @@ func (q *queue) seal(dst, src []byte, first uint64) {
 		left = *q.c.sched
 		fallthrough
 	default:
+		// The processor sees by itself which lines are read next, up to the end of a
+		// page; what is stored to it fetches too late.
+		for ; len(src) > blk.BlockSize; first++ {
+			mem.Prefetch(dst[blk.BlockSize:][:soon])
+			q.c.sched.Encrypt(dst[:blk.BlockSize], src[:blk.BlockSize], blk.BlockSize, first)
+			dst, src = dst[blk.BlockSize:], src[blk.BlockSize:]
+		}
 		q.c.sched.Encrypt(dst, src, blk.BlockSize, first)
 	}
 	q.busy = false

@@ -43,9 +43,11 @@ type slot struct {
 
 // Submit starts requests, or lets them wait for scratch.
 func (q *queue) Submit(batch []*blk.Request) {
+	first := q.waiting.n
 	for _, r := range batch {
 		q.waiting.push(r, q.window(r))
 	}
+	q.fetchAll(first)
 	q.feed.Run(q)
 }
 

@@ -17,3 +17,9 @@ more:
 	CMP R1, R0
 	BLO line
 	RET
+
+// func PrefetchStore(p []byte)
+TEXT ·PrefetchStore(SB), NOSPLIT, $0-24
+	MOVD p_base+0(FP), R0
+	PRFM (R0), PSTL1KEEP
+	RET

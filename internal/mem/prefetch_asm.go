@@ -7,3 +7,9 @@ package mem
 //
 //go:noescape
 func Prefetch(p []byte)
+
+// PrefetchStore is Prefetch for what is to be written: it also begins to take the
+// line of the first byte of p from the other processors' caches.
+//
+//go:noescape
+func PrefetchStore(p []byte)

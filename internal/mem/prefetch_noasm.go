@@ -4,3 +4,6 @@ package mem
 
 // Prefetch does nothing here: see prefetch_asm.go.
 func Prefetch([]byte) {}
+
+// PrefetchStore does nothing here: see prefetch_asm.go.
+func PrefetchStore([]byte) {}

@@ -66,6 +66,17 @@ type header struct {
 	sector uint64
 }
 
+// fetch has the header and the place of the status fetched.
+func (j *job) fetch() {
+	if b := j.chain.Readable; len(b) > 0 {
+		mem.Prefetch(b[0][:min(len(b[0]), headerSize)])
+	}
+	if b := j.chain.Writable; len(b) > 0 {
+		last := b[len(b)-1]
+		mem.PrefetchStore(last[len(last)-min(len(last), 1):])
+	}
+}
+
 // readHeader reads the header once. The driver may have cut it anywhere. It reports
 // false if there is none, or if it faults.
 func (j *job) readHeader(h *header) (ok bool) {

@@ -85,27 +85,11 @@ func (w *Worker) advance() (moved bool) {
 func (w *Worker) room() bool { return len(w.freeJobs) > 0 && len(w.free) > 0 && !w.quitting }
 
 // take pops a batch from r, answers what needs no I/O, and stages the others. It
-// reports whether there was something.
+// reports whether there was something. The requests are in the cache of the
+// driver's processor: all are asked for before the first is looked at.
 func (w *Worker) take(r *ring) bool {
-	taken := 0
-	for ; taken < batch && r.open() && w.room(); taken++ {
-		last := len(w.freeJobs) - 1
-		j := w.freeJobs[last]
-		ok, err := r.q.Pop(&j.chain)
-		if err != nil {
-			w.breakRing(r, err)
-			return true
-		}
-		if !ok {
-			break
-		}
-		w.freeJobs = w.freeJobs[:last]
-		j.ring = r
-		r.inflight++
-		r.vain = 0
-		if j.chain.Again {
-			w.tally.resubmitted++
-		}
+	n, err := w.pop(r)
+	for _, j := range w.taken[:n] {
 		j.begin()
 		if !w.stage(j) {
 			w.cutting.push(j)
@@ -114,7 +98,34 @@ func (w *Worker) take(r *ring) bool {
 			w.answer(j)
 		}
 	}
-	return taken > 0
+	clear(w.taken[:n])
+	if err != nil {
+		w.breakRing(r, err)
+	}
+	return n > 0 || err != nil
+}
+
+// pop puts what there is in r, and room for, into taken. The error breaks r, after
+// what was popped.
+func (w *Worker) pop(r *ring) (n int, err error) {
+	for most := min(batch, len(w.free), len(w.freeJobs)); n < most && w.room() && r.open(); n++ {
+		last := len(w.freeJobs) - 1
+		j := w.freeJobs[last]
+		ok, err := r.q.Pop(&j.chain)
+		if !ok {
+			return n, err
+		}
+		j.fetch()
+		w.freeJobs = w.freeJobs[:last]
+		j.ring = r
+		r.inflight++
+		r.vain = 0
+		if j.chain.Again {
+			w.tally.resubmitted++
+		}
+		w.taken[n] = j
+	}
+	return n, nil
 }
 
 // launch submits what is staged, and reaps. It reports whether that moved

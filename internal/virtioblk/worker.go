@@ -59,7 +59,8 @@ type Worker struct {
 	turn     int // which of rings is first in the next round
 	jobs     []job
 	freeJobs []*job
-	cutting  fifo // jobs of which not all is staged, oldest first
+	taken    [batch]*job // of one ring, not yet begun
+	cutting  fifo        // jobs of which not all is staged, oldest first
 	parts    []part
 	free     []*part
 	bounces  *mem.Pool

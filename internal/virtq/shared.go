@@ -3,6 +3,8 @@ package virtq
 import (
 	"sync/atomic"
 	"unsafe"
+
+	"vacate/internal/mem"
 )
 
 // Memory that is shared with a guest is read through these, a word once, into a
@@ -36,3 +38,6 @@ func store32(p unsafe.Pointer, v uint32) {
 func put16(p unsafe.Pointer, v uint16) { *(*uint16)(p) = v }
 func put32(p unsafe.Pointer, v uint32) { *(*uint32)(p) = v }
 func put64(p unsafe.Pointer, v uint64) { *(*uint64)(p) = v }
+
+// prefetch has the line of p fetched. It never faults.
+func prefetch(p unsafe.Pointer) { mem.Prefetch(unsafe.Slice((*byte)(p), 1)) }
