@@ -61,6 +61,13 @@ func PeekFrom(fd, off int) error {
 	return os.NewSyscallError("setsockopt SO_PEEK_OFF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, off))
 }
 
+// UrgentInline makes bytes that are sent out of band (MSG_OOB, which unix sockets have
+// since Linux 5.15) come in their turn. Else such a byte makes the socket readable, and
+// a look passes over it: who waits for what is to be seen would spin.
+func UrgentInline(fd int) error {
+	return os.NewSyscallError("setsockopt SO_OOBINLINE", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1))
+}
+
 // SendFile sends p, and file along with it if it is not negative. EAGAIN says that
 // there is no room.
 func SendFile(fd int, p []byte, file int) (int, syscall.Errno) {

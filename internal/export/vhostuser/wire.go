@@ -54,7 +54,7 @@ func newWire(fd int) (*wire, error) {
 	w := &wire{fd: fd, parcel: parcel}
 	// A predecessor that was killed between two pieces of a message has left it
 	// where the second begins: the offset is the socket's, not a process's.
-	if err := sys.PeekFrom(fd, -1); err != nil {
+	if err := errors.Join(sys.PeekFrom(fd, -1), sys.UrgentInline(fd)); err != nil {
 		return nil, errors.Join(err, w.close())
 	}
 	if w.buf, err = sys.MapAnonymous(headerSize + maxPayload + 1); err != nil {

@@ -151,6 +151,45 @@ func TestL8WireAfterSplit(t *testing.T) {
 	}
 }
 
+// TestWireUrgent: a byte that was sent out of band is one of the stream. Else it would
+// be readable for ever, and not there for those who look.
+func TestWireUrgent(t *testing.T) {
+	for _, uring := range []bool{true, false} {
+		w, f := wirePair(t, uring)
+		raw, err := f.conn.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		urgent := func(b ...byte) {
+			t.Helper()
+			var sent error
+			if err := raw.Write(func(fd uintptr) bool {
+				sent = syscall.Sendto(int(fd), b, syscall.MSG_OOB, nil)
+				return true
+			}); err != nil || sent != nil {
+				t.Fatal(err, sent)
+			}
+		}
+		urgent(reqGetFeatures)
+		if _, partial, err := w.peek(); !errors.Is(err, errNothing) || !partial {
+			t.Errorf("a byte out of band alone: %v, %v", partial, err)
+		}
+		f.send([]byte{0, 0, 0, flagsVersion, 0, 0, 0, 0, 0, 0})
+		urgent(0)
+		m, _, err := w.peek()
+		if err != nil || m.request != reqGetFeatures {
+			t.Fatalf("%+v, %v", m, err)
+		}
+		if err := w.answer(newReply(m.request, u64(0)), -1); err != nil {
+			t.Fatal(err)
+		}
+		f.receive()
+		if _, partial, err := w.peek(); !errors.Is(err, errNothing) || partial {
+			t.Errorf("when all is taken: %v, %v", partial, err)
+		}
+	}
+}
+
 // TestWireSplit takes messages that came in any two or three parts, whose
 // descriptors came with any of them.
 func TestWireSplit(t *testing.T) {
