@@ -100,7 +100,7 @@ func TestUpgrade(t *testing.T) {
 func (m *manor) upgrade(outcome string) {
 	m.Helper()
 	engine, control := m.pid("engine pid", 0), m.pid("pid", 0)
-	m.want("upgrade", "<nil>")
+	m.upgrades()
 	m.pid("pid", control)
 	m.pid("engine pid", engine)
 	m.until("the upgrade ends: "+outcome, func() bool {
@@ -115,6 +115,15 @@ func (m *manor) upgrade(outcome string) {
 		m.execs = len(b)
 		return true
 	})
+}
+
+// upgrades asks for an upgrade that is begun. The keeper may end control before
+// that has answered: what comes of it then says that it was.
+func (h *house) upgrades() {
+	h.Helper()
+	if said := ask(h.api, "upgrade"); said != "<nil>" && said != "" {
+		h.Errorf("asking for an upgrade: %q", said)
+	}
 }
 
 // entries are what a process has open.
@@ -220,7 +229,7 @@ func TestUpgradeFallsBack(t *testing.T) {
 			engine := h.pid("engine pid", 0)
 			h.want("engine map 3", "<nil>")
 			h.want("engine fill 3", "<nil>")
-			h.want("upgrade", "<nil>")
+			h.upgrades()
 			h.until("the upgrade has failed", func() bool { return strings.HasPrefix(ask(h.api, "environ"), UpgradeEnv+"="+tt.want) })
 			h.pid("engine pid", engine)
 			if h.k.keys.Empty(3) {
@@ -251,7 +260,7 @@ func TestUpgradesThatFail(t *testing.T) {
 			said = ask(h.api, "upgrade")
 			return !strings.Contains(said, syscall.EBUSY.Error())
 		})
-		if said != "<nil>" {
+		if said != "<nil>" && said != "" { // as upgrades
 			t.Fatal(said)
 		}
 		h.pid("pid", control)
