@@ -37,8 +37,14 @@ type slot struct {
 	conns []handoff.Conn
 }
 
-// own is how many descriptors a keeper has for itself, at most.
-const own = 64
+const (
+	own      = 64 // descriptors that a keeper has for itself, at most
+	perLease = 4  // that a lease has without a client: map, listening socket, and its own places
+
+	// ownPlaces are those of an export itself, from 0 on. What a frontend has sent
+	// lies in the others.
+	ownPlaces = 2
+)
 
 // New returns one that holds nothing, and destroys keys, which stay the
 // caller's.
@@ -108,7 +114,7 @@ func (h *Held) makeMap(s *slot, m *volatile.Message) (*os.File, syscall.Errno) {
 		return nil, syscall.EEXIST
 	case !h.keys.Empty(int(m.Slot)):
 		return nil, syscall.EBUSY
-	case h.used()+2 > h.room: // the keeper could not start the next engine any more
+	case h.used()+perLease > h.room: // the keeper could not start the next engine any more
 		return nil, syscall.EMFILE
 	case m.Arg > 1<<31: // far more extents than a map can have, and an int anywhere
 		return nil, syscall.EINVAL
@@ -181,10 +187,13 @@ func (h *Held) pass(s *slot, c handoff.Conn) syscall.Errno {
 }
 
 // put holds file as what: as the map, instead of another; as the listening socket,
-// once; or in a place, which nil empties. The last quarter of what may be held is not for places: whatever
-// sessions take, leases can be opened.
+// once; or in a place, which nil empties. The last quarter of what may be held is not
+// for places that frontends fill: whatever sessions take, leases can be opened.
 func (h *Held) put(s *slot, what uint64, file *os.File) syscall.Errno {
-	old := s.files[what]
+	old, room := s.files[what], h.room
+	if what >= volatile.FetchPlace+ownPlaces {
+		room -= room / 4
+	}
 	switch {
 	case what >= volatile.FetchPlace+volatile.Places, what < volatile.FetchPlace && file == nil:
 		return syscall.EINVAL
@@ -194,7 +203,7 @@ func (h *Held) put(s *slot, what uint64, file *os.File) syscall.Errno {
 		return syscall.ENOENT
 	case old != nil && what == volatile.FetchListener:
 		return syscall.EEXIST
-	case old == nil && what != volatile.FetchListener && h.used() >= h.room-h.room/4:
+	case old == nil && what >= volatile.FetchPlace && h.used() >= room:
 		return syscall.ENOSPC
 	default:
 		s.files[what] = file

@@ -227,13 +227,20 @@ func TestPlaces(t *testing.T) {
 		h.say(t, 0, volatile.Message{Kind: volatile.KindMap, Slot: slot, Blocks: 1, Lease: lease, Arg: 1}, nil)
 		l, _ := pipe(t)
 		h.say(t, 0, volatile.Message{Kind: volatile.KindHold, Slot: slot}, l)
+		for place := range uint64(ownPlaces) { // an export's own, without a frontend
+			l, _ := pipe(t)
+			h.say(t, 0, volatile.Message{Kind: volatile.KindKeep, Slot: slot, Arg: place}, l)
+		}
+		l, c := pipe(t)
+		h.say(t, syscall.ENOSPC, volatile.Message{Kind: volatile.KindKeep, Slot: slot, Arg: ownPlaces}, l)
+		ended(t, c)
 	}
 
 	h.say(t, 0, of(volatile.KindUnmap, 0), nil)
 	for _, c := range clients[:255] {
 		ended(t, c)
 	}
-	if h.kept != 8 || h.used() != 8 {
+	if h.kept != 16 || h.used() != 16 {
 		t.Errorf("%d files are kept, %d held", h.kept, h.used())
 	}
 }
