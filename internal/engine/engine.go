@@ -27,6 +27,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vacate/internal/drive"
@@ -82,6 +83,8 @@ type Engine struct {
 	table   *volatile.Table
 	conns   *budget
 	started time.Time
+
+	toldFull atomic.Int64 // when the log was told that the keeper is full: Unix time in seconds
 
 	up        chan struct{}   // closed when everything is taken over: nothing is served before
 	ctx       context.Context // ended by leave; then nothing is begun any more

@@ -8,6 +8,8 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"syscall"
+	"time"
 
 	"vacate/internal/export/nbd"
 	"vacate/internal/export/vhostuser"
@@ -219,10 +221,22 @@ type places struct {
 // is about to, and no session shall be given up meanwhile.
 func (p places) Keep(place int, f *os.File) error {
 	err := p.e.keeper.Keep(p.slot, place, f)
-	if errors.Is(err, volatile.ErrLink) {
+	switch {
+	case errors.Is(err, volatile.ErrLink):
 		<-p.e.ctx.Done()
+	case errors.Is(err, syscall.ENOSPC):
+		p.e.full()
 	}
 	return err
+}
+
+// full tells the operator, once a minute at most, that sessions end for want of
+// descriptors: the frontend only sees its connection end.
+func (e *Engine) full() {
+	now, last := time.Now().Unix(), e.toldFull.Load()
+	if now-last >= 60 && e.toldFull.CompareAndSwap(last, now) {
+		e.cfg.Log.Error("a vhost-user session ends: the keeper has no descriptors left for sessions, raise the limit of open files (LimitNOFILE) or use fewer queues")
+	}
 }
 
 func (p places) Fetch(place int) (*os.File, error) { return p.e.keeper.FetchPlace(p.slot, place) }

@@ -1,10 +1,14 @@
 package engine
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"vacate/internal/export/vhostuser"
@@ -180,3 +184,26 @@ func TestPlacesAdapter(t *testing.T) {
 		t.Errorf("a place that was given up: %v, %v", f, err)
 	}
 }
+
+// TestKeeperFull: whoever operates the node learns why sessions end, and the log is
+// not filled with it.
+func TestKeeperFull(t *testing.T) {
+	h := newHost(t)
+	var log bytes.Buffer
+	h.Engine.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+	h.Engine.keeper = fullKeeper{h.Engine.keeper}
+	l, _ := h.listen()
+	defer l.Close()
+	for range 3 {
+		if err := (places{h.Engine, 3}).Keep(7, l); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("Keep: %v", err)
+		}
+	}
+	if n := strings.Count(log.String(), "raise the limit of open files"); n != 1 {
+		t.Errorf("it was said %d times:\n%s", n, log.String())
+	}
+}
+
+type fullKeeper struct{ Keeper }
+
+func (fullKeeper) Keep(int, int, *os.File) error { return syscall.ENOSPC }
