@@ -207,7 +207,9 @@ func (x *exports) Connections() (n int) {
 func (x *exports) count(s *ipc.LeaseStats) {
 	if x.vhost != nil {
 		v := x.vhost.Stats()
-		s.Queues, s.BrokenQueues, s.Expelled = v.Rings, v.Broken, v.Garbage
+		s.Queues = v.Rings
+		s.BrokenQueues += v.Broken
+		s.Expelled += v.Garbage
 	}
 }
 

@@ -47,6 +47,8 @@ type tenancy struct {
 	resizing atomic.Bool  // somebody does (resize.go)
 	parting  bool         // and brings its path to rest, which nothing is to slow down; under mu
 	past     volume.Stats // of paths before this one; under mu
+
+	pastGuest ipc.LeaseStats // of their exports, what count adds; under mu
 }
 
 // openLease makes volatile memory, key, layers and export of a lease. Where that

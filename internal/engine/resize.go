@@ -208,6 +208,7 @@ func (e *Engine) park(ctx context.Context, cancel func(), t *tenancy) error {
 		return err
 	}
 	t.past = t.counters()
+	t.server.count(&t.pastGuest)
 	t.path, t.server = nil, nil
 	return nil
 }

@@ -137,3 +137,29 @@ func TestL5CloseWithinResize(t *testing.T) {
 		})
 	}
 }
+
+// TestResizeCounts: what the exports have counted goes on being counted.
+func TestResizeCounts(t *testing.T) {
+	h := newHost(t)
+	_, uuid := h.drive(h.dir)
+	req := request(1, uuid, 0)
+	req.Exports = ipc.Exports{VhostUser: true, NoNBD: true, Queues: 1}
+	socket := h.open(req)
+	for n := uint64(1); n < 4; n++ {
+		conn, err := net.Dial("unix", socket)
+		check(t, err)
+		_, err = conn.Write(make([]byte, 12)) // no message of vhost-user
+		check(t, err)
+		if !hungUp(t, conn, time.Second) {
+			t.Error("nonsense is taken")
+		}
+		check(t, conn.Close())
+		expelled := func() uint64 { return h.stats().Leases[0].Expelled }
+		eventually(t, "it to be counted", func() bool { return expelled() == n })
+		to := larger(req, int64(n), 8)
+		check(t, h.resize(to))
+		if got := expelled(); got != n {
+			t.Errorf("%d were expelled before the volume got larger, and %d after", n, got)
+		}
+	}
+}

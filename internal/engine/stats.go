@@ -34,6 +34,7 @@ func (t *tenancy) stats() (ipc.LeaseStats, bool) {
 		Lease: t.id, Connections: t.server.Connections(),
 		Reads: v.Reads, Writes: v.Writes, Discards: v.Discards, Flushes: v.Flushes,
 		ReadBytes: v.ReadBytes, WriteBytes: v.WriteBytes, Errors: v.Errors, Written: t.path.blocks.Written(),
+		BrokenQueues: t.pastGuest.BrokenQueues, Expelled: t.pastGuest.Expelled,
 	}
 	t.server.count(&s)
 	return s, true
