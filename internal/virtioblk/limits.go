@@ -18,6 +18,8 @@ const (
 	// and answered: the driver goes on with the first while the others are carried
 	// out.
 	batch = 16
+	// batchBytes ends a batch early, likewise: long requests are some each.
+	batchBytes = 256 << 10
 
 	// maxFlying is how many bytes of one request the volume has at once, more than the
 	// drive below works on; and three quarters of the depth are the most, in parts. So

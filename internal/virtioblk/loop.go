@@ -108,7 +108,8 @@ func (w *Worker) take(r *ring) bool {
 // pop puts what there is in r, and room for, into taken. The error breaks r, after
 // what was popped.
 func (w *Worker) pop(r *ring) (n int, err error) {
-	for most := min(batch, len(w.free), len(w.freeJobs)); n < most && w.room() && r.open(); n++ {
+	bytes := uint64(0)
+	for most := min(batch, len(w.free), len(w.freeJobs)); n < most && bytes < batchBytes && w.room() && r.open(); n++ {
 		last := len(w.freeJobs) - 1
 		j := w.freeJobs[last]
 		ok, err := r.q.Pop(&j.chain)
@@ -116,6 +117,7 @@ func (w *Worker) pop(r *ring) (n int, err error) {
 			return n, err
 		}
 		j.fetch()
+		bytes += j.chain.ReadLen + j.chain.WriteLen
 		w.freeJobs = w.freeJobs[:last]
 		j.ring = r
 		r.inflight++
