@@ -241,7 +241,14 @@ func (e *Engine) full() {
 	}
 }
 
-func (p places) Fetch(place int) (*os.File, error) { return p.e.keeper.FetchPlace(p.slot, place) }
+// Fetch waits likewise: a session that cannot be fetched would be given up.
+func (p places) Fetch(place int) (*os.File, error) {
+	f, err := p.e.keeper.FetchPlace(p.slot, place)
+	if errors.Is(err, volatile.ErrLink) {
+		<-p.e.ctx.Done()
+	}
+	return f, err
+}
 
 func toExports(x ipc.Exports) volatile.Exports {
 	return volatile.Exports{NoNBD: x.NoNBD, VhostUser: x.VhostUser, ReadOnly: x.ReadOnly, Queues: uint16(x.Queues)}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"vacate/internal/export/vhostuser"
 	"vacate/internal/ipc"
@@ -207,3 +208,34 @@ func TestKeeperFull(t *testing.T) {
 type fullKeeper struct{ Keeper }
 
 func (fullKeeper) Keep(int, int, *os.File) error { return syscall.ENOSPC }
+
+// TestL8LinkDown: an engine whose link to the keeper is down is about to end, and
+// gives up no session before.
+func TestL8LinkDown(t *testing.T) {
+	h := newHost(t)
+	cfg := h.cfg
+	cfg.Keeper = downKeeper{}
+	e := New(cfg)
+	l, _ := h.listen()
+	defer l.Close()
+	answers := make(chan error)
+	go func() { _, err := (places{e, 3}).Fetch(7); answers <- err }()
+	go func() { answers <- places{e, 3}.Keep(7, l) }()
+	select {
+	case err := <-answers:
+		t.Errorf("a session is told that there is no keeper: %v", err)
+	case <-time.After(30 * time.Millisecond):
+	}
+	e.cancel()
+	for range 2 {
+		if err := <-answers; !errors.Is(err, volatile.ErrLink) {
+			t.Error(err)
+		}
+	}
+}
+
+type downKeeper struct{ Keeper }
+
+func (downKeeper) Keep(int, int, *os.File) error { return volatile.ErrLink }
+
+func (downKeeper) FetchPlace(int, int) (*os.File, error) { return nil, volatile.ErrLink }
