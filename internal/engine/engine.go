@@ -53,6 +53,7 @@ type Keeper interface {
 	FetchPlace(slot, place int) (*os.File, error)
 	Pass(slot int, conn *os.File, terms uint64) error
 	Up() error
+	Knows(layout uint64) error
 }
 
 // Config is what an engine is made of.

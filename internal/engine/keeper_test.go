@@ -28,6 +28,7 @@ type testKeeper struct {
 	onUnmap func(int)
 	onFetch func(place int) // called before what is in a place is given out
 	ups     int
+	older   error // why it does not know what leases may be made of today
 }
 
 // held is what the keeper holds for a slot.
@@ -244,6 +245,12 @@ func (k *testKeeper) Up() error {
 		h.conns = nil
 	}
 	return nil
+}
+
+func (k *testKeeper) Knows(uint64) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.older
 }
 
 // set changes the keeper while the engine runs.

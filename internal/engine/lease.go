@@ -55,7 +55,11 @@ type tenancy struct {
 // fails, everything is taken back. An engine that dies on the way leaves a slot
 // that says opening, which the next one takes back.
 func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listeners []*os.File) (*ipc.LeaseOpened, error) {
-	if err := checkLease(req, listeners); err != nil {
+	err := checkLease(req, listeners)
+	if err == nil && req.Exports.VhostUser {
+		err = e.upgraded()
+	}
+	if err != nil {
 		return nil, err
 	}
 	lease, err := volatile.ParseLeaseID(req.Lease)
@@ -84,6 +88,16 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listeners []*os.File) (*ip
 	defer e.mu.Unlock()
 	e.ready[t.id] = t
 	return &ipc.LeaseOpened{KeyGeneratedNs: t.rec.KeyGeneratedNs}, nil
+}
+
+// upgraded says whether the keeper holds what leases are made of today. Until an upgrade
+// is done, it may be an older program.
+func (e *Engine) upgraded() error {
+	err := e.keeper.Knows(volatile.Layout)
+	if errors.Is(err, volatile.ErrVersion) {
+		return busy("an upgrade is under way: %v", err)
+	}
+	return err
 }
 
 // furnish makes everything of t, or nothing.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"vacate/internal/ipc"
 	"vacate/internal/volatile"
 )
 
@@ -44,4 +45,24 @@ func TestL8NewerRecord(t *testing.T) {
 	if list := h.list().Leases; len(list) != 1 {
 		t.Errorf("leases %+v", list)
 	}
+}
+
+// TestOlderKeeper: until an upgrade is done nothing is opened or resized that the old
+// keeper does not know; all else is.
+func TestOlderKeeper(t *testing.T) {
+	h := newHost(t)
+	_, uuid := h.drive(h.dir)
+	plain, guest := request(1, uuid, 0), request(2, uuid, 1)
+	guest.Exports = vhostAlone
+	h.keeper.set(func() { h.keeper.older = volatile.ErrVersion })
+	h.open(plain)
+	_, err := h.tryOpen(guest, 1)
+	wantCode(t, err, ipc.CodeBusy)
+	wantCode(t, h.resize(larger(plain, 1, 16)), ipc.CodeBusy)
+	if rec, err := h.table.Get(guest.Slot); err != nil || rec != (volatile.Record{}) {
+		t.Errorf("the slot says %+v, %v", rec, err)
+	}
+	h.keeper.set(func() { h.keeper.older = nil })
+	check(t, h.resize(larger(plain, 1, 16)))
+	h.open(guest)
 }

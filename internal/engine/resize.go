@@ -79,6 +79,9 @@ func (e *Engine) resizeLease(ctx context.Context, req *ipc.LeaseResizeRequest) (
 
 // resize takes the steps. REQUIRES: t.resizing is the caller's.
 func (e *Engine) resize(t *tenancy, req *ipc.LeaseResizeRequest) error {
+	if err := e.upgraded(); err != nil {
+		return err
+	}
 	was, err := e.stretch(t, req)
 	if err != nil {
 		return err

@@ -85,6 +85,7 @@ func (h *Held) Answer(m *volatile.Message, file *os.File) (give *os.File, err er
 			fail.At(fail.KeeperRemapped)
 		case volatile.KindUp:
 			h.forgetConns()
+			reply.Arg = volatile.Layout
 		default:
 			return nil, fmt.Errorf("a %v is not an engine's: %w", m.Kind, volatile.ErrFormat)
 		}

@@ -140,7 +140,9 @@ func TestAnswers(t *testing.T) {
 	refused, client = pipe(t)
 	h.say(t, syscall.ENOSPC, of(volatile.KindPass, 3), refused)
 	ended(t, client)
-	h.say(t, 0, volatile.Message{Kind: volatile.KindUp}, nil)
+	if up, _ := h.say(t, 0, volatile.Message{Kind: volatile.KindUp}, nil); up.Arg != volatile.Layout {
+		t.Errorf("it says that it knows %d", up.Arg)
+	}
 	ended(t, first)
 	ended(t, second)
 	h.say(t, syscall.ENOENT, of(volatile.KindFetch, volatile.FetchConn), nil)

@@ -28,7 +28,7 @@ func ends() []end {
 				}
 				return l.line, nil
 			},
-			func(l *line) error { return (&Link{l}).Unmap(1) },
+			func(l *line) error { return (&Link{line: l}).Unmap(1) },
 		},
 		{
 			"control", func(f *os.File) (*line, error) {

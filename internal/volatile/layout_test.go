@@ -3,6 +3,8 @@ package volatile
 import (
 	"errors"
 	"testing"
+
+	"go.uber.org/goleak"
 )
 
 // TestFits: a program that does not know leases with a vhost-user export gets no
@@ -46,5 +48,32 @@ func TestFits(t *testing.T) {
 		fits(false)
 		put(plain)
 		fits(true)
+	}
+}
+
+// TestLinkKnows: a keeper is asked until it has said that it knows enough.
+func TestLinkKnows(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	l, c := peer(t)
+	defer c.Close()
+	for _, known := range []uint64{0, 0, 1} {
+		answered := make(chan Kind)
+		go func() {
+			m := recv(t, c)
+			send(t, c, Message{Kind: m.Kind, Reply: true, ID: m.ID, Arg: known}, nil)
+			answered <- m.Kind
+		}()
+		if err := l.Knows(1); (err == nil) != (known == 1) || err != nil && !errors.Is(err, ErrVersion) {
+			t.Errorf("it knows %d: %v", known, err)
+		}
+		if kind := <-answered; kind != KindUp {
+			t.Errorf("it was asked by a %v, which it may not know", kind)
+		}
+	}
+	if err := l.Knows(1); err != nil { // nobody answers any more
+		t.Error(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -13,6 +14,7 @@ import (
 // that it no longer answers.
 type Link struct {
 	*line
+	layout atomic.Uint64 // that the keeper has said it knows
 }
 
 // Wiped is what the keeper observed when it destroyed a key. Times are
@@ -170,8 +172,26 @@ func checkPlace(place int) error {
 // Up tells the keeper that everything is taken over: it forgets the passed
 // connections. It comes before any of them is served.
 func (l *Link) Up() error {
-	if a := l.call(Message{Kind: KindUp}, nil); a.err != nil {
+	a := l.call(Message{Kind: KindUp}, nil)
+	if a.err != nil {
 		return fmt.Errorf("telling the keeper that everything is taken over: %w", a.err)
+	}
+	l.layout.Store(a.msg.Arg)
+	return nil
+}
+
+// Knows returns nil when the keeper knows the layout, and with it the messages, up
+// to this number ([Layout]). Until an upgrade is done the keeper is the old program,
+// which ends the link of who sends it what it does not know: so one that has not said
+// so is asked again. REQUIRES: no connection is passed meanwhile.
+func (l *Link) Knows(layout uint64) error {
+	if l.layout.Load() < layout {
+		if err := l.Up(); err != nil {
+			return err
+		}
+	}
+	if known := l.layout.Load(); known < layout {
+		return fmt.Errorf("the keeper knows additions to the layout up to %d, and %d is needed: %w", known, layout, ErrVersion)
 	}
 	return nil
 }
