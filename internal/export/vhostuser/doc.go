@@ -27,5 +27,5 @@
 //	    and changes nothing.
 //	H3: a ring runs only while the record says so. So what is in flight is in an
 //	    inflight table that a successor looks at.
-//	K1, K2: what lies in places (place.go).
+//	K1 to K3: what lies in places (place.go).
 package vhostuser

@@ -1,6 +1,8 @@
 package vhostuser
 
 import (
+	"os"
+	"sync/atomic"
 	"testing"
 
 	"vacate/internal/sys"
@@ -59,5 +61,37 @@ func TestMemoryIsBounded(t *testing.T) {
 	w.server.Wait()
 	if got := mapped.Load(); got != before-1<<20 {
 		t.Errorf("%d bytes are mapped after the end, were %d without the guest's", got, before-1<<20)
+	}
+}
+
+// TestK3KeeperIsNotLast: whatever becomes of a guest's memory, the keeper is never the
+// one that frees it.
+func TestK3KeeperIsNotLast(t *testing.T) {
+	w := newWorld(t, nil)
+	f := w.connect()
+	f.negotiate()
+	g := newGuest(t, 1<<20)
+	base := mapped.Load()
+	f.must(reqSetMemTable, g.table(), g.fd)
+	f.start(g, 0, newEvent(t), newEvent(t))
+	var given atomic.Int32
+	w.keeper.mu.Lock()
+	w.keeper.before = func(file *os.File) {
+		if file == nil {
+			given.Add(1)
+			if mapped.Load() == base {
+				t.Error("the keeper gives up a place when nothing is mapped here any more")
+			}
+		}
+	}
+	w.keeper.mu.Unlock()
+	f.must(reqSetMemTable, g.table(), g.fd) // the old regions go
+	eventually(t, "an old region given up", func() bool { return given.Load() == 1 })
+	if err := f.conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end", func() bool { return w.keeper.count() == 1 && mapped.Load() == base })
+	if given.Load() < 5 {
+		t.Errorf("%d places were given up", given.Load())
 	}
 }
