@@ -8,6 +8,7 @@ import (
 
 	"vacate/internal/blk"
 	"vacate/internal/blk/blktest"
+	"vacate/internal/mem"
 	"vacate/internal/sim"
 	"vacate/internal/sys"
 	"vacate/internal/volume"
@@ -31,7 +32,7 @@ func TestLimitsAreKept(t *testing.T) {
 // does not hear of them.
 func TestContinued(t *testing.T) {
 	below := sim.New(sim.Config{Size: 1 << 20, Seed: 1})
-	v := volume.New(flagless{below, t}, volume.Config{})
+	v := volume.New(flagless{below, t}, volume.Config{Lock: mem.TryLock})
 	q, err := v.NewQueue(4)
 	if err != nil {
 		t.Fatal(err)
