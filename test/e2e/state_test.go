@@ -181,8 +181,19 @@ func TestControlDiesOnReadOnlyStateFolder(t *testing.T) {
 	goesOn(t, d, stayer, "stayer")
 	erasedWithoutRecord(t, d, leaver)
 
-	command(t, "umount", state) // nobody holds it
-	command(t, "mount", mount(state)...)
+	// Below the mount is another folder, which can be written: control is not to see it.
+	eventually(t, "the folder, which nobody holds", func() error {
+		must(t, syscall.Kill(control, syscall.SIGSTOP))
+		out, err := exec.Command("umount", state).CombinedOutput()
+		if err == nil {
+			out, err = exec.Command("mount", mount(state)...).CombinedOutput()
+		}
+		must(t, syscall.Kill(control, syscall.SIGCONT))
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
 	eventually(t, "the CLOSE record", func() error {
 		if s := show(t, d, leaver.ID); s.State != "closed" || s.Result != "ok" {
 			return fmt.Errorf("state %s, result %s", s.State, s.Result)
