@@ -16,8 +16,8 @@
 //
 // # What a hostile guest gets
 //
-// Guest memory changes at any time. Every word of it is read once, then checked,
-// then used. What is wrong with a ring breaks it for good: every error wraps
+// Guest memory changes at any time. Every word of it that decides something is read
+// once, then checked, then used. What is wrong with a ring breaks it for good: every error wraps
 // [ErrRing], nothing more is popped, and what is in flight can still be carried
 // out, staged and published. A Pop does bounded work: at most Size descriptors,
 // and [MaxSize] in an indirect table.
