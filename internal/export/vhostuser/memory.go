@@ -19,8 +19,8 @@ const (
 	mostMapped   = 64 << 40 // of all sessions
 )
 
-// mapped is how much is mapped now.
-var mapped atomic.Uint64
+// allMapped is how much is mapped now.
+var allMapped atomic.Uint64
 
 // A mapping is memory of the frontend's that is mapped here.
 type mapping struct {
@@ -33,20 +33,20 @@ func mapFile(fd int, off, size, most uint64) (*mapping, error) {
 	if size > most {
 		return nil, fmt.Errorf("mapping %d bytes: at most %d are: %w", size, most, syscall.ENOMEM)
 	}
-	if all := mapped.Add(size); all > mostMapped {
-		mapped.Add(-size)
+	if all := allMapped.Add(size); all > mostMapped {
+		allMapped.Add(-size)
 		return nil, fmt.Errorf("mapping %d bytes: with those of all sessions these are more than %d: %w", size, uint64(mostMapped), syscall.ENOMEM)
 	}
 	whole, host, err := sys.MapGuest(fd, off, size)
 	if err != nil {
-		mapped.Add(-size)
+		allMapped.Add(-size)
 		return nil, err
 	}
 	return &mapping{whole: whole, host: host}, nil
 }
 
 func (m *mapping) close() error {
-	mapped.Add(-uint64(len(m.host)))
+	allMapped.Add(-uint64(len(m.host)))
 	return sys.Unmap(m.whole)
 }
 

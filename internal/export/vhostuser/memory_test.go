@@ -26,7 +26,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := mapped.Load()
+	before := allMapped.Load()
 	add := func(tebi, size uint64) uint64 {
 		return f.ack(reqAddMemReg, append(u64(0), u64s(tebi<<40, size, guestAt+tebi<<40, 0)...), fd)
 	}
@@ -42,24 +42,24 @@ func TestMemoryIsBounded(t *testing.T) {
 			t.Errorf("%s: accepted", tt.what)
 		}
 	}
-	if got := mapped.Load(); got != before {
+	if got := allMapped.Load(); got != before {
 		t.Errorf("%d bytes are mapped, were %d", got, before)
 	}
 	others := uint64(mostMapped - 1<<30) // what other sessions have
-	mapped.Add(others)
+	allMapped.Add(others)
 	if add(32, 1<<30) == 0 {
 		t.Error("there is no end to what all sessions map")
 	}
 	if add(32, 1<<29) != 0 {
 		t.Error("there is room, and it is refused")
 	}
-	mapped.Add(-others)
+	allMapped.Add(-others)
 	if !w.worker.running(0) {
 		t.Error("the ring does not run any more")
 	}
 	w.server.Close()
 	w.server.Wait()
-	if got := mapped.Load(); got != before-1<<20 {
+	if got := allMapped.Load(); got != before-1<<20 {
 		t.Errorf("%d bytes are mapped after the end, were %d without the guest's", got, before-1<<20)
 	}
 }
@@ -71,7 +71,7 @@ func TestK3KeeperIsNotLast(t *testing.T) {
 	f := w.connect()
 	f.negotiate()
 	g := newGuest(t, 1<<20)
-	base := mapped.Load()
+	base := allMapped.Load()
 	f.must(reqSetMemTable, g.table(), g.fd)
 	f.start(g, 0, newEvent(t), newEvent(t))
 	var given atomic.Int32
@@ -79,7 +79,7 @@ func TestK3KeeperIsNotLast(t *testing.T) {
 	w.keeper.before = func(file *os.File) {
 		if file == nil {
 			given.Add(1)
-			if mapped.Load() == base {
+			if allMapped.Load() == base {
 				t.Error("the keeper gives up a place when nothing is mapped here any more")
 			}
 		}
@@ -90,7 +90,7 @@ func TestK3KeeperIsNotLast(t *testing.T) {
 	if err := f.conn.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the end", func() bool { return w.keeper.count() == 1 && mapped.Load() == base })
+	eventually(t, "the end", func() bool { return w.keeper.count() == 1 && allMapped.Load() == base })
 	if given.Load() < 5 {
 		t.Errorf("%d places were given up", given.Load())
 	}
