@@ -16,8 +16,9 @@ const (
 
 	// batch is how many requests are taken from a ring before they are submitted,
 	// and answered: the driver goes on with the first while the others are carried
-	// out.
-	batch = 16
+	// out. Of 4, 6, 8, 16, 32 and 64 this is the best for a driver that sleeps (16 has
+	// three quarters of its rate), and as good as any for one that polls.
+	batch = 8
 	// batchBytes ends a batch early, likewise: long requests are some each.
 	batchBytes = 256 << 10
 
