@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"vacate/internal/fail"
@@ -41,6 +42,8 @@ type session struct {
 	ended   chan struct{} // closed at the end
 	leaving atomic.Bool
 	closing atomic.Bool
+	tid     atomic.Int32 // of its thread; 0 before there is one
+	rousing sync.Once
 
 	mu      sync.Mutex
 	workers []worker // of ring i: number i mod len; nil until it is needed
@@ -73,7 +76,11 @@ func (s *session) run(begin func() error, begun chan<- error) {
 	runtime.LockOSThread() // never unlocked: io_uring, and the thread ends with the session
 	debug.SetPanicOnFault(true)
 	defer s.server.forget(s)
-	err := begin()
+	err := sys.Wakeable()
+	s.tid.Store(int32(syscall.Gettid()))
+	if err == nil {
+		err = begin()
+	}
 	begun <- err
 	if err == nil {
 		s.server.counters.connections.Add(1)
@@ -333,13 +340,46 @@ func (s *session) alarm() {
 	}
 }
 
-// leave has the session end as Server.Leave says.
+// leave has the session end as Server.Leave says. REQUIRES: as for hasten.
 func (s *session) leave() {
 	s.leaving.Store(true)
 	s.alarm()
+	s.hasten()
 }
 
-// close has the session end as Server.Close says.
+// rouseEvery is how often a thread is interrupted that may be held up.
+const rouseEvery = 50 * time.Millisecond
+
+// hasten interrupts whatever call the thread waits in, until the session has ended:
+// a frontend can fill an event descriptor of its own and make it block, right before
+// it is signalled. REQUIRES: Server.mu is held, and the session is the server's.
+func (s *session) hasten() {
+	s.rousing.Do(func() {
+		s.server.sessions.Go(func() {
+			t := time.NewTicker(rouseEvery)
+			defer t.Stop()
+			for {
+				select {
+				case <-s.ended:
+					return
+				case <-t.C:
+					s.rouse()
+				}
+			}
+		})
+	})
+}
+
+// rouse interrupts the thread.
+func (s *session) rouse() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if tid := s.tid.Load(); tid != 0 && !s.over { // it is alive: over is set before it ends
+		_ = sys.Wake(int(tid)) // it is tried again
+	}
+}
+
+// close has the session end as Server.Close says. REQUIRES: as for hasten.
 func (s *session) close() {
 	s.closing.Store(true)
 	s.mu.Lock()
@@ -353,6 +393,7 @@ func (s *session) close() {
 	}
 	s.mu.Unlock()
 	s.alarm()
+	s.hasten()
 }
 
 // hurry is Server.Hurry.
