@@ -25,6 +25,7 @@ func newDisk(t *testing.T) *disk.Disk {
 func TestSearch(t *testing.T) {
 	slot := make([]byte, 1024)
 	rand.Read(slot[:500])
+	slot[335] |= 1 // behind less than a needle of it a disk has 0
 	odd := wire.LeaseEvent{Tag: 5, Sector: 10, Count: 3, Version: 7}
 	noise := make([]byte, canary.SectorSize)
 	canary.Fill(noise, 1, odd.Tag, 11, odd.Version)
