@@ -129,7 +129,7 @@ generate: ## regenerate the API's code from its protobuf, and the ciphers' assem
 generate-check: ## fail when the generated code is not what generate makes
 	@GO='$(GO)' tools/generate-check.sh
 
-bench-peers: test-packages ## every row of the table beside peers, into docs/performance.md (8 minutes; PEERS="-only 4k-reads")
+bench-peers: test-packages ## every row of the table beside peers, into docs/performance.md (15 minutes; PEERS="-only 4k-reads")
 	$(GO) run ./test/peers -write docs $(PEERS)
 
 bench: build ## measure: time to erasure, to open, memory, to restart

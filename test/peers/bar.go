@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // A bar is what a row must reach.
 type bar struct {
@@ -10,7 +13,8 @@ type bar struct {
 	format string // of value and limit; default "%.2f×"
 	value  func(r *result) (v float64, ok bool)
 
-	ours, theirs string // whose processor time is held against whose, too; may be ""
+	ours  string   // whose processor time is held against that of the fastest peer, too; may be ""
+	peers []string // likewise
 }
 
 // A verdict is a bar, held against a result.
@@ -33,7 +37,7 @@ func (b bar) judge(r *result) verdict {
 	v.Value, v.Applies = b.value(r)
 	v.Reached = v.Applies && (v.Value >= v.Limit) != (v.AtMost && v.Value != v.Limit)
 	mine, _, _ := spread(r.find(b.ours), cpu)
-	theirs, _, _ := spread(r.find(b.theirs), cpu)
+	theirs, _, _ := spread(r.find(r.fastest(b.peers)), cpu)
 	if mine > 0 && theirs > 0 {
 		v.ByCPU = theirs / mine
 	}
@@ -61,17 +65,28 @@ func (v verdict) String() string {
 // times is a bar on the ratio of two contestants' medians; of several peers, the
 // fastest counts.
 func times(limit float64, ours string, theirs ...string) bar {
-	return bar{what: ours + " / " + theirs[0], limit: limit, ours: ours, theirs: theirs[0], value: func(r *result) (float64, bool) {
-		best := 0.0
-		for _, name := range theirs {
-			best = max(best, r.median(name))
-		}
-		mine := r.median(ours)
+	what := ours + " / " + theirs[0]
+	if len(theirs) > 1 {
+		what = ours + " / the fastest of: " + strings.Join(theirs, "; ")
+	}
+	return bar{what: what, limit: limit, ours: ours, peers: theirs, value: func(r *result) (float64, bool) {
+		mine, best := r.median(ours), r.median(r.fastest(theirs))
 		if mine == 0 || best == 0 {
 			return 0, false // there is no such contestant here
 		}
 		return mine / best, true
 	}}
+}
+
+// fastest is the name of the fastest of some contestants; "" if none is there.
+func (r *result) fastest(names []string) string {
+	best, at := 0.0, ""
+	for _, name := range names {
+		if m := r.median(name); m > best {
+			best, at = m, name
+		}
+	}
+	return at
 }
 
 // serverTime bounds the processor time that a request costs the server.

@@ -141,14 +141,14 @@ func notes(page string) map[string]string {
 // preamble opens the page.
 const preamble = `# Performance
 
-Written by ` + "`make bench-peers`" + ` ([test/peers](../test/peers/main.go)), which measures all of it in one run of about 8 minutes;
+Written by ` + "`make bench-peers`" + ` ([test/peers](../test/peers/main.go)), which measures all of it in one run of about a quarter of an hour;
 ` + "`make bench-peers PEERS=\"-only 4k-reads\"`" + ` brings one row up to date. Figures of different days or machines compare badly: **read the ratios**.
 
 - Contestants come from Debian's packages and serve the same amount of data that was written before. Each is measured once a
   round, in turn (A B A B); a first round does not count. Medians, with the least and the most of the rounds.
 - Server and client have a core each, where a row does not say otherwise. The client is the same for all
-  (internal/nbdclient): it sends and receives many requests with one system call, and sleeps when there is nothing to do. *Client*
-  is how busy its core was: below 100 % it held nobody up.
+  (internal/nbdclient, internal/vhostclient): it sends and receives many requests at once, and sleeps when there is nothing to do,
+  unless a row says that it polls. *Client* is how busy its core was: below 100 % it held nobody up, and one that polls is always busy.
 - One failed request fails the run. A read counts only when all of it was told.
 - *Server* is processor time a request of all threads of the serving process, from ` + "`/proc/PID/task/*/schedstat`" + `.
 - Encrypted: AES-256-XTS. Plain peers are shown because QEMU's LUKS is slow for a reason of its own (nettle ciphers one block at a time).

@@ -55,7 +55,7 @@ var vhostRows = []row{
 		name: "vhost-unwritten", title: "vhost-user 4 KiB random reads of what was never written, depth 32, client polls", unit: "reads/s",
 		note:        "qemu-storage-daemon reads a raw file of which nothing was written, a hole; and one that was written.",
 		contestants: vhostUnwritten,
-		bars:        []bar{times(15, "unwritten", "qsd raw, a hole", qsdRaw)},
+		bars:        []bar{times(15, "unwritten", "qsd raw, a hole", qsdRaw), times(15, "unwritten", qsdRaw)},
 	},
 	{
 		name: "vhost-disk-4k-reads", title: "vhost-user 4 KiB random reads, depth 32, client polls, the machine's disk, O_DIRECT", unit: "reads/s", longer: 2,
