@@ -34,6 +34,23 @@ var keeperTriggers = map[fail.Point]func(w *world){
 	fail.KeeperExec:           func(w *world) { _, _ = w.d.Run("upgrade") },         //nolint:errcheck // likewise
 	fail.KeeperAdopted:        func(w *world) { _, _ = w.d.Run("upgrade") },         //nolint:errcheck // likewise
 	fail.KeeperDestroyed:      func(w *world) { _, _ = w.d.Run("stop", "--erase") }, //nolint:errcheck // likewise
+	fail.KeeperRemapped:       (*world).growOne,
+}
+
+// growOne makes a lease larger: one that is open for long enough, whichever it is.
+func (w *world) growOne() {
+	var leases []struct {
+		ID        string `json:"id"`
+		SizeBytes int64  `json:"sizeBytes"`
+	}
+	if err := w.d.JSON(&leases, "lease", "list"); err != nil {
+		return // the daemon is gone already, and the round says so
+	}
+	for _, l := range leases {
+		if _, err := w.d.Run("lease", "resize", l.ID, "--size", fmt.Sprint(l.SizeBytes+4<<20)); err == nil {
+			return
+		}
+	}
 }
 
 // keeperReset is reached only when ten engines in a row do not start.
