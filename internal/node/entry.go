@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"time"
 
 	"vacate/internal/lease"
@@ -112,5 +113,27 @@ func (n *Node) stuck(e *entry, why string) {
 		e.trouble = why
 		n.cfg.Log.Warn("closing does not get on", "lease_id", e.l.ID, "state", e.l.State, "error", why)
 		n.publish(e.view())
+	}
+}
+
+// onceOpened returns lease id when its opening has come to an end. ended says why
+// one that has ended will not do.
+func (n *Node) onceOpened(ctx context.Context, id string, ended func(lease.Lease) error) (*entry, error) {
+	n.mu.Lock()
+	e := n.leases[id]
+	past, over := n.past.byID[id]
+	n.mu.Unlock()
+	switch {
+	case e != nil:
+	case over:
+		return nil, ended(past)
+	default:
+		return nil, noLease(id)
+	}
+	select {
+	case <-e.opened:
+		return e, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }

@@ -65,21 +65,9 @@ func checkLimits(l limit.Limits) error {
 
 // startLimit returns lease id, open, with its limiting taken.
 func (n *Node) startLimit(ctx context.Context, id string) (*entry, error) {
-	n.mu.Lock()
-	e := n.leases[id]
-	past, ended := n.past.byID[id]
-	n.mu.Unlock()
-	switch {
-	case e != nil:
-	case ended:
-		return nil, notOpen(past)
-	default:
-		return nil, noLease(id)
-	}
-	select {
-	case <-e.opened:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	e, err := n.onceOpened(ctx, id, notOpen)
+	if err != nil {
+		return nil, err
 	}
 	select {
 	case e.limiting <- struct{}{}:

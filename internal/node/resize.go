@@ -69,21 +69,9 @@ func (n *Node) Resize(ctx context.Context, id string, sizeBytes int64, plan bool
 
 // startResize returns lease id, open, with its resizing taken.
 func (n *Node) startResize(ctx context.Context, id string) (*entry, error) {
-	n.mu.Lock()
-	e := n.leases[id]
-	past, ended := n.past.byID[id]
-	n.mu.Unlock()
-	switch {
-	case e != nil:
-	case ended:
-		return nil, cannotGrow(past)
-	default:
-		return nil, noLease(id)
-	}
-	select {
-	case <-e.opened:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	e, err := n.onceOpened(ctx, id, cannotGrow)
+	if err != nil {
+		return nil, err
 	}
 	select {
 	case e.resizing <- struct{}{}:
