@@ -201,3 +201,34 @@ func TestModelClaims(t *testing.T) {
 	b.m.landed(o)
 	b.start(4, cmdRead, 7, 2)
 }
+
+// TestModelMixed: a sector that is read while it is written may be some of both, and
+// nothing else; once the write has landed it may not.
+func TestModelMixed(t *testing.T) {
+	b := newBench(t)
+	b.write(cmdWrite, 0, 2)
+	older := slices.Clone(b.b[:sectorSize])
+	w := b.start(1, cmdWrite, 0, 1)
+	r := b.start(2, cmdRead, 0, 2)
+	b.land(w)
+	copy(b.b[64:], older[64:])
+	if got := b.end(r); got != nil {
+		t.Errorf("some of both: %v", got)
+	}
+	r = b.start(2, cmdRead, 0, 2)
+	b.b[70] ^= 1 // where the reader met the writer
+	if got := b.end(r); got != nil {
+		t.Errorf("some of both, and the block between: %v", got)
+	}
+	r = b.start(2, cmdRead, 0, 2)
+	b.b[200], b.b[300] = b.b[200]^1, b.b[300]^1
+	if got := b.end(r); !slices.Equal(got, []Class{Garbage}) {
+		t.Errorf("three blocks of neither: %v", got)
+	}
+	b.m.landed(w)
+	b.land(w)
+	copy(b.b[64:], older[64:sectorSize])
+	if got := b.end(b.start(2, cmdRead, 0, 2)); !slices.Equal(got, []Class{Torn}) {
+		t.Errorf("after it has landed: %v", got)
+	}
+}

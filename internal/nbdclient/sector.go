@@ -184,6 +184,26 @@ func imageOf(want stamp, a state) []byte {
 	return image
 }
 
+// The cipher's block: the least that a write in memory leaves whole.
+const cipherBlock = 16
+
+// mixed reports whether a read that raced with a write saw some of the sector before
+// and the rest after it: each block of the cipher is from one of the states, but for
+// two at most, where the reader met the writer within a block.
+func mixed(b []byte, want stamp, states []state) bool {
+	met := 0
+	for at := 0; at < sectorSize; at += cipherBlock {
+		known := false
+		for _, s := range states {
+			known = known || bytes.Equal(b[at:at+cipherBlock], imageOf(want, s)[at:at+cipherBlock])
+		}
+		if !known {
+			met++
+		}
+	}
+	return met <= 2
+}
+
 // tornFrom names the sectors that b is put together from, word by word; empty if
 // there is a word that fits none.
 func tornFrom(b []byte, want stamp, allowed []state) string {
