@@ -225,7 +225,7 @@ func TestHostileClients(t *testing.T) {
 			if _, err := d.Run("lease", "close", l.ID); err != nil {
 				t.Error(err)
 			}
-			if s := show(t, d, l.ID); s.State != "closed" || time.Since(began) > 5*time.Second {
+			if s := show(t, d, l.ID); s.State != "closed" || time.Since(began) > 15*time.Second {
 				t.Errorf("closed under attack: %s after %v", s.State, time.Since(began))
 			}
 		})
