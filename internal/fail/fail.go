@@ -22,6 +22,7 @@ const (
 	EngineLeaving    Point = "engine.leaving"     // a connection was passed on, others were not
 	OpenMapped       Point = "engine.open.mapped" // the block map is made, the slot says opening
 	OpenKeyed        Point = "engine.open.keyed"  // the key is made
+	OpenHeld         Point = "engine.open.held"   // everything is made, nothing is served, nobody was told
 	OpenWritten      Point = "engine.open.open"   // the slot says open, nobody was told
 	CloseNoted       Point = "engine.close.noted" // the slot says closing
 	CloseShut        Point = "engine.close.shut"  // the gates are shut
