@@ -18,7 +18,9 @@ func TestProofKeys(t *testing.T) {
 	}{
 		{"defaults", "", func(*Config) {}, "/var/lib/vacate/log"},
 		{"own log", "proof: {log_dir: /srv/log, origin: log.example.org/a, spool_max: 64}",
-			func(c *Config) { c.Proof.LogDir, c.Proof.Origin, c.Proof.SpoolMax = "/srv/log", "log.example.org/a", 64 }, "/srv/log"},
+			func(c *Config) {
+				c.Proof.LogDir, c.Proof.Origin, c.Proof.SpoolMax = "/srv/log", "log.example.org/a", 64
+			}, "/srv/log"},
 		{"another's log", remote, func(c *Config) {
 			c.Proof.LogURL, c.Proof.WitnessPolicy = "https://log.example.org/a", "/w"
 			c.Proof.ClientCert, c.Proof.ClientKey, c.Proof.ClientCA = "/c", "/k", "/ca"
