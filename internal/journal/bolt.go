@@ -24,6 +24,8 @@ type Bolt struct {
 	quit   chan struct{} // closed by Close
 	ended  chan struct{} // closed when the committer has ended
 
+	appended chan struct{} // holds a value when a record was written
+
 	close sync.Once
 
 	mu       sync.Mutex

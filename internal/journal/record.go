@@ -58,8 +58,9 @@ type Event struct {
 
 // Stored is a record and its number.
 type Stored struct {
-	Seq  uint64
-	JSON []byte
+	Seq      uint64
+	JSON     []byte // the payload, or the record of version 1: the bytes that the next one's PrevHash is of
+	Envelope []byte // the signed payload, the leaf of the log; only in a [Spool]'s answers and questions
 }
 
 const (
