@@ -109,7 +109,10 @@ func fakeDrive() *vacatev1.Drive {
 }
 
 // leaseFake, driveFake and nodeFake are the services of a fake.
-type leaseFake struct{ *fake }
+type leaseFake struct {
+	vacatev1connect.UnimplementedLeaseServiceHandler
+	*fake
+}
 
 func (f leaseFake) Open(_ context.Context, req *vacatev1.LeaseServiceOpenRequest) (*vacatev1.LeaseServiceOpenResponse, error) {
 	f.opened = req
@@ -304,7 +307,7 @@ func startFake(t *testing.T) (*fake, string) {
 	}
 	f := &fake{sock: sock}
 	mux := http.NewServeMux()
-	mux.Handle(vacatev1connect.NewLeaseServiceHandler(leaseFake{f}))
+	mux.Handle(vacatev1connect.NewLeaseServiceHandler(leaseFake{fake: f}))
 	mux.Handle(vacatev1connect.NewDriveServiceHandler(driveFake{f}))
 	mux.Handle(vacatev1connect.NewNodeServiceHandler(nodeFake{f}))
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -40,11 +40,16 @@ func (h leases) Open(ctx context.Context, req *vacatev1.LeaseServiceOpenRequest)
 				Next: "give a second or more, or leave it out for a lease that lives until it is closed"}
 		}
 	}
+	if req.GetEraseBy() != nil || req.GetShare() != nil {
+		return nil, noProof("erase-by times and tenants' shares")
+	}
 	l, err := h.s.cfg.Node.Open(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	return &vacatev1.LeaseServiceOpenResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
+	res := &vacatev1.LeaseServiceOpenResponse{Lease: h.s.leaseMessages(ctx, l)[0]}
+	res.Receipt, res.ReceiptWhy = h.s.receipt(ctx, l.ID)
+	return res, nil
 }
 
 // exportsOf are the exports that a caller asks for. What they may be together,
@@ -135,11 +140,8 @@ func (h leases) Close(ctx context.Context, req *vacatev1.LeaseServiceCloseReques
 // Watch implements LeaseService: all leases first, then each that changes. A
 // caller that reads slowly misses changes, and is then sent all leases again.
 func (h leases) Watch(ctx context.Context, req *vacatev1.LeaseServiceWatchRequest, stream *connect.ServerStream[vacatev1.LeaseServiceWatchResponse]) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := untilEnd(ctx)
 	defer cancel()
-	if end, ok := ctx.Value(endKey{}).(context.Context); ok {
-		defer context.AfterFunc(end, cancel)()
-	}
 	for _, id := range req.GetIds() {
 		if _, err := h.s.find(ctx, id); err != nil {
 			return err
