@@ -141,6 +141,8 @@ type Drive struct {
 	Path        string     `json:"path"`
 	Serial      string     `json:"serial"`
 	Model       string     `json:"model"`
+	Kind        string     `json:"kind,omitempty"` // "file", "block device", …
+	Salt        string     `json:"salt,omitempty"` // of the records' driveCommit, 64 hexadecimal digits; empty: enrolled before there was one
 	ExtentBytes int64      `json:"extentBytes"`
 	Extents     uint32     `json:"extents"`
 	Epoch       uint64     `json:"epoch"` // that the superblock surely had
