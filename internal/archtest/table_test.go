@@ -66,6 +66,9 @@ const table = `
 	control  journal:          extent lease limit go.etcd.io/bbolt
 	control  node:             extent fail ipc journal lease limit sys
 	control  control:          config extent fail ipc journal lease limit metrics node sandbox server sys version volatile
+	control  translog:         proof github.com/transparency-dev/merkle github.com/transparency-dev/tessera go.etcd.io/bbolt golang.org/x/mod
+	                           k8s.io/klog/v2
+	control  translog/witness: github.com/transparency-dev/merkle go.etcd.io/bbolt golang.org/x/mod
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease limit metrics node
@@ -125,5 +128,5 @@ var reach = map[string]string{
 var only = map[string][]string{
 	"golang.org/x/sys/unix": {"sys"},
 	"golang.org/x/sys/cpu":  {"xts"},
-	"go.etcd.io/bbolt":      {"journal"},
+	"go.etcd.io/bbolt":      {"journal", "translog", "translog/witness"},
 }
