@@ -141,3 +141,31 @@ func (q Quote) decode() (attest, signature []byte, err error) {
 	}
 	return attest, signature, nil
 }
+
+// Verify checks that the TPM that a policy pins for a node made the quote over
+// this payload, and that the machine's registers are those that the policy wants,
+// where it names any. It says nothing about whose payload that is.
+func (q Quote) Verify(tpm PinnedTPM, payload []byte) (Measured, error) {
+	attest, signature, err := q.decode()
+	if err != nil {
+		return Measured{}, err
+	}
+	if q.Payload != PayloadHash(payload) {
+		return Measured{}, errors.New("quote names another record's payload")
+	}
+	if err := tpm.AK.Verify(attest, signature); err != nil {
+		return Measured{}, fmt.Errorf("quote is not signed by the attestation key that the policy pins for %s: %w", tpm.Node, err)
+	}
+	m, nonce, err := parseAttest(attest)
+	if err != nil {
+		return Measured{}, err
+	}
+	if hex.EncodeToString(nonce) != q.Payload {
+		return Measured{}, errors.New("quote was made for something else: its nonce is not the payload's hash")
+	}
+	if tpm.PCRDigest != "" && m.PCRDigest != tpm.PCRDigest {
+		return Measured{}, fmt.Errorf("machine %s has booted something else: the digest of its registers is %s, the policy wants %s",
+			tpm.Node, m.PCRDigest, tpm.PCRDigest)
+	}
+	return m, nil
+}
