@@ -35,7 +35,7 @@ type Config struct {
 // Its methods may be called from any goroutine.
 type Log struct{ tiles }
 
-// Open opens the log in cfg.Dir, or makes it. It ends with ctx, or by Close.
+// Open opens the log in cfg.Dir, or makes it. ctx bounds the opening: the log is open until Close.
 func Open(ctx context.Context, cfg Config) (*Log, error) { return nil, errors.ErrUnsupported }
 
 // Add implements [Adder].

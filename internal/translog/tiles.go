@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"strconv"
 
-	"github.com/transparency-dev/merkle/rfc6962"
 	"github.com/transparency-dev/tessera/api/layout"
 	"github.com/transparency-dev/tessera/client"
 )
@@ -17,9 +16,9 @@ import (
 // What a checkpoint, a tile and an entry bundle can be at most, in bytes.
 const (
 	maxCheckpoint = 64 << 10
-	maxTile       = layout.TileWidth * rfc6962Size
+	maxTile       = layout.TileWidth * hashSize
 	maxBundle     = layout.EntryBundleWidth * (2 + 1<<16 - 1)
-	rfc6962Size   = 32
+	hashSize      = 32
 )
 
 // tiles reads a log by the resources of C2SP tlog-tiles, wherever they lie. It
@@ -50,20 +49,20 @@ func (t tiles) size(ctx context.Context) (uint64, error) {
 }
 
 // Proof implements [Reader].
-func (t tiles) Proof(ctx context.Context, index, size uint64) ([][]byte, error) {
+func (t tiles) Proof(ctx context.Context, index, size uint64) ([][32]byte, error) {
 	b, err := t.builder(ctx, size)
 	if err != nil {
 		return nil, err
 	}
-	hashes, err := b.InclusionProof(ctx, index)
+	path, err := b.InclusionProof(ctx, index)
 	if err != nil {
 		return nil, fmt.Errorf("proving leaf %d in the tree of %d: %w", index, size, err)
 	}
-	return hashes, nil
+	return hashes(path), nil
 }
 
 // Consistency implements [Reader].
-func (t tiles) Consistency(ctx context.Context, from, to uint64) ([][]byte, error) {
+func (t tiles) Consistency(ctx context.Context, from, to uint64) ([][32]byte, error) {
 	if from > to {
 		return nil, fmt.Errorf("proving that the tree of %d begins the one of %d: it is larger", from, to)
 	}
@@ -74,16 +73,23 @@ func (t tiles) Consistency(ctx context.Context, from, to uint64) ([][]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	hashes, err := b.ConsistencyProof(ctx, from, to)
+	path, err := b.ConsistencyProof(ctx, from, to)
 	if err != nil {
 		return nil, fmt.Errorf("proving that the tree of %d begins the one of %d: %w", from, to, err)
 	}
-	return hashes, nil
+	return hashes(path), nil
+}
+
+func hashes(path [][]byte) [][32]byte {
+	out := make([][32]byte, len(path))
+	for i, h := range path {
+		out[i] = [32]byte(h)
+	}
+	return out
 }
 
 // builder makes proofs in the tree of size, which need not be the size of any
-// checkpoint: a tile of that tree begins every tile of the same place that is
-// wider, and one of those is there.
+// checkpoint: a tile of that tree begins every wider one of the same place.
 func (t tiles) builder(ctx context.Context, size uint64) (*client.ProofBuilder, error) {
 	now, err := t.size(ctx)
 	if err != nil {
@@ -93,36 +99,51 @@ func (t tiles) builder(ctx context.Context, size uint64) (*client.ProofBuilder, 
 		return nil, fmt.Errorf("proving in the tree of %d: the newest checkpoint has %d: %w", size, now, ErrNotFound)
 	}
 	return client.NewProofBuilder(ctx, size, func(ctx context.Context, level, index uint64, width uint8) ([]byte, error) {
-		raw, err := t.widest(ctx, func(w uint8) string { return layout.TilePath(level, index, w) },
-			width, layout.PartialTileSize(level, index, now), maxTile)
-		if err != nil {
-			return nil, err
-		}
-		if want := full(width) * rfc6962Size; len(raw) < want || len(raw)%rfc6962Size != 0 {
-			return nil, fmt.Errorf("tile %s has %d bytes, need %d", layout.TilePath(level, index, width), len(raw), want)
-		}
-		return raw[:full(width)*rfc6962Size], nil
+		return t.tile(ctx, level, index, width, now)
 	})
 }
 
-// widest reads a resource of width (0 is whole). A partial one may have been
-// deleted for the whole one, and one that no checkpoint had was never written:
-// then the one of the newest checkpoint, of width now, holds it too.
-func (t tiles) widest(ctx context.Context, path func(uint8) string, width, now uint8, limit int64) ([]byte, error) {
-	tried := map[uint8]bool{}
-	var err error
-	for _, w := range []uint8{now, width, 0} {
-		if tried[w] {
-			continue
-		}
-		tried[w] = true
-		var raw []byte
-		raw, err = t.fetch(ctx, path(w), limit)
-		if !errors.Is(err, ErrNotFound) {
-			return raw, err
+// tile reads the tile of a width (0 is whole) of a log of which now records may
+// be read.
+func (t tiles) tile(ctx context.Context, level, index uint64, width uint8, now uint64) ([]byte, error) {
+	raw, err := t.widest(ctx, func(w uint8) string { return layout.TilePath(level, index, w) },
+		layout.PartialTileSize(level, index, now), maxTile)
+	if err != nil {
+		return nil, err
+	}
+	want := full(width) * hashSize
+	if len(raw) < want || len(raw)%hashSize != 0 {
+		return nil, fmt.Errorf("tile %s has %d bytes, need %d", layout.TilePath(level, index, width), len(raw), want)
+	}
+	return raw[:want], nil
+}
+
+// bundle reads the entries of a width of a log of which now records may be read.
+func (t tiles) bundle(ctx context.Context, index uint64, width uint8, now uint64) ([]byte, error) {
+	raw, err := t.widest(ctx, func(w uint8) string { return layout.EntriesPath(index, w) },
+		layout.PartialTileSize(0, index, now), maxBundle)
+	if err != nil {
+		return nil, err
+	}
+	rest := raw
+	for i := range full(width) {
+		if _, rest, err = cutLeaf(rest); err != nil {
+			return nil, fmt.Errorf("reading entry %d of %s: %w", i, layout.EntriesPath(index, width), err)
 		}
 	}
-	return nil, err
+	return raw[:len(raw)-len(rest)], nil
+}
+
+// widest reads a resource as wide as the newest checkpoint has it. A partial one
+// may have been deleted since for the whole one. No other width is ever read: a
+// partial tile that no checkpoint committed to may have been left by a crash, and be of
+// records that were never added.
+func (t tiles) widest(ctx context.Context, path func(uint8) string, now uint8, limit int64) ([]byte, error) {
+	raw, err := t.fetch(ctx, path(now), limit)
+	if now != 0 && errors.Is(err, ErrNotFound) {
+		raw, err = t.fetch(ctx, path(0), limit)
+	}
+	return raw, err
 }
 
 // full is the number of entries of a tile of a width, where 0 is whole.
@@ -157,10 +178,10 @@ func (t tiles) leaves(ctx context.Context, from, to, now uint64, each func(uint6
 		return fmt.Errorf("reading leaves %d to %d of a log of %d: %w", from, to, now, ErrNotFound)
 	}
 	for at := from; at < to; {
-		first := at / layout.EntryBundleWidth * layout.EntryBundleWidth
+		bundle := at / layout.EntryBundleWidth
+		first := bundle * layout.EntryBundleWidth
 		end := min(first+layout.EntryBundleWidth, to)
-		width := layout.PartialTileSize(0, at/layout.EntryBundleWidth, now)
-		raw, err := t.widest(ctx, func(w uint8) string { return layout.EntriesPath(at/layout.EntryBundleWidth, w) }, width, width, maxBundle)
+		raw, err := t.bundle(ctx, bundle, uint8((end-first)%layout.EntryBundleWidth), now)
 		if err != nil {
 			return fmt.Errorf("reading leaf %d: %w", at, err)
 		}
@@ -210,11 +231,8 @@ func head(cp []byte) (origin string, size uint64, err error) {
 	if err != nil || strconv.FormatUint(size, 10) != string(lines[1]) {
 		return "", 0, fmt.Errorf("reading a checkpoint: %.30q is no size", lines[1])
 	}
-	if root, err := base64.StdEncoding.Strict().DecodeString(string(lines[2])); err != nil || len(root) != rfc6962Size {
+	if root, err := base64.StdEncoding.Strict().DecodeString(string(lines[2])); err != nil || len(root) != hashSize {
 		return "", 0, fmt.Errorf("reading a checkpoint: %.60q is no hash", lines[2])
 	}
 	return string(lines[0]), size, nil
 }
-
-// LeafHash returns the hash of a leaf in the tree (RFC 6962, section 2.1).
-func LeafHash(leaf []byte) []byte { return rfc6962.DefaultHasher.HashLeaf(leaf) }

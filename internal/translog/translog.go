@@ -39,20 +39,15 @@ import (
 
 // Bounds of what a log takes.
 const (
-	// MaxEnvelope is the longest envelope, in bytes: a public record stays under
-	// 4 KiB, signatures and base64 included.
-	MaxEnvelope = 16 << 10
 	// MaxAdd is the most leaves of one call of Add.
 	MaxAdd = 1024
-	// MaxNodeID is the longest id of a node, in bytes.
-	MaxNodeID = 64
 )
 
 // A Leaf is a signed record, to be added to a log.
 type Leaf struct {
-	NodeID   string // 1 ≤ length ≤ MaxNodeID; the record's
+	NodeID   string // the record's
 	NodeSeq  uint64 // the record's
-	Envelope []byte // the DSSE envelope, to the byte; ≤ MaxEnvelope
+	Envelope []byte // the DSSE envelope, to the byte; at most [proof.MaxEnvelope]
 }
 
 // An Adder adds records to a log.
@@ -74,10 +69,10 @@ type Reader interface {
 	Checkpoint(ctx context.Context) ([]byte, error)
 	// Proof returns the inclusion proof (RFC 6962, section 2.1.1) of the leaf at
 	// index in the tree of size. index < size ≤ size of the newest checkpoint.
-	Proof(ctx context.Context, index, size uint64) ([][]byte, error)
+	Proof(ctx context.Context, index, size uint64) ([][32]byte, error)
 	// Consistency returns the proof (RFC 6962, section 2.1.2) that the tree of
 	// size from is the beginning of the tree of size to.
-	Consistency(ctx context.Context, from, to uint64) ([][]byte, error)
+	Consistency(ctx context.Context, from, to uint64) ([][32]byte, error)
 	// Leaf returns the envelope at index, to the byte.
 	Leaf(ctx context.Context, index uint64) ([]byte, error)
 	// Leaves calls each for the envelopes at from ≤ index < to, in order, and
