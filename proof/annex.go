@@ -143,10 +143,10 @@ type KeyEvidence struct {
 type Host struct {
 	Kernel        Fact `json:"kernel"`
 	BootID        Fact `json:"bootId"`
-	Machine       Fact `json:"machine"`       // architecture, and processor
-	InitOnFree    Fact `json:"initOnFree"`    // whether freed memory, that of guests too, is cleared
-	InitOnAlloc   Fact `json:"initOnAlloc"`   //
-	Hugepages     Fact `json:"hugepages"`     // reserved pages; the kernel clears them when they are given out, not when freed
+	Machine       Fact `json:"machine"`     // architecture, and processor
+	InitOnFree    Fact `json:"initOnFree"`  // whether freed memory, that of guests too, is cleared
+	InitOnAlloc   Fact `json:"initOnAlloc"` //
+	Hugepages     Fact `json:"hugepages"`   // reserved pages; the kernel clears them when they are given out, not when freed
 	Transparent   Fact `json:"transparentHugepages"`
 	Swap          Fact `json:"swap"`
 	CorePattern   Fact `json:"corePattern"`

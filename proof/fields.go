@@ -65,9 +65,12 @@ type Field struct {
 }
 
 // Fields are all facts of an annex, in its order.
-func (a *Annex) Fields() []Field {
+func (a *Annex) Fields() []Field { return fieldsOf(a) }
+
+// fieldsOf are the facts below the value that a pointer points to.
+func fieldsOf(pointer any) []Field {
 	var out []Field
-	walk(reflect.ValueOf(a).Elem(), "", func(path string, f *Fact) {
+	walk(reflect.ValueOf(pointer).Elem(), "", func(path string, f *Fact) {
 		out = append(out, Field{Path: path, Fact: *f})
 	})
 	return out

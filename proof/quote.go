@@ -49,11 +49,13 @@ const (
 	maxQuoteText = 2048
 )
 
+// QuoteNonce is the nonce of a quote of a record: the SHA-256 of its payload.
+func QuoteNonce(payload []byte) [sha256.Size]byte { return sha256.Sum256(payload) }
+
 // NewQuote is the quote of a record's payload, from what a TPM returned.
 func NewQuote(payload, attest, signature []byte) Quote {
-	h := sha256.Sum256(payload)
 	return Quote{
-		Payload:   hex.EncodeToString(h[:]),
+		Payload:   PayloadHash(payload),
 		Attest:    base64.StdEncoding.EncodeToString(attest),
 		Signature: base64.StdEncoding.EncodeToString(signature),
 	}

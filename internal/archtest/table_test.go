@@ -37,6 +37,7 @@ const table = `
 	leaf     sandbox:          sys github.com/landlock-lsm/go-landlock
 	leaf     poll:
 	leaf     xts:              golang.org/x/sys/cpu
+	leaf     tpm:              github.com/google/go-tpm
 	leaf     uring:            sys
 	leaf     nbdclient:
 	leaf     vhostclient:      nbdclient sys
@@ -66,6 +67,8 @@ const table = `
 	control  journal:          extent lease limit go.etcd.io/bbolt
 	control  node:             extent fail ipc journal lease limit sys
 	control  control:          config extent fail ipc journal lease limit metrics node sandbox server sys version volatile
+	control  annex:            lease proof
+	control  attest:           proof tpm
 	control  translog:         proof github.com/transparency-dev/merkle github.com/transparency-dev/tessera go.etcd.io/bbolt golang.org/x/mod
 	                           k8s.io/klog/v2
 	control  translog/witness: github.com/transparency-dev/merkle go.etcd.io/bbolt golang.org/x/mod
