@@ -38,6 +38,8 @@ const table = `
 	leaf     poll:
 	leaf     xts:              golang.org/x/sys/cpu
 	leaf     tpm:              github.com/google/go-tpm
+	leaf     secret:           xts
+	leaf     keyshare:         secret
 	leaf     uring:            sys
 	leaf     nbdclient:
 	leaf     vhostclient:      nbdclient sys
@@ -52,7 +54,7 @@ const table = `
 	data     blockmap:         blk fail mem plant
 	data     crypt:            blk mem plant sys xts
 	data     drive:            blk mem plant sys uring
-	data     engine:           blk blockmap crypt drive export/nbd export/vhostuser extent fail ipc limit mem plant sandbox sys volatile volume xts
+	data     engine:           blk blockmap crypt drive export/nbd export/vhostuser extent fail ipc keyshare limit mem plant sandbox secret sys volatile volume xts
 
 	# between processes
 	shared   ipc:              extent limit
