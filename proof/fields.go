@@ -34,6 +34,19 @@ func (a *Annex) Check() error {
 	return nil
 }
 
+// ParseAnnex takes exactly the bytes that [Encode] makes of an annex that passes
+// its checks.
+func ParseAnnex(b []byte) (Annex, error) {
+	if len(b) > MaxAnnexBytes {
+		return Annex{}, fmt.Errorf("annex has %d bytes, at most %d are allowed", len(b), MaxAnnexBytes)
+	}
+	a, err := Decode[Annex](b)
+	if err != nil {
+		return Annex{}, fmt.Errorf("annex: %w", err)
+	}
+	return a, a.Check()
+}
+
 func (f Fact) check() error {
 	switch f.Source {
 	case SourceNone, SourceHuman:
@@ -94,6 +107,15 @@ func walk(v reflect.Value, path string, visit func(string, *Fact)) {
 		}
 	default:
 	}
+}
+
+// setFields gives the facts below a pointer their new values, by path.
+func setFields(pointer any, values map[string]Fact) {
+	walk(reflect.ValueOf(pointer).Elem(), "", func(path string, f *Fact) {
+		if v, ok := values[path]; ok {
+			*f = v
+		}
+	})
 }
 
 func join(path, name string) string {
