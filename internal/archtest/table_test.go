@@ -99,6 +99,7 @@ const table = `
 	test     archtest:
 	test     blk/blktest:      blk
 	test     sim:              blk
+	test     tpm/tpmtest:
 	test     xts/internal/regs:
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow
 	test     node/nodesim:     extent ipc journal lease limit
