@@ -37,6 +37,7 @@ const table = `
 	leaf     sandbox:          sys github.com/landlock-lsm/go-landlock
 	leaf     poll:
 	leaf     xts:              golang.org/x/sys/cpu
+	leaf     durable:
 	leaf     tpm:              github.com/google/go-tpm
 	leaf     secret:           xts
 	leaf     keyshare:         secret
@@ -70,6 +71,8 @@ const table = `
 	control  node:             extent fail ipc journal lease limit sys
 	control  control:          config extent fail ipc journal lease limit metrics node sandbox server sys version volatile
 	control  annex:            lease proof
+	control  keyring:          durable proof golang.org/x/mod
+	control  notary:           durable journal keyring translog proof
 	control  attest:           proof tpm
 	control  translog:         proof github.com/transparency-dev/merkle github.com/transparency-dev/tessera go.etcd.io/bbolt golang.org/x/mod
 	                           k8s.io/klog/v2
