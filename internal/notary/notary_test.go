@@ -1,0 +1,452 @@
+package notary
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"vacate/internal/keyring"
+	"vacate/internal/lease"
+	"vacate/proof"
+)
+
+// A world is a notary with a journal and a log in memory, and its folders.
+type world struct {
+	t     *testing.T
+	dir   string
+	spool *spool
+	log   *treeLog
+	keys  *keyring.Keyring
+	n     *Notary
+	now   time.Time
+	size  uint64
+	stop  func()
+}
+
+func newWorld(t *testing.T, witnessed bool) *world {
+	t.Helper()
+	w := &world{t: t, dir: t.TempDir(), spool: newSpool(t), now: time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)}
+	w.log = &treeLog{clock: func() time.Time { return w.now }}
+	if witnessed {
+		seed := sha256.Sum256([]byte("witness"))
+		w.log.witness = ed25519.NewKeyFromSeed(seed[:])
+	}
+	if err := Prepare(filepath.Join(w.dir, "certificates")); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	t.Cleanup(func() { w.stop() })
+	return w
+}
+
+// start makes the notary anew, as after a crash.
+func (w *world) start() {
+	w.t.Helper()
+	if w.stop != nil {
+		w.stop()
+	}
+	var err error
+	if w.keys, err = keyring.Open(filepath.Join(w.dir, "keys"), keyring.Options{LogName: origin, Clock: func() time.Time { return w.now }}); err != nil {
+		w.t.Fatal(err)
+	}
+	w.log.signer = w.keys.Log()
+	trust := Trust{Log: "log " + w.keys.Infos()[2].Public}
+	if w.log.witness != nil {
+		trust.Witnesses = w.log.policyLines()
+	}
+	w.n, err = New(Config{Spool: w.spool, Append: w.spool.append, Keys: w.keys, Log: w.log, Trust: trust,
+		Dir: filepath.Join(w.dir, "certificates"), Clock: func() time.Time { return w.now }, SpoolMax: 8,
+		Logs: slog.New(slog.NewTextHandler(w.t.Output(), nil))})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.stop = func() {}
+}
+
+// run has the notary work until the test ends.
+func (w *world) run() {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	done := make(chan struct{})
+	n := w.n
+	go func() { n.Run(ctx); close(done) }()
+	w.stop = func() { cancel(); <-done }
+}
+
+// pass does what the loops do, once, in their order.
+func (w *world) pass() error {
+	ctx := w.t.Context()
+	for _, work := range []func(context.Context) (time.Duration, error){w.n.sign, w.n.send, w.n.look, w.n.tidy} {
+		if _, err := work(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *world) mustPass() {
+	w.t.Helper()
+	if err := w.pass(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func leaseID(i int) string { return strings.Repeat("a", 15) + string(rune('a'+i)) }
+
+func (w *world) space(i int) []proof.Space {
+	return []proof.Space{{Drive: strings.Repeat("d", 32), Extents: []proof.Range{{First: uint32(i), Count: 1}}}}
+}
+
+// open writes the OPEN of lease i.
+func (w *world) open(i int, eraseBy time.Time) {
+	w.t.Helper()
+	id := leaseID(i)
+	salt, key := bytes.Repeat([]byte{1}, proof.KeySaltLen), bytes.Repeat([]byte{byte(i)}, proof.KeyLen)
+	tenantSalt := bytes.Repeat([]byte{2}, proof.SaltLen)
+	r := proof.Record{Type: proof.OPEN, LeaseID: id, Bytes: 1 << 20, Space: w.space(i), Cipher: proof.CipherXTS, KeyBits: proof.XTSBits,
+		KeyMode: proof.ModeNode, KeyCommit: proof.KeyCommit(id, salt, key), TenantCommit: proof.TenantCommit(id, tenantSalt, "acme"),
+		Beacon: w.n.Beacon(), Events: []proof.Event{{Type: proof.EventKeyGenerated, MonotonicNs: 1, BootID: bootID}}}
+	if !eraseBy.IsZero() {
+		r.EraseBy = proof.FormatTime(eraseBy)
+	}
+	if _, err := w.spool.append(r); err != nil {
+		w.t.Fatal(err)
+	}
+	w.spool.leases[id] = lease.Lease{ID: id, Tenant: "acme", Proof: lease.Proof{KeySalt: hex.EncodeToString(salt), TenantSalt: hex.EncodeToString(tenantSalt)}}
+}
+
+// close writes the CLOSE of lease i.
+func (w *world) close(i int) {
+	w.t.Helper()
+	id := leaseID(i)
+	_, err := w.spool.append(proof.Record{Type: proof.CLOSE, LeaseID: id, OpenSeq: w.spool.of[id][0], Bytes: 1 << 20, Space: w.space(i),
+		Beacon: w.n.Beacon(), Result: proof.ResultOK, Drained: true, Events: []proof.Event{
+			{Type: proof.EventGateClosed, MonotonicNs: 2, BootID: bootID}, {Type: proof.EventKeyDestroyed, MonotonicNs: 3, BootID: bootID}}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	l := w.spool.leases[id]
+	l.ClosedAt = w.now
+	w.spool.leases[id] = l
+}
+
+// certificate checks what there is of lease i: that each record is in the tree, and
+// each beacon before it.
+func (w *world) certificate(i int) []proof.Record {
+	w.t.Helper()
+	b, err := w.n.Certificate(w.t.Context(), leaseID(i), false)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	bundle, err := proof.ParseBundle(b)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	policy, err := proof.ParsePolicy(w.n.Policy())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, e := range bundle.Records {
+		p, err := proof.ParseTlogProof([]byte(e.Proof))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if err := policy.CheckLog(p.Checkpoint); err != nil {
+			w.t.Error(err)
+		}
+		if err := proof.VerifyInclusion(p.Checkpoint.Checkpoint, p.Index, proof.LeafHash(e.Envelope), p.Path); err != nil {
+			w.t.Error(err)
+		}
+		for _, bp := range bundle.Beacons {
+			older, err := proof.ParseCheckpoint([]byte(bp.Checkpoint))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			path, err := proof.ParseConsistency(bp.Consistency)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			if err := proof.VerifyConsistency(older.Checkpoint, p.Checkpoint.Checkpoint, path); err != nil {
+				w.t.Error(err)
+			}
+		}
+	}
+	records, err := bundle.Parsed()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return records
+}
+
+func TestCertificate(t *testing.T) {
+	for _, witnessed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("witnessed %v", witnessed), func(t *testing.T) {
+			w := newWorld(t, witnessed)
+			w.open(0, w.now.Add(time.Minute)) // without a beacon: there is none yet
+			w.mustPass()
+			if w.n.Beacon() == nil {
+				t.Fatal("no beacon after the first checkpoint")
+			}
+			w.open(1, w.now.Add(-time.Minute))
+			w.mustPass()
+			w.close(0)
+			w.close(1)
+			w.mustPass()
+			for i, beacons := range []bool{false, true} {
+				got := w.certificate(i)
+				if len(got) != 2 || got[0].Type != proof.OPEN || got[1].Type != proof.CLOSE || (got[0].Beacon != nil) != beacons {
+					t.Errorf("the certificate of lease %d has %+v", i, got)
+				}
+				if _, final := w.n.State(leaseID(i)); !final {
+					t.Errorf("the certificate of lease %d is not final", i)
+				}
+			}
+			st, err := w.n.Status()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st.Deadlines != (Deadlines{Met: 1, Missed: 1}) || st.Certificates != 2 || st.Quorum != true || st.Witnessed != witnessed || st.Spool.Depth() != 0 {
+				t.Errorf("status %+v", st)
+			}
+			w.start()
+			if st, err = w.n.Status(); err != nil || st.Deadlines != (Deadlines{Met: 1, Missed: 1}) || st.Certificates != 2 {
+				t.Errorf("after a restart, status %+v, %v", st, err)
+			}
+			left, err := filepath.Glob(filepath.Join(w.dir, "certificates", "work", "lease-*"))
+			if err != nil || len(left) != 0 {
+				t.Errorf("left of certificates that are written: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// TestQuorumComes: NT3.
+func TestQuorumComes(t *testing.T) {
+	w := newWorld(t, true)
+	w.log.away = true
+	w.open(0, time.Time{})
+	w.close(0)
+	w.mustPass()
+	if w.n.Beacon() != nil {
+		t.Error("a checkpoint without quorum is a beacon")
+	}
+	without, err := w.n.Certificate(t.Context(), leaseID(0), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, final := w.n.State(leaseID(0)); final || w.spool.done[leaseID(0)] {
+		t.Error("a certificate without quorum is final")
+	}
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := w.n.Certificate(short, leaseID(0), true); !errors.Is(err, ErrPending) {
+		t.Errorf("waiting for the quorum: %v", err)
+	}
+	w.start()
+	w.log.away = false
+	w.mustPass()
+	with, err := w.n.Certificate(t.Context(), leaseID(0), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(with, without) || !strings.Contains(string(with), witnessName) || strings.Contains(string(without), witnessName) {
+		t.Error("the certificate was not replaced by one with the quorum")
+	}
+	if names, err := filepath.Glob(filepath.Join(w.dir, "certificates", "*.json")); err != nil || len(names) != 1 {
+		t.Errorf("certificates: %v, %v", names, err)
+	}
+}
+
+// TestCrashes stops before each step and starts anew: NT1, and each record is in the
+// log once.
+func TestCrashes(t *testing.T) {
+	w := newWorld(t, true)
+	ctx := t.Context()
+	w.open(0, time.Time{})
+	steps := []func() error{
+		func() error { _, err := w.n.sign(ctx); return err },
+		func() error { // sent, and a crash before it was noted
+			all, err := w.spool.Unsent(9)
+			if err == nil {
+				_, err = w.log.Add(ctx, []leaf{{NodeID: nodeID, NodeSeq: all[0].Seq, Envelope: all[0].Envelope}})
+			}
+			return err
+		},
+		func() error { _, err := w.n.send(ctx); return err },
+		func() error { _, err := w.n.look(ctx); return err },
+	}
+	for round := range 2 {
+		for i, step := range steps {
+			if err := step(); err != nil {
+				t.Fatalf("round %d, step %d: %v", round, i, err)
+			}
+			w.start()
+		}
+		if round == 0 {
+			w.close(0)
+		}
+	}
+	if got := w.certificate(0); len(got) != 2 {
+		t.Errorf("the certificate has %+v", got)
+	}
+	if len(w.log.leaves) != 2 {
+		t.Errorf("the log has %d records, want 2", len(w.log.leaves))
+	}
+}
+
+func TestRotationInTheMiddle(t *testing.T) {
+	for _, crash := range []bool{false, true} {
+		w := newWorld(t, true)
+		w.open(0, time.Time{})
+		w.mustPass()
+		before := w.n.Policy()
+		if crash { // the record is written, and the key is not active
+			change, err := w.keys.Stage(keyring.Node)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.spool.append(proof.Record{Type: proof.KEYS, Keys: []proof.KeyChange{change}}); err != nil {
+				t.Fatal(err)
+			}
+			w.start()
+		} else if _, seq, err := w.n.Rotate(keyring.Node); err != nil || seq != 2 {
+			t.Fatalf("Rotate = %d, %v", seq, err)
+		}
+		w.close(0)
+		w.mustPass()
+		got := w.certificate(0)
+		if len(got) != 3 || got[1].Type != proof.KEYS {
+			t.Fatalf("the certificate has %+v", got)
+		}
+		old, next := got[1].Keys[0].Old, got[1].Keys[0].New
+		for i, want := range [][]string{{old}, {old, next}, {next}} {
+			e, err := proof.ParseEnvelope(w.spool.signed[i])
+			if err != nil || len(e.Signatures) != len(want) {
+				t.Fatalf("record %d: %v, %v", i+1, e.Signatures, err)
+			}
+			for _, text := range want {
+				k, err := proof.ParsePublicKey(text)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := e.VerifyKey(k); err != nil {
+					t.Errorf("record %d: %v", i+1, err)
+				}
+			}
+		}
+		if after := string(w.n.Policy()); strings.Contains(string(before), next) || !strings.Contains(after, next) || !strings.Contains(after, old) {
+			t.Errorf("policies: before\n%s\nafter\n%s", before, after)
+		}
+	}
+}
+
+func TestRotationDropped(t *testing.T) {
+	w := newWorld(t, false)
+	if _, err := w.keys.Stage(keyring.Node); err != nil {
+		t.Fatal(err)
+	}
+	w.start() // the crash came before the record
+	if len(w.keys.Staged()) != 0 || len(w.keys.Infos()) != 3 {
+		t.Errorf("keys: %+v", w.keys.Infos())
+	}
+}
+
+func TestReceipt(t *testing.T) {
+	w := newWorld(t, false)
+	w.open(0, time.Time{})
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := w.n.Receipt(short, leaseID(0)); !errors.Is(err, ErrNotSigned) {
+		t.Errorf("a receipt before the signature: %v", err)
+	}
+	w.run()
+	b, err := w.n.Receipt(t.Context(), leaseID(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := proof.ParseReceipt(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Tenant != "acme" || string(r.Envelope) != string(w.spool.signed[0]) {
+		t.Errorf("receipt %+v", r)
+	}
+}
+
+// TestLogAway: the spool fills up loudly, and drains.
+func TestLogAway(t *testing.T) {
+	w := newWorld(t, false)
+	w.log.broken = errors.New("no route to the log")
+	w.run()
+	for i := range 4 {
+		w.open(i, time.Time{})
+		w.close(i)
+	}
+	if err := w.n.wait(t.Context(), func() (bool, error) { st, err := w.spool.SpoolStats(); return st.Signed == 8, err }); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for err := w.n.Full(); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "no route"); err = w.n.Full() {
+		if time.Now().After(deadline) {
+			t.Fatalf("Full = %v", err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	w.log.mu.Lock()
+	w.log.broken = nil
+	w.log.mu.Unlock()
+	for i := range 4 {
+		if _, err := w.n.Certificate(t.Context(), leaseID(i), true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.n.Full(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestForkedLog(t *testing.T) {
+	w := newWorld(t, false)
+	w.open(0, time.Time{})
+	w.open(1, time.Time{})
+	w.mustPass()
+	w.log.hashes, w.log.leaves = nil, nil // somebody put an empty folder in its place
+	if _, err := w.log.Add(t.Context(), []leaf{{Envelope: []byte("another")}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.pass(); err == nil || !strings.Contains(err.Error(), "copy") {
+		t.Errorf("a log that was put back: %v", err)
+	}
+	if _, err := w.log.Add(t.Context(), []leaf{{Envelope: []byte("and one")}, {Envelope: []byte("more")}}); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	if err := w.pass(); err == nil || !strings.Contains(err.Error(), "changed what it had") {
+		t.Errorf("a log with another past: %v", err)
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	w := newWorld(t, false)
+	w.open(0, w.now)
+	w.close(0)
+	w.mustPass()
+	w.now = time.Now().Add(7 * 366 * 24 * time.Hour)
+	w.mustPass()
+	if _, err := w.n.Certificate(t.Context(), leaseID(0), false); !errors.Is(err, ErrPending) {
+		t.Errorf("a certificate of seven years ago: %v", err)
+	}
+	left, err := os.ReadDir(filepath.Join(w.dir, "certificates"))
+	if err != nil || len(left) != 1 {
+		t.Errorf("left are %v, %v; want the work folder", left, err)
+	}
+}
