@@ -1,7 +1,8 @@
 package proof
 
-// MaxAnnexBytes bounds an annex. One of a lease on one drive is about 8 KiB.
-const MaxAnnexBytes = 96 << 10
+// MaxAnnexBytes bounds an annex. One of a lease on one drive has some 6 KiB, and
+// about 1 KiB for each drive more, of which there are at most 128.
+const MaxAnnexBytes = 160 << 10
 
 // Where a [Fact] comes from. There are no others than these and [EnteredBy].
 const (

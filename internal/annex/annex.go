@@ -133,7 +133,7 @@ func medium(d Drive) proof.Medium {
 		Source:         said(d.Path, proof.SourceConfigured),
 		Categorization: proof.Human(),
 		PriorPurge: proof.Fact{Source: proof.SourceObserved,
-			Value: "no: plaintext from before its enrolment may be on it, which the erasure of a lease's key does not touch"},
+			Value: "not by this program: plaintext from before its enrolment may be on it, which the erasure of a lease's key does not touch"},
 		EncryptedBelow: none(),
 	}
 	if d.Purged {
