@@ -264,6 +264,9 @@ func (r *Record) checkOthers() error {
 func (k KeyChange) check() error {
 	switch k.Role {
 	case RoleNode, RoleOperator:
+		if k.Old == k.New {
+			return errors.New("a key is replaced by itself")
+		}
 		if _, err := ParsePublicKey(k.New); err != nil {
 			return err
 		}

@@ -2,6 +2,8 @@ package proof
 
 import (
 	"fmt"
+	"slices"
+	"time"
 )
 
 // A Step is one of the eleven of [Verify], in their order.
@@ -60,57 +62,190 @@ type Options struct {
 	CiphertextAudit []byte
 }
 
-// A Claim is one that the bundle supports, with what it is worth.
-type Claim struct {
-	Name         string `json:"name"`
-	Proves       string `json:"proves"`
-	DoesNotProve string `json:"doesNotProve"`
+// Verify checks a certificate, offline: bundle is [Bundle.Marshal]'s bytes, policy
+// what the verifier trusts ([ParsePolicy]). It goes through the eleven steps in
+// their order and stops at the first that fails, with a [*VerifyError]; there are no
+// other errors. Without one, the result says what is proven and what is not.
+//
+// It does no I/O and reads no clock. Nothing of the bundle is believed before
+// the step that checks it:
+//
+//  1. everything is in its one form, and nothing is there that nothing needs
+//  2. each record is signed by its node's (or the operator's) pinned key, and by
+//     nobody whom the policy does not name
+//  3. the leaf is the hash of the envelope's raw bytes, and no leaf is there twice
+//  4. each checkpoint is of one log that the policy names, and signed by its key
+//  5. each checkpoint has the policy's quorum of witnesses, and no other signature
+//  6. each leaf is at its index in the tree of its checkpoint
+//  7. the records are of one lease, from its OPEN to its end, in the order of
+//     their numbers, with the same space, size and key; they are the receipt's
+//  8. beacons are older than their records, times do not contradict each other,
+//     each key was valid when it signed, events are in order and on one boot
+//  9. the annex is the one that the record names, opens its commitments, and
+//     says nothing that its own evidence contradicts
+//  10. TPM quotes are of these records, by the pinned TPM
+//  11. every claim of the record is supported; claims and limits are computed anew
+func Verify(bundle, policy []byte, o Options) (*Result, error) {
+	v := verifier{options: o, result: Result{V: 1, Facts: []Named{}, Times: []Moment{}}}
+	steps := [...]func() (string, error){
+		StepParse:     func() (string, error) { return v.parse(bundle, policy) },
+		StepSigned:    v.signed,
+		StepLeaf:      v.leaves,
+		StepLog:       v.logs,
+		StepWitnessed: v.witnessed,
+		StepIncluded:  v.included,
+		StepBound:     v.bound,
+		StepTime:      v.times,
+		StepAnnex:     v.annexed,
+		StepMeasured:  v.measured,
+		StepClaims:    v.claims,
+	}
+	for s := StepParse; s <= StepClaims; s++ {
+		text, err := steps[s]()
+		if err != nil {
+			return nil, &VerifyError{Step: s, Name: s.String(), Err: err}
+		}
+		v.result.Steps = append(v.result.Steps, Passed{Step: int(s), Name: s.String(), Text: text})
+	}
+	return &v.result, nil
 }
 
-// A Passed is a step that the bundle passed, and what was checked.
-type Passed struct {
-	Step int    `json:"step"`
-	Name string `json:"name"`
-	Text string `json:"text"`
+// A verifier is a bundle on its way through the steps.
+type verifier struct {
+	options Options
+	policy  *Policy
+	bundle  *Bundle
+	records []logged
+	beacons []beacon
+	annex   *Annex
+	audit   *CipherAudit
+	quotes  map[int]Measured // by the record's place in records
+	result  Result
+
+	validated bool // a person accepted or rejected the result
 }
 
-// A Moment is when a record was made, as far as that is proven: not before a
-// beacon's cosignatures, not after its own. Empty is "not proven".
-type Moment struct {
-	Record    Type   `json:"record"`
-	NodeSeq   uint64 `json:"nodeSeq"`
-	LeafIndex uint64 `json:"leafIndex"`
-	NotBefore string `json:"notBefore,omitempty"` // RFC 3339, UTC
-	NotAfter  string `json:"notAfter,omitempty"`
+// logged is a record as the bundle has it, and what the steps found out.
+type logged struct {
+	Record
+	payload []byte
+	env     Envelope
+	raw     []byte // the leaf
+	proof   *TlogProof
+	signers []PinnedKey // step 2
+	leaf    [32]byte    // step 3
+	head    Checkpoint  // step 5: the proof's, with verified witnesses
+	from    time.Time   // step 8; zero: not proven
+	to      time.Time   // step 8; zero: not proven
 }
 
-// A Named is a fact of the result and its value, for people.
-type Named struct {
-	Name  string `json:"name"`
-	Value string `json:"value"`
+// A beacon is a checkpoint that some records name.
+type beacon struct {
+	signed *SignedCheckpoint
+	path   [][32]byte
+	head   Checkpoint // step 5
+	first  int        // the first record that names it
 }
 
-// A Result is what a bundle that passed all steps says: nothing more is proven
-// than stands in it.
-type Result struct {
-	V          int      `json:"v"`    // 1
-	Kind       string   `json:"kind"` // "lease" or "drive"
-	LeaseID    string   `json:"leaseId,omitempty"`
-	NodeID     string   `json:"nodeId"`
-	Result     string   `json:"result"` // of the CLOSE; "lost_node" of a NODE_LOST
-	Bytes      int64    `json:"bytes"`
-	Space      []Space  `json:"space"`
-	KeyMode    KeyMode  `json:"keyMode,omitempty"`
-	Log        string   `json:"log"`
-	Witnesses  []string `json:"witnesses"` // that cosigned the last record's checkpoint
-	Times      []Moment `json:"times"`
-	EraseBy    string   `json:"eraseBy,omitempty"`
-	Deadline   string   `json:"deadline,omitempty"` // "met", "missed", "not proven"; empty without eraseBy
-	Opened     bool     `json:"opened"`             // the tenant's receipt was given, and is of this lease
-	Violated   string   `json:"violated,omitempty"` // a revealed key convicts the provider: the sentence
-	Claims     []Claim  `json:"claims"`
-	NotProven  []string `json:"notProven"`
-	Facts      []Named  `json:"facts"`
-	NotClaimed []string `json:"notClaimed"` // the record's own words
-	Steps      []Passed `json:"steps"`
+// name is what errors call record i.
+func (v *verifier) name(i int) string {
+	return fmt.Sprintf("record %d of %d (%s %d)", i+1, len(v.records), v.records[i].Type, v.records[i].NodeSeq)
+}
+
+// last is the record that the bundle ends with: what it certifies.
+func (v *verifier) last() *logged { return &v.records[len(v.records)-1] }
+
+func (v *verifier) parse(bundle, policy []byte) (string, error) {
+	var err error
+	if v.policy, err = ParsePolicy(policy); err != nil {
+		return "", err
+	}
+	if v.bundle, err = ParseBundle(bundle); err != nil {
+		return "", err
+	}
+	for i, e := range v.bundle.Records {
+		l := logged{raw: e.Envelope}
+		if l.env, err = ParseEnvelope(e.Envelope); err == nil {
+			l.payload = l.env.Payload
+			l.Record, err = ParsePayload(l.payload)
+		}
+		if err == nil {
+			l.proof, err = ParseTlogProof([]byte(e.Proof))
+		}
+		if err != nil {
+			return "", fmt.Errorf("record %d of the bundle: %w", i+1, err)
+		}
+		v.records = append(v.records, l)
+	}
+	for _, part := range []func() error{v.parseBeacons, v.parseRest, v.parseOptions} {
+		if err := part(); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%d bytes, %d records, all in their one form", len(bundle), len(v.records)), nil
+}
+
+func (v *verifier) parseBeacons() error {
+	for i, b := range v.bundle.Beacons {
+		c, err := ParseCheckpoint([]byte(b.Checkpoint))
+		if err != nil {
+			return fmt.Errorf("beacon %d: %w", i+1, err)
+		}
+		path, err := ParseConsistency(b.Consistency)
+		if err != nil {
+			return fmt.Errorf("beacon %d: %w", i+1, err)
+		}
+		if i > 0 && v.beacons[i-1].signed.Size >= c.Size {
+			return fmt.Errorf("beacon %d: %w: beacons stand from the oldest to the newest, each once", i+1, ErrForm)
+		}
+		first := slices.IndexFunc(v.records, func(l logged) bool { return l.Beacon != nil && *l.Beacon == c.Beacon() })
+		if first < 0 {
+			return fmt.Errorf("beacon %d: no record names it", i+1)
+		}
+		v.beacons = append(v.beacons, beacon{signed: c, path: path, first: first})
+	}
+	return nil
+}
+
+func (v *verifier) parseRest() error {
+	if raw := v.bundle.Annex; raw != nil {
+		if len(raw) > MaxAnnexBytes {
+			return fmt.Errorf("annex has %d bytes, at most %d are allowed", len(raw), MaxAnnexBytes)
+		}
+		a, err := Decode[Annex](raw)
+		if err != nil {
+			return fmt.Errorf("annex: %w", err)
+		}
+		v.annex = &a
+	}
+	for i, q := range v.bundle.Quotes {
+		if _, _, err := q.decode(); err != nil {
+			return fmt.Errorf("quote %d: %w", i+1, err)
+		}
+	}
+	for i, c := range v.bundle.Completions {
+		if _, err := ReadCompletion(c); err != nil {
+			return fmt.Errorf("completion %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+func (v *verifier) parseOptions() error {
+	if r := v.options.Opened; r != nil {
+		if _, err := r.Open(); err != nil {
+			return fmt.Errorf("receipt: %w", err)
+		}
+	}
+	if k := v.options.RevealedKey; k != nil && len(k) != KeyLen {
+		return fmt.Errorf("the revealed key has %d bytes, a key has %d", len(k), KeyLen)
+	}
+	if b := v.options.CiphertextAudit; b != nil {
+		a, err := ParseCipherAudit(b)
+		if err != nil {
+			return fmt.Errorf("ciphertext audit: %w", err)
+		}
+		v.audit = &a
+	}
+	return nil
 }
