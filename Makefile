@@ -5,6 +5,10 @@ FUZZTIME ?= 10s
 DEV      ?= vacate-dev
 CUTS     ?= 5
 
+# Has Go clear what cryptography leaves of keys on stack and heap (internal/secret). A
+# build without it works, and refuses tenants' shares of keys.
+export GOEXPERIMENT ?= runtimesecret
+
 # make build VERSION=v1.2.3 makes a release; without it, version says devel.
 LDFLAGS := -s -w $(VERSION:%=-X vacate/internal/version.release=%)
 
