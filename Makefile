@@ -30,7 +30,7 @@ EMULATED := GOARCH=arm64 CGO_ENABLED=0 GODEBUG=asyncpreemptoff=1 $(GO) test -exe
 
 .DEFAULT_GOAL := help
 .PHONY: help build run demo test test-packages test-plain test-race test-purego \
-        test-arm64 test-planted test-vm hunts hunts-full fmt lint vuln cross generate generate-check bench bench-peers cover fuzz clean
+        test-arm64 test-planted test-vm hunts hunts-full fmt lint vuln cross wasm generate generate-check bench bench-peers cover fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,7 @@ test: test-packages ## everything: vet, race + invariants, purego, planted bugs,
 	$(MAKE) --no-print-directory test-purego
 	$(MAKE) --no-print-directory test-planted
 	$(MAKE) --no-print-directory test-plain
+	$(MAKE) --no-print-directory wasm
 
 test-packages: ## install the Debian packages that the tests use, where missing
 	@tools/test-packages.sh
@@ -126,6 +127,10 @@ vuln: ## known vulnerabilities in what is reachable (says so when it could not l
 cross: ## build and vet for arm64
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
+
+wasm: test-packages ## build and vet package proof for web pages, and verify certificates there (node)
+	GOOS=js GOARCH=wasm GOEXPERIMENT= $(GO) vet ./proof
+	GOOS=js GOARCH=wasm GOEXPERIMENT= $(GO) test -timeout 5m -exec "$$($(GO) env GOROOT)/lib/wasm/go_js_wasm_exec" ./proof
 
 generate: ## regenerate the API's code from its protobuf, and the ciphers' assembly
 	$(TOOL) buf generate

@@ -17,6 +17,7 @@ need=(
 	gcc:gcc gdb:gdb-minimal qemu-system-x86_64:qemu-system-x86
 	swtpm:swtpm swtpm_ioctl:swtpm-tools
 	qemu-storage-daemon:qemu-system-common qemu-aarch64:qemu-user
+	node:nodejs
 )
 
 missing=()
