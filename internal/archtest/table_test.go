@@ -71,6 +71,7 @@ const table = `
 	control  node:             extent fail ipc journal lease limit sys
 	control  control:          config extent fail ipc journal lease limit metrics node sandbox server sys version volatile
 	control  annex:            lease proof
+	control  certpage:         proof
 	control  keyring:          durable proof golang.org/x/mod
 	control  notary:           durable journal keyring translog proof
 	control  attest:           proof tpm
