@@ -41,6 +41,7 @@ const table = `
 	leaf     tpm:              github.com/google/go-tpm
 	leaf     secret:           xts
 	leaf     keyshare:         secret
+	leaf     cipheraudit:
 	leaf     uring:            sys
 	leaf     nbdclient:
 	leaf     vhostclient:      nbdclient sys
