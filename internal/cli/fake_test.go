@@ -31,6 +31,8 @@ type fake struct {
 	stop   *vacatev1.NodeServiceStopRequest
 	sock   string
 
+	proofFake // see fakeproof_test.go
+
 	cut      int      // how many calls of Open and Close are cut off
 	recovers int      // how many calls of Open and Limit meet a daemon that recovers
 	keys     []string // of the calls of Open
@@ -109,10 +111,7 @@ func fakeDrive() *vacatev1.Drive {
 }
 
 // leaseFake, driveFake and nodeFake are the services of a fake.
-type leaseFake struct {
-	vacatev1connect.UnimplementedLeaseServiceHandler
-	*fake
-}
+type leaseFake struct{ *fake }
 
 func (f leaseFake) Open(_ context.Context, req *vacatev1.LeaseServiceOpenRequest) (*vacatev1.LeaseServiceOpenResponse, error) {
 	f.opened = req
@@ -130,7 +129,7 @@ func (f leaseFake) Open(_ context.Context, req *vacatev1.LeaseServiceOpenRequest
 	if len(req.GetExports()) > 0 {
 		return &vacatev1.LeaseServiceOpenResponse{Lease: fakeLease(idVM)}, nil
 	}
-	return &vacatev1.LeaseServiceOpenResponse{Lease: fakeLease(idOpen)}, nil
+	return &vacatev1.LeaseServiceOpenResponse{Lease: fakeLease(idOpen), Receipt: f.receipt, ReceiptWhy: f.receiptWhy}, nil
 }
 
 func (f leaseFake) List(_ context.Context, req *vacatev1.LeaseServiceListRequest) (*vacatev1.LeaseServiceListResponse, error) {
@@ -307,9 +306,13 @@ func startFake(t *testing.T) (*fake, string) {
 	}
 	f := &fake{sock: sock}
 	mux := http.NewServeMux()
-	mux.Handle(vacatev1connect.NewLeaseServiceHandler(leaseFake{fake: f}))
+	mux.Handle(vacatev1connect.NewLeaseServiceHandler(leaseFake{f}))
 	mux.Handle(vacatev1connect.NewDriveServiceHandler(driveFake{f}))
 	mux.Handle(vacatev1connect.NewNodeServiceHandler(nodeFake{f}))
+	mux.Handle(vacatev1connect.NewCertificateServiceHandler(certificateFake{f}))
+	mux.Handle(vacatev1connect.NewTenantServiceHandler(tenantFake{f}))
+	mux.Handle(vacatev1connect.NewTrustServiceHandler(trustFake{f}))
+	mux.Handle(vacatev1connect.NewLogServiceHandler(logFake{f}))
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock() // a call that is cut off orders nothing before the next one
 		defer f.mu.Unlock()
