@@ -203,15 +203,16 @@ func (v *view) digests(bundle, policy []byte) {
 	v.Data = template.URL("data:application/json;base64," + base64.StdEncoding.EncodeToString(bundle)) //nolint:gosec // see above
 }
 
-// outcomes are the results of a CLOSE in words.
+// outcomes are the results of a CLOSE in words. Whose they are stands with them: a
+// page in a folder is read by its head.
 var outcomes = map[string]string{
-	proof.ResultOK:         "The key was destroyed",
-	proof.ResultFailed:     "It never came to be open",
-	proof.ResultLostKeeper: "The memory that held the key ended with its process",
-	proof.ResultLostBoot:   "The memory that held the key ended with the machine's boot",
-	proof.ResultLostEngine: "The key was destroyed after its lease could not be taken over",
-	proof.ResultLostDrive:  "The key was destroyed after its drive lost writes",
-	proof.ResultLostNode:   "The node never came back; the operator says so",
+	proof.ResultOK:         "The node states that it destroyed the key",
+	proof.ResultFailed:     "The node states that the lease never came to be open",
+	proof.ResultLostKeeper: "The node states that the memory which held the key ended with its process",
+	proof.ResultLostBoot:   "The node states that the memory which held the key ended with the machine's boot",
+	proof.ResultLostEngine: "The node states that it destroyed the key, as no engine could take the lease over",
+	proof.ResultLostDrive:  "The node states that it destroyed the key, as its drive lost writes",
+	proof.ResultLostNode:   "The operator states that the node never came back",
 }
 
 var keyModes = map[proof.KeyMode]string{

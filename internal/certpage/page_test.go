@@ -157,7 +157,7 @@ func TestGolden(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Errorf("the page differs from %s: look at it, then run the test with -update", file)
 	}
-	for _, must := range []string{"All 11 steps", "10 GiB (10737418240 bytes)", "not before not proven, not after 2026-11-22T13:00:02Z", "accepted (verified the certificate offline), Änne Muster",
+	for _, must := range []string{"All 11 steps", "10 GiB (10737418240 bytes)", "earliest: not proven · latest: 2026-11-22T13:00:02Z", "The node states that it destroyed the key", "accepted (verified the certificate offline), Änne Muster",
 		"entered by Änne Muster", "requires human entry", "not observed", "Does not prove", "To be erased by", "4603 of 10000", "4. Key level and wrapping"} {
 		if !strings.Contains(string(got), must) {
 			t.Errorf("the page does not say %q", must)
