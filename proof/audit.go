@@ -108,7 +108,8 @@ type Auditor struct {
 	seen   map[string]map[uint64][32]byte // beacons whose root was compared, by origin; bounded by keptRoots
 
 	chains map[string]*chain
-	keys   *keyBook
+	keys   *keyring
+	used   map[PinnedKey]uint64 // keys that are not valid from the beginning, and the leaf that each signed first
 	leases map[string]*openLease
 	ended  map[string]uint64 // leases that have ended, and the index of the record that says so
 	drives map[string]*auditedDrive
@@ -122,7 +123,7 @@ func NewAuditor(p *Policy) *Auditor {
 	rf := compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}
 	a := &Auditor{
 		policy: p, tree: rf.NewEmptyRange(0), times: map[uint64]time.Time{}, heads: map[uint64]Checkpoint{},
-		seen: map[string]map[uint64][32]byte{}, chains: map[string]*chain{}, keys: newKeyBook(p),
+		seen: map[string]map[uint64][32]byte{}, chains: map[string]*chain{}, keys: newKeyring(p), used: map[PinnedKey]uint64{},
 		leases: map[string]*openLease{}, ended: map[string]uint64{}, drives: map[string]*auditedDrive{},
 	}
 	if logs := p.Logs(); len(logs) == 1 {
@@ -238,17 +239,19 @@ func (a *Auditor) Finish(checkpoint []byte, now time.Time) []Finding {
 		}
 	}
 	a.finishLeases(now)
-	for k, use := range a.keys.used {
+	for k, first := range a.used {
 		for size, t := range a.times {
-			if use.first < size && !k.NotBefore.IsZero() && t.Before(k.NotBefore) {
-				a.find(Finding{Index: use.first, Node: k.Name, Code: FindKeyValidity, Text: fmt.Sprintf(
+			if first < size && t.Before(k.NotBefore) {
+				a.find(Finding{Index: first, Node: k.Name, Code: FindKeyValidity, Text: fmt.Sprintf(
 					"the key of %s is valid from %s on, and had signed by %s", k.Name, FormatTime(k.NotBefore), FormatTime(t))})
 				break
 			}
 		}
 	}
 	a.sum.Nodes, a.sum.Open = len(a.chains), uint64(len(a.leases))
-	slices.SortStableFunc(a.findings, func(x, y Finding) int { return cmp.Compare(x.Index, y.Index) })
+	slices.SortFunc(a.findings, func(x, y Finding) int {
+		return cmp.Or(cmp.Compare(x.Index, y.Index), cmp.Compare(x.Code, y.Code), cmp.Compare(x.Text, y.Text))
+	})
 	return a.findings
 }
 

@@ -72,7 +72,7 @@ func (a *Auditor) hold(index uint64, r *Record, had []Space) {
 				both := Range{First: max(h.First, e.First)}
 				both.Count = uint32(min(h.End(), e.End()) - uint64(both.First))
 				other := a.leases[h.lease]
-				if !contains(had, []Space{{Drive: s.Drive, Extents: []Range{both}}}) && len(other.taken) < maxTaken {
+				if !within([]Space{{Drive: s.Drive, Commit: s.Commit, Extents: []Range{both}}}, had) && len(other.taken) < maxTaken {
 					other.taken = append(other.taken, taken{index: index, by: r.LeaseID, drive: s.Drive, extent: both.First})
 				}
 			}
@@ -174,7 +174,7 @@ func (a *Auditor) resized(index uint64, r *Record) {
 	if l == nil || !a.bound(index, r, l) {
 		return
 	}
-	if !contains(r.Space, l.space) {
+	if !within(l.space, r.Space) {
 		a.about(index, r, FindSpace, "lease %s loses space while it is open", r.LeaseID)
 	}
 	a.free(r.LeaseID, l.space)
@@ -182,35 +182,12 @@ func (a *Auditor) resized(index uint64, r *Record) {
 	l.space = r.Space
 }
 
-// contains reports whether a has every extent of b.
-func contains(a, b []Space) bool {
-	for _, s := range b {
-		for _, e := range s.Extents {
-			left := e.Count
-			for _, o := range a {
-				if o.Drive != s.Drive {
-					continue
-				}
-				for _, x := range o.Extents { // of one volume: no two of them overlap
-					if x.Overlaps(e) {
-						left -= uint32(min(x.End(), e.End()) - uint64(max(x.First, e.First)))
-					}
-				}
-			}
-			if left != 0 {
-				return false
-			}
-		}
-	}
-	return true
-}
-
 func (a *Auditor) closed(index uint64, r *Record) {
 	l := a.leaseOf(index, r)
 	if l == nil || !a.bound(index, r, l) {
 		return
 	}
-	if !slices.EqualFunc(r.Space, l.space, func(x, y Space) bool { return x.Drive == y.Drive && slices.Equal(x.Extents, y.Extents) }) {
+	if !sameSpace(r.Space, l.space) {
 		a.about(index, r, FindBinding, "lease %s closes with another space than it had", r.LeaseID)
 	}
 	if e, ok := r.Event(EventKeyDestroyed); ok && l.boot != "" && e.BootID != l.boot {
