@@ -90,11 +90,11 @@ func Run(ctx context.Context, c Config) (Report, error) {
 	if c.random == nil {
 		c.random = rand.Reader
 	}
-	x, err := newXTS(c.Key)
+	x, err := newUnits(c.Key)
 	if err != nil {
 		return Report{}, err
 	}
-	a := &audit{Config: c, xts: x, report: Report{Of: c.Blocks}}
+	a := &audit{Config: c, units: x, report: Report{Of: c.Blocks}}
 	deck := newDeck(c.Blocks, c.random)
 	for left := min(c.Blocks, uint64(c.Sample)*draws); left > 0 && a.report.Sampled < uint64(c.Sample); {
 		n := min(left, Batch, uint64(c.Sample)-a.report.Sampled)
@@ -115,7 +115,7 @@ func Run(ctx context.Context, c Config) (Report, error) {
 
 type audit struct {
 	Config
-	xts    *xts
+	units  *units
 	report Report
 }
 
@@ -177,7 +177,7 @@ func (a *audit) look(n uint64, raw []byte) (verdict, error) {
 		return differs, fmt.Errorf("the node answered with %d bytes for raw block %d, want %d", len(raw), n, BlockSize)
 	}
 	decrypted := make([]byte, BlockSize)
-	a.xts.decrypt(decrypted, raw, n)
+	a.units.decrypt(decrypted, raw, n)
 	if bytes.Equal(decrypted, plain) {
 		return matches, nil
 	}

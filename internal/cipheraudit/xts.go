@@ -8,12 +8,12 @@ import (
 	"errors"
 )
 
-// xts is AES-256-XTS for units of BlockSize bytes, as docs/spec/cipher.md has it.
-type xts struct {
+// units is AES-256-XTS for units of BlockSize bytes, as docs/spec/cipher.md has it.
+type units struct {
 	data, tweak cipher.Block
 }
 
-func newXTS(key *[KeySize]byte) (*xts, error) {
+func newUnits(key *[KeySize]byte) (*units, error) {
 	if bytes.Equal(key[:KeySize/2], key[KeySize/2:]) {
 		return nil, errors.New("the two halves of the key are equal: no lease has such a key")
 	}
@@ -22,11 +22,11 @@ func newXTS(key *[KeySize]byte) (*xts, error) {
 		return nil, err
 	}
 	tweak, err := aes.NewCipher(key[KeySize/2:])
-	return &xts{data, tweak}, err
+	return &units{data, tweak}, err
 }
 
 // decrypt decrypts block n of a volume, all of it.
-func (x *xts) decrypt(dst, src []byte, n uint64) {
+func (x *units) decrypt(dst, src []byte, n uint64) {
 	var t [aes.BlockSize]byte
 	binary.LittleEndian.PutUint64(t[:], n)
 	x.tweak.Encrypt(t[:], t[:])
