@@ -70,7 +70,8 @@ const table = `
 	control  lease:            extent limit
 	control  journal:          extent lease limit go.etcd.io/bbolt
 	control  node:             extent fail ipc journal lease limit sys
-	control  control:          config extent fail ipc journal lease limit metrics node sandbox server sys version volatile
+	control  control:          annex attest config durable extent fail ipc journal keyring lease limit metrics node notary proof sandbox secret server
+	                           sys tpm translog version volatile
 	control  annex:            lease proof
 	control  certpage:         proof
 	control  keyring:          durable proof golang.org/x/mod
@@ -89,7 +90,7 @@ const table = `
 	public   api/vacate/v1/vacatev1connect:  api/vacate/v1 connectrpc.com/connect
 	public   proof:                          github.com/google/go-tpm github.com/transparency-dev/merkle golang.org/x/mod
 	public   client:                         api/vacate/v1 api/vacate/v1/vacatev1connect connectrpc.com/connect
-	control  cli:              api/vacate/v1 bench client config keyring keyshare proof translog translog/witness version
+	control  cli:              api/vacate/v1 bench certpage client config keyring keyshare proof translog translog/witness version
 	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra github.com/spf13/pflag
 	                           go.yaml.in/yaml/v3 golang.org/x/term google.golang.org/protobuf
 
@@ -104,6 +105,7 @@ const table = `
 	test     archtest:
 	test     blk/blktest:      blk
 	test     sim:              blk
+	test     proof/prooftest:  proof
 	test     tpm/tpmtest:
 	test     xts/internal/regs:
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow
