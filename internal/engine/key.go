@@ -8,6 +8,7 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/keyshare"
 	"vacate/internal/mem"
+	"vacate/internal/plant"
 	"vacate/internal/secret"
 	"vacate/internal/sys"
 	"vacate/internal/volatile"
@@ -67,11 +68,17 @@ func (e *Engine) splitKey(t *tenancy, share *ipc.Share, opened *ipc.LeaseOpened)
 			}
 			return keyshare.Mix((*[keyshare.KeySize]byte)(e.keys.Slot(t.slot)), node, tenant, t.id)
 		})
+		if plant.Is(plant.ShareLeft) {
+			leftShare = *tenant
+		}
 		opened.NodeCommit, opened.NodeSalt = commitShare(keyshare.Node, t.id, node)
 		opened.ShareCommit, opened.ShareSalt = commitShare(keyshare.Tenant, t.id, tenant)
 		return err
 	})
 }
+
+// leftShare is where the planted bug leaves its copy.
+var leftShare [keyshare.ShareSize]byte //nolint:unused // by builds with the tag planted
 
 func commitShare(half keyshare.Half, lease string, share *[keyshare.ShareSize]byte) (commit, saltHex string) {
 	var salt [keyshare.ShareSaltSize]byte

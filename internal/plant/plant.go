@@ -13,6 +13,7 @@ const (
 	GateSkipped       = "gate-skipped"        // L1: a shut gate admits requests
 	FenceOff          = "fence-off"           // L1: an engine uses a drive while I/O of its predecessor is in flight
 	ScheduleLeft      = "schedule-left"       // L2: a copy of a key schedule stays outside volatile memory
+	ShareLeft         = "share-left"          // L2: a copy of a tenant's half of a key stays outside volatile memory
 	LateDecrypt       = "late-decrypt"        // L5: a read that ends after the gate shut is decrypted
 	CipherNull        = "cipher-null"         // L3: plaintext reaches the drive
 	BufferNotCleared  = "buffer-not-cleared"  // L3: a buffer keeps a tenant's plaintext after its request
