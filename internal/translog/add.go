@@ -266,24 +266,30 @@ func (b *batch) decide(ctx context.Context, trial *batch, leaf Leaf) (uint64, er
 		if err != nil {
 			return 0, err
 		}
+		if want, known := b.want(trial, leaf.NodeID); known && want == leaf.NodeSeq { // the end of a hole
+			trial.next[leaf.NodeID] = want + 1
+		}
 		return same(leaf, at, held)
 	}
-	want, known := trial.next[leaf.NodeID]
-	if !known {
-		want, known = b.next[leaf.NodeID]
-	}
-	if !known {
-		var c chain
-		c, known = b.log.index.chains[leaf.NodeID]
-		want = c.Next
-	}
-	if known && leaf.NodeSeq != want {
+	if want, known := b.want(trial, leaf.NodeID); known && leaf.NodeSeq != want {
 		return 0, &GapError{leaf.NodeID, leaf.NodeSeq, want}
 	}
 	trial.places[key] = len(trial.leaves)
 	trial.next[leaf.NodeID] = leaf.NodeSeq + 1
 	trial.leaves = append(trial.leaves, leaf)
 	return trial.first + uint64(len(trial.leaves)) - 1, nil
+}
+
+// want is the number of a node that comes next after what trial, b and the log
+// have; the log takes any where none of them has records of it.
+func (b *batch) want(trial *batch, node string) (seq uint64, known bool) {
+	for _, t := range []*batch{trial, b} {
+		if seq, known := t.next[node]; known {
+			return seq, true
+		}
+	}
+	c, known := b.log.index.chains[node]
+	return c.Next, known
 }
 
 func same(leaf Leaf, at uint64, held []byte) (uint64, error) {

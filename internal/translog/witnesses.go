@@ -132,7 +132,7 @@ func (l *Log) awaitPublished() error {
 		return nil
 	}
 	path := filepath.Join(l.cfg.Dir, treeDir, layout.CheckpointPath)
-	signed := l.signer.at.Truncate(10 * time.Millisecond) // as coarse as a file's time can be
+	signed := l.signer.at.Add(-20 * time.Millisecond) // a file's time is that of the kernel's last tick
 	for range 2 * l.cfg.WitnessTimeout / (10 * time.Millisecond) {
 		info, err := os.Stat(path)
 		if err == nil && !info.ModTime().Before(signed) {
