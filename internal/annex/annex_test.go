@@ -1,6 +1,7 @@
 package annex
 
 import (
+	"crypto/ed25519"
 	"flag"
 	"fmt"
 	"os"
@@ -275,8 +276,27 @@ func TestStatement(t *testing.T) {
 	for _, c := range s.Config {
 		got = append(got, c.Name+"="+c.Fact.Value)
 	}
-	want := "program=v1.2.3|sandbox=landlock 8, seccomp|drain deadline=2s|node's key=file|log=log.example.org/vacate|witnesses=3, quorum any 2|danger zone=none"
+	want := "program=v1.2.3|drives=2 enrolled, 2 listed|sandbox=landlock 8, seccomp|drain deadline=2s|node's key=file|log=log.example.org/vacate|witnesses=3, quorum any 2|danger zone=none"
 	if strings.Join(got, "|") != want {
 		t.Errorf("configuration %q", got)
+	}
+}
+
+// TestStatementFits: a statement of a host with more drives than it can list can
+// be signed.
+func TestStatementFits(t *testing.T) {
+	in := inputs()
+	in.Drives = nil
+	for i := range 100 {
+		in.Drives = append(in.Drives, Drive{UUID: fmt.Sprintf("%032x", i), Kind: "block device", Model: strings.Repeat("M", 40),
+			Serial: strings.Repeat("S", 20), Path: "/dev/disk/by-id/" + strings.Repeat("p", 100)})
+	}
+	s := Statement(in, time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC), nil)
+	signed, err := proof.SignStatement(s, ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := proof.ReadStatement(signed); err != nil || len(got.Media) != maxDrives {
+		t.Errorf("%d drives, %v", len(got.Media), err)
 	}
 }

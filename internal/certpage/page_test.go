@@ -320,3 +320,33 @@ func TestViolated(t *testing.T) {
 		t.Error("a violation is not what the page says first")
 	}
 }
+
+// TestVerified: a certificate that was verified can be shown, as it is in the
+// specification.
+func TestVerified(t *testing.T) {
+	read := func(name string) []byte {
+		b, err := os.ReadFile("../../docs/spec/proof/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	bundle, policy := read("bundle.json"), read("policy")
+	res, err := proof.Verify(bundle, policy, proof.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := HTML(bundle, policy, res)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inspect(t, got, bundle)
+	for _, c := range res.Claims {
+		if !bytes.Contains(got, []byte("<b>"+c.Name+"</b>")) {
+			t.Errorf("the page does not claim %s", c.Name)
+		}
+	}
+	if n := bytes.Count(got, []byte(`class="tick"`)); n != len(res.Steps) {
+		t.Errorf("%d steps on the page, %d in the result", n, len(res.Steps))
+	}
+}
