@@ -15,6 +15,7 @@ import (
 type verifyFlags struct {
 	policy                policyFlag
 	opened, revealed, aud string
+	html                  string // certificate verify only
 }
 
 func (f *verifyFlags) add(c *cobra.Command) {
@@ -86,7 +87,9 @@ func (a *app) certificateVerifyCommand() *cobra.Command {
 			"It needs no network, no daemon, and no other file than these.",
 		Example: "vacate certificate verify examples/good.json --policy examples/policy\n" +
 			"# this very lease, and no other\n" +
-			"vacate certificate verify ID.certificate.json --policy policy --opened ID.receipt.json",
+			"vacate certificate verify ID.certificate.json --policy policy --opened ID.receipt.json\n" +
+			"# one page to print and to file\n" +
+			"vacate certificate verify ID.certificate.json --policy policy --html ID.certificate.html",
 		Args: needArgs(1, -1, "at least one file"),
 		RunE: func(_ *cobra.Command, files []string) error {
 			policy, _, err := flags.policy.read(a)
@@ -98,19 +101,30 @@ func (a *app) certificateVerifyCommand() *cobra.Command {
 				return err
 			}
 			views := make([]verifyView, 0, len(files))
+			var last []byte
 			for _, file := range files {
 				b, err := a.readFile(file, maxDocument)
 				if err != nil {
 					return err
 				}
 				for i, bundle := range bundles(b) {
-					views = append(views, verify(file, i+1, bundle, policy, opts))
+					views, last = append(views, verify(file, i+1, bundle, policy, opts)), bundle
 				}
 			}
-			return a.printVerified(views)
+			if flags.html == "-" {
+				return usageErrorf("--html names a file: standard output has the result")
+			}
+			if flags.html != "" && len(views) != 1 {
+				return usageErrorf("--html makes the page of one certificate, and these are %d: give them one by one", len(views))
+			}
+			if err := a.printVerified(views); err != nil || flags.html == "" {
+				return err
+			}
+			return a.writePage(flags.html, last, policy, views[0].Result)
 		},
 	}
 	flags.add(c)
+	c.Flags().StringVar(&flags.html, "html", "", "write one certificate, where it is valid, as a page for an auditor's folder to this file")
 	return c
 }
 
