@@ -14,7 +14,7 @@ import (
 
 func (a *app) certificateCommand() *cobra.Command {
 	return group("certificate", "Get, check and complete erasure certificates: proof that a lease's key is gone",
-		a.certificateGetCommand(), a.certificateListCommand(), a.certificateReceiptCommand(), a.certificateVerifyCommand(), a.certificateShowCommand(), a.certificateCompleteCommand())
+		a.certificateGetCommand(), a.certificateListCommand(), a.certificateReceiptCommand(), a.certificateVerifyCommand(), a.certificateShowCommand(), a.certificateCompleteCommand(), a.cipherAuditCommand())
 }
 
 // certificateWithin is how long get waits for the log and its witnesses.
