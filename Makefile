@@ -24,7 +24,7 @@ PUREGO := $(wildcard internal/xts internal/crypt internal/volume internal/engine
 # descriptor was made to; descriptors that come without room stay open in it; and what is
 # limited takes longer than the limit says.
 ARM64 := $(wildcard internal/xts internal/crypt internal/blk internal/blockmap internal/extent \
-         internal/volume internal/lease internal/limit internal/ipc internal/poll internal/virtq internal/virtioblk)
+         internal/volume internal/lease internal/limit internal/ipc internal/poll internal/virtq internal/virtioblk internal/keyshare internal/cipheraudit)
 EMULATED := GOARCH=arm64 CGO_ENABLED=0 GODEBUG=asyncpreemptoff=1 $(GO) test -exec qemu-aarch64 -timeout 3m \
          -skip 'Foreign|TestFaults|StackFaults|Broken|ChangingMemory|FullCall|LimitsHold|TooManyFiles|/Foreign|//Foreign'
 
@@ -89,12 +89,14 @@ hunts: test-packages ## the hunts in short form, and that they find what is plan
 	$(HUNT) upgrade -n 6
 	$(HUNT) upgrade -n 6 -export vhost-user
 	$(HUNT) late-write -n 50 -daemon 10
+	$(HUNT) spool -n 40
 	$(HUNT) leak -n 5000 -every 2500
 	$(HUNT) leak -n 2000 -every 1000 -fallback
 	$(HUNT) late-write -n 50 -daemon 0 -planted fence-off
 	$(HUNT) kill -n 200 -export vhost-user -planted resubmit-left-out
 	$(HUNT) kill -n 200 -export vhost-user -planted inflight-unwritten
 	$(HUNT) kill -n 200 -export vhost-user -point vhost.consumed -planted answer-early
+	$(HUNT) spool -n 100 -planted sent-early
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted gate-skipped,late-decrypt
 	$(HUNT) leak -n 20000 -every 20000 -chaos 100ms -planted bit-early
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted buffer-not-cleared
@@ -107,6 +109,7 @@ hunts-full: test-packages ## the hunts at the counts that a release needs (long;
 	$(HUNT) keeper -n 200
 	$(HUNT) upgrade -n 20
 	$(HUNT) upgrade -n 20 -export vhost-user
+	$(HUNT) spool -n 1000
 	$(HUNT) late-write -n 800 -daemon 120
 	$(HUNT) leak -n 100000 -every 10000
 	$(HUNT) leak -n 100000 -every 10000 -fallback
