@@ -75,7 +75,7 @@ const table = `
 	control  annex:            lease proof
 	control  certpage:         proof
 	control  keyring:          durable proof golang.org/x/mod
-	control  notary:           durable journal keyring translog proof
+	control  notary:           durable fail journal keyring plant proof translog
 	control  attest:           proof tpm
 	control  translog:         proof github.com/transparency-dev/merkle github.com/transparency-dev/tessera go.etcd.io/bbolt golang.org/x/mod
 	                           k8s.io/klog/v2
@@ -112,7 +112,7 @@ const table = `
 	test     node/nodesim:     extent ipc journal lease limit
 	test     test/daemon:
 	test     test/peers:       blk blockmap crypt drive export/nbd mem nbdclient test/daemon vhostclient volume xts
-	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant test/daemon test/hunt/power test/search test/slow vhostclient
+	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant proof test/daemon test/hunt/power test/search test/slow vhostclient
 	                           connectrpc.com/connect
 	test     test/hunt/power:  journal plant test/daemon test/search test/vm test/vm/canary test/vm/disk test/vm/wire
 	test     test/vm:          test/vm/wire

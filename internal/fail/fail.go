@@ -47,6 +47,9 @@ const (
 	ControlErased    Point = "control.close.erased"   // the key is gone, no record is written
 	ControlRecorded  Point = "control.close.recorded"
 	ControlRecovered Point = "control.recovered"
+	ControlSigned    Point = "control.record.signed"    // envelopes are stored, the log has none of them
+	ControlLogged    Point = "control.record.logged"    // the log has them, the journal does not know
+	ControlCertified Point = "control.record.certified" // a certificate is written, the journal does not know
 )
 
 // The points of a vhost-user session. Each is called on a thread of the engine:

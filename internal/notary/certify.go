@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vacate/internal/durable"
+	"vacate/internal/fail"
 	"vacate/internal/journal"
 	"vacate/internal/translog"
 	"vacate/proof"
@@ -94,6 +95,7 @@ func (n *Notary) certificate(ctx context.Context, id string, newest published) e
 	if err := n.judge(id, all, newest); err != nil {
 		return err
 	}
+	fail.At(fail.ControlCertified)
 	if err := n.cfg.Spool.Certified(id); err != nil {
 		return err
 	}

@@ -94,6 +94,26 @@ func TestQuorumComes(t *testing.T) {
 	}
 }
 
+// TestL6SentAfterLogged: no record counts as logged that the log does not have. A
+// crash in between would lose it.
+func TestL6SentAfterLogged(t *testing.T) {
+	w := newWorld(t, false)
+	w.open(0, time.Time{})
+	w.log.broken = errors.New("no log")
+	if err := w.pass(); err == nil {
+		t.Fatal("sent to a log that is not there")
+	}
+	if len(w.spool.placed) != 0 {
+		t.Errorf("%d records count as logged, and the log has none", len(w.spool.placed))
+	}
+	w.log.broken = nil
+	w.start()
+	w.mustPass()
+	if len(w.log.leaves) != 1 || len(w.spool.placed) != 1 {
+		t.Errorf("the log has %d records, the journal says %d", len(w.log.leaves), len(w.spool.placed))
+	}
+}
+
 // TestCrashes stops before each step and starts anew: NT1, and each record is in the
 // log once.
 func TestCrashes(t *testing.T) {

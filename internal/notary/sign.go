@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"time"
 
+	"vacate/internal/fail"
 	"vacate/internal/journal"
 	"vacate/internal/keyring"
+	"vacate/internal/plant"
 	"vacate/proof"
 )
 
@@ -28,6 +30,7 @@ func (n *Notary) sign(context.Context) (time.Duration, error) {
 	if err := n.cfg.Spool.StoreEnvelopes(waiting); err != nil {
 		return 0, err
 	}
+	fail.At(fail.ControlSigned)
 	n.mu.Lock()
 	n.counts.Signed += uint64(len(waiting))
 	n.mu.Unlock()
@@ -89,6 +92,11 @@ func (n *Notary) send(ctx context.Context) (time.Duration, error) {
 	for i, s := range waiting {
 		leaves[i] = leaf{NodeID: n.node, NodeSeq: s.Seq, Envelope: s.Envelope}
 	}
+	if plant.Is(plant.SentEarly) {
+		if err := n.sentEarly(waiting); err != nil {
+			return 0, err
+		}
+	}
 	call, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	indices, err := n.cfg.Log.Add(call, leaves)
@@ -98,6 +106,7 @@ func (n *Notary) send(ctx context.Context) (time.Duration, error) {
 	if len(indices) != len(leaves) {
 		return 0, fmt.Errorf("the log answered with %d indices to %d records", len(indices), len(leaves))
 	}
+	fail.At(fail.ControlLogged)
 	placed := make([]journal.Placed, len(waiting))
 	for i, s := range waiting {
 		placed[i] = journal.Placed{Seq: s.Seq, Index: indices[i]}
@@ -114,6 +123,21 @@ func (n *Notary) send(ctx context.Context) (time.Duration, error) {
 	wake(n.wakeLook)
 	n.changed()
 	return soon, nil
+}
+
+// sentEarly is a planted bug: it notes the places that the log is about to give.
+func (n *Notary) sentEarly(waiting []journal.Stored) error {
+	next := uint64(0)
+	if first := waiting[0].Seq; first > 1 {
+		if last, _, err := n.cfg.Spool.Placed(first - 1); err == nil {
+			next = last.Index + 1
+		}
+	}
+	placed := make([]journal.Placed, len(waiting))
+	for i, s := range waiting {
+		placed[i] = journal.Placed{Seq: s.Seq, Index: next + uint64(i)}
+	}
+	return n.cfg.Spool.Sent(placed)
 }
 
 // A rotation is a KEYS record that certificates of leases need which were open
