@@ -262,14 +262,14 @@ func TestHostStatement(t *testing.T) {
 			t.Errorf("%s pinned: accepted", name)
 		}
 	}
-	for i := range len(b) * 8 {
+	for i := range len(b) { // a byte each, another bit each time
 		bad := append([]byte{}, b...)
-		bad[i/8] ^= 1 << (i % 8)
-		if _, _, err := OpenStatement(bad, &Policy{nodes: []PinnedKey{pin}}); err == nil {
-			t.Fatalf("bit %d flipped: accepted", i)
+		bad[i] ^= 1 << (i % 8)
+		if i > 200 && i < len(b)-300 && i%97 != 0 {
+			continue // within the payload's base64, which one signature is over
 		}
-		if i > 400 && i < len(b)*8-1200 { // the payload's base64: one signature is over it
-			i += 700
+		if _, _, err := OpenStatement(bad, &Policy{nodes: []PinnedKey{pin}}); err == nil {
+			t.Fatalf("bit %d of byte %d flipped: accepted", i%8, i)
 		}
 	}
 	if _, err := ReadCompletion(b[:len(b)-1]); err == nil {
@@ -318,6 +318,27 @@ func FuzzAnnex(f *testing.F) {
 		}
 		if again, err := Encode(a); err != nil || string(again) != string(b) {
 			t.Errorf("%s became %s, %v", b, again, err)
+		}
+	})
+}
+
+func FuzzHostStatement(f *testing.F) {
+	annex := filledAnnex()
+	s := HostStatement{V: 1, NodeID: annex.NodeID, At: "2026-11-23T12:00:00Z", Sanitize: annex.Sanitize, CryptoErase: annex.CryptoErase,
+		Host: annex.Host, Media: annex.Media, Config: []NamedFact{{"log", Human()}}, Limits: []string{}}
+	b, err := SignStatement(s, newPerson(f, "node").key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte("{}\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		env, s, err := readStatement(b)
+		if err != nil {
+			return
+		}
+		if again, err := Encode(s.wrapped()); err != nil || string(again) != string(env.Payload) {
+			t.Errorf("%s became %s, %v", env.Payload, again, err)
 		}
 	})
 }

@@ -45,7 +45,7 @@ type Drive struct {
 type Config struct {
 	Version       string        // of the program
 	DrainDeadline time.Duration // for I/O in flight, after a key was destroyed
-	KeyMemory     string        // "memfd_secret" or "locked memfd"; empty: not known
+	KeyMemory     string        // ipc.Hello's KeyStore: "memfd_secret" is the better one; empty: not known
 	RuntimeSecret bool          // built with GOEXPERIMENT=runtimesecret
 	NodeKey       string        // where the node's key lies: "file" or "tpm"
 	TPM           bool          // quotes are made
@@ -55,6 +55,15 @@ type Config struct {
 	Witnesses     int           // that are configured
 	Quorum        string        // of them, as the policy says it
 	EraseBy       bool          // deadlines are kept
+}
+
+// host is what was seen of the machine, with what the configuration says now: an
+// engine that tells where its keys lie may have come up after the machine was
+// looked at.
+func (in Inputs) host() proof.Host {
+	h := in.Host
+	h.KeyMemory = said(in.Config.KeyMemory, proof.SourceObserved)
+	return h
 }
 
 // Build is the annex of a lease that has ended, in the bytes whose SHA-256 its
@@ -69,7 +78,7 @@ func Build(l lease.Lease, in Inputs) ([]byte, error) {
 		},
 		OpenedAt: stamp(l.OpenedAt), ClosedAt: stamp(l.ClosedAt),
 		Module: module(in.Config),
-		Host:   in.Host,
+		Host:   in.host(),
 		Key:    keyEvidence(l),
 		Device: []proof.DeviceRun{}, Scan: []proof.Scan{},
 	}

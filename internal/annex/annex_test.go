@@ -222,6 +222,13 @@ func TestModes(t *testing.T) {
 	if a.Salts.Node == "" || a.Salts.Share == "" || plain.Salts.Key == "" || plain.Salts.Tenant == "" {
 		t.Errorf("salts %+v, %+v", a.Salts, plain.Salts)
 	}
+	later := inputs()
+	later.Config.KeyMemory = "memfd, locked"
+	locked := build(t, closedLease(lease.OK), later)
+	if locked.Host.KeyMemory.Value != "memfd, locked" || strings.Contains(locked.CryptoErase.KeyLifecycle.Value, "memfd_secret") ||
+		!strings.Contains(plain.CryptoErase.KeyLifecycle.Value, "memfd_secret") {
+		t.Errorf("keys in ordinary locked memory: %+v, %q", locked.Host.KeyMemory, locked.CryptoErase.KeyLifecycle.Value)
+	}
 	old := closedLease(lease.OK)
 	old.Proof = lease.Proof{}
 	if got := build(t, old, inputs()).Limits; !strings.Contains(strings.Join(got, "\n"), "without a commitment") {

@@ -19,7 +19,7 @@ func Statement(in Inputs, now time.Time, beacon *proof.Beacon) proof.HostStateme
 	s := proof.HostStatement{
 		V: 1, NodeID: in.NodeID, At: proof.FormatTime(now), Beacon: beacon,
 		Sanitize: method(in.Config), CryptoErase: items(in.Config), Module: module(in.Config),
-		Host: in.Host, Media: []proof.Medium{}, Config: configured(in), Limits: hostLimits(in),
+		Host: in.host(), Media: []proof.Medium{}, Config: configured(in), Limits: hostLimits(in),
 	}
 	for _, d := range in.Drives[:min(len(in.Drives), maxDrives)] {
 		d.Salt = "" // it is the tenants'
