@@ -45,7 +45,9 @@ func witnesses(policy []byte) (tessera.WitnessGroup, error) {
 			if len(f) != 4 {
 				continue // without an address: it is not ours to ask
 			}
-			raw, err := base64.StdEncoding.DecodeString(f[2][strings.LastIndexByte(f[2], '+')+1:])
+			_, key, _ := strings.Cut(f[2], "+") // the name has none, the key may
+			_, key, _ = strings.Cut(key, "+")
+			raw, err := base64.StdEncoding.DecodeString(key)
 			if err != nil || len(raw) != 33 || raw[0] != algCosignature {
 				return none, fmt.Errorf("witness %s: its key is not of type cosignature/v1: `vacate log witness` prints the right one", f[1])
 			}
