@@ -189,7 +189,7 @@ func (pr *prover) Statement(ctx context.Context) ([]byte, error) {
 // inputs are what annexes say, drives apart.
 func (pr *prover) inputs() annex.Inputs {
 	in := annex.Inputs{NodeID: pr.nodeID, Host: pr.host, Config: pr.annex}
-	in.Config.Sandbox = pr.p.confined.String()
+	in.Config.Sandbox, in.Config.KeyMemory = pr.p.confined.String(), pr.p.engine.keyStore()
 	return in
 }
 
