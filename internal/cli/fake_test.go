@@ -18,6 +18,7 @@ import (
 
 	vacatev1 "vacate/api/vacate/v1"
 	"vacate/api/vacate/v1/vacatev1connect"
+	"vacate/proof/prooftest"
 )
 
 // A fake is a daemon with canned answers, which serves one call at a time. The
@@ -88,6 +89,8 @@ func fakeLease(id string) *vacatev1.Lease {
 	case idClosed:
 		l.State, l.Result, l.Space, l.CloseSeq, l.Erasure = vacatev1.LeaseState_LEASE_STATE_CLOSED, "ok", "free", 8, erasure
 		l.ClosedAt = timestamppb.New(fakeTime.Add(time.Hour))
+	case prooftest.Lease1: // of the tests of proof: 8 blocks
+		l.State, l.SizeBytes = vacatev1.LeaseState_LEASE_STATE_OPEN, 8*4096
 	case idErased:
 		erasure.Drained, erasure.Quarantined = false, true
 		l.State, l.Result, l.Space, l.Erasure = vacatev1.LeaseState_LEASE_STATE_ERASED, "ok", "held", erasure

@@ -23,8 +23,7 @@ type proofFake struct {
 	checkpoint []byte
 	failing    bool // a tenant's second lease cannot be closed
 	rotate     *vacatev1.TrustServiceRotateRequest
-	release    *vacatev1.LeaseServiceReleaseKeyRequest
-	sealed     []byte
+	seal       func(recipient []byte) []byte
 	raw        func(blocks []uint64) [][]byte
 }
 
@@ -33,8 +32,7 @@ func (f leaseFake) Prepare(context.Context, *vacatev1.LeaseServicePrepareRequest
 }
 
 func (f leaseFake) ReleaseKey(_ context.Context, req *vacatev1.LeaseServiceReleaseKeyRequest) (*vacatev1.LeaseServiceReleaseKeyResponse, error) {
-	f.release = req
-	return &vacatev1.LeaseServiceReleaseKeyResponse{Sealed: f.sealed}, nil
+	return &vacatev1.LeaseServiceReleaseKeyResponse{Sealed: f.seal(req.GetRecipient())}, nil
 }
 
 func (f leaseFake) RawBlocks(_ context.Context, req *vacatev1.LeaseServiceRawBlocksRequest) (*vacatev1.LeaseServiceRawBlocksResponse, error) {
