@@ -75,7 +75,7 @@ const table = `
 	control  annex:            lease proof
 	control  certpage:         proof
 	control  keyring:          durable proof golang.org/x/mod
-	control  notary:           durable fail journal keyring plant proof translog
+	control  notary:           durable fail journal keyring lease plant proof translog
 	control  attest:           proof tpm
 	control  translog:         proof github.com/transparency-dev/merkle github.com/transparency-dev/tessera go.etcd.io/bbolt golang.org/x/mod
 	                           k8s.io/klog/v2

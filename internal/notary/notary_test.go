@@ -30,7 +30,7 @@ func TestCertificate(t *testing.T) {
 			w.close(1)
 			w.mustPass()
 			for i, beacons := range []bool{false, true} {
-				got := w.certificate(i)
+				got := w.certificate(i, w.n.Policy())
 				if len(got) != 2 || got[0].Type != proof.OPEN || got[1].Type != proof.CLOSE || (got[0].Beacon != nil) != beacons {
 					t.Errorf("the certificate of lease %d has %+v", i, got)
 				}
@@ -70,6 +70,10 @@ func TestQuorumComes(t *testing.T) {
 	without, err := w.n.Certificate(t.Context(), leaseID(0), false)
 	if err != nil {
 		t.Fatal(err)
+	}
+	var failed *proof.VerifyError
+	if _, err := proof.Verify(without, w.n.Policy(), proof.Options{}); !errors.As(err, &failed) || failed.Step != proof.StepWitnessed {
+		t.Errorf("a certificate without quorum: %v", err)
 	}
 	if _, final := w.n.State(leaseID(0)); final || w.spool.done[leaseID(0)] {
 		t.Error("a certificate without quorum is final")
@@ -143,7 +147,7 @@ func TestCrashes(t *testing.T) {
 			w.close(0)
 		}
 	}
-	if got := w.certificate(0); len(got) != 2 {
+	if got := w.certificate(0, w.n.Policy()); len(got) != 2 {
 		t.Errorf("the certificate has %+v", got)
 	}
 	if len(w.log.leaves) != 2 {
@@ -171,7 +175,8 @@ func TestRotationInTheMiddle(t *testing.T) {
 		}
 		w.close(0)
 		w.mustPass()
-		got := w.certificate(0)
+		got := w.certificate(0, before) // the tenant pinned the old key
+		w.certificate(0, w.n.Policy())
 		if len(got) != 3 || got[1].Type != proof.KEYS {
 			t.Fatalf("the certificate has %+v", got)
 		}
