@@ -62,7 +62,7 @@ func (a *app) logServeCommand() *cobra.Command {
 			if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 				return err
 			}
-			ring, err := keyring.Open(keys, keyring.Options{LogName: cfg.Origin})
+			ring, err := keyring.Open(keys, keyring.Options{LogName: cfg.Origin, LogOnly: true})
 			if err != nil {
 				return err
 			}

@@ -70,6 +70,7 @@ type Options struct {
 	NodeIn     string // PlaceFile or PlaceTPM, for keys that are made from now on
 	OperatorIn string
 	TPM        TPM // required where a key lies in the TPM
+	LogOnly    bool // the key of a log that is kept by itself, and no other
 	Clock      func() time.Time
 }
 
@@ -109,7 +110,10 @@ func Open(dir string, opt Options) (*Keyring, error) {
 }
 
 func (k *Keyring) roles() []Role {
-	if k.opt.LogName == "" {
+	switch {
+	case k.opt.LogOnly:
+		return []Role{Log}
+	case k.opt.LogName == "":
 		return []Role{Node, Operator}
 	}
 	return []Role{Node, Operator, Log}
@@ -198,7 +202,8 @@ func (k *Keyring) first(role Role) (*key, error) {
 	return first, k.write(fileName(role), first.file)
 }
 
-// Node is the key that signs records from now on.
+// Node is the key that signs records from now on. Node and Operator are not to be
+// called where Options has LogOnly.
 func (k *Keyring) Node() crypto.Signer { return k.newest(Node) }
 
 // Operator is the operator's key.

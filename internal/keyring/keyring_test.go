@@ -304,3 +304,22 @@ func TestSpec(t *testing.T) {
 		t.Errorf("the page has %d keys", found)
 	}
 }
+
+// TestLogOnly: a log that is kept by itself has its key, and no other's.
+func TestLogOnly(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	k, err := Open(dir, Options{LogName: "log.example/1", LogOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := k.Log(); l == nil || l.Name() != "log.example/1" {
+		t.Errorf("the log's key is %v", l)
+	}
+	if got := k.Infos(); len(got) != 1 || got[0].Role != Log {
+		t.Errorf("there are the keys %+v", got)
+	}
+	names, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(names) != 1 {
+		t.Errorf("the folder has %q, %v", names, err)
+	}
+}
