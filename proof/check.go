@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -23,8 +24,8 @@ func (r *Record) check() error {
 	for _, f := range strings.Fields(rule.may) {
 		delete(have, f)
 	}
-	for f, is := range have {
-		if is {
+	for _, f := range slices.Sorted(maps.Keys(have)) {
+		if have[f] {
 			return fmt.Errorf("%s does not belong to a record of this type", f)
 		}
 	}
