@@ -28,7 +28,7 @@ const (
 	releaseInfo = "vacate/release/v1"
 )
 
-// ErrSealed: what was sealed does not open. It was sealed to another key, for another
+// ErrSealed says that what was sealed does not open. It was sealed to another key, for another
 // lease or purpose, or changed on the way: these look alike.
 var ErrSealed = errors.New("it was not sealed to this key for this lease, or it was changed")
 
