@@ -68,8 +68,8 @@ const table = `
 	control  handoff:          sys
 	control  held:             fail handoff sys volatile
 	control  lease:            extent limit
-	control  journal:          extent lease limit go.etcd.io/bbolt
-	control  node:             extent fail ipc journal lease limit sys
+	control  journal:          extent lease limit proof go.etcd.io/bbolt
+	control  node:             extent fail ipc journal lease limit proof sys
 	control  control:          annex attest config durable extent fail ipc journal keyring lease limit metrics node notary proof sandbox secret server
 	                           sys tpm translog version volatile
 	control  annex:            lease proof
@@ -109,7 +109,7 @@ const table = `
 	test     tpm/tpmtest:
 	test     xts/internal/regs:
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow
-	test     node/nodesim:     extent ipc journal lease limit
+	test     node/nodesim:     extent ipc journal lease limit proof
 	test     test/daemon:
 	test     test/peers:       blk blockmap crypt drive export/nbd mem nbdclient test/daemon vhostclient volume xts
 	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant proof test/daemon test/hunt/power test/search test/slow vhostclient
@@ -123,7 +123,7 @@ const table = `
 	test     test/e2e:
 	test     test/search:
 	test     test/slow:
-	test     test/script:
+	test     test/script:      keyring proof translog
 `
 
 // reach says which planes a plane may depend on, however indirectly.

@@ -208,8 +208,8 @@ func (a *app) readLost(ctx context.Context, log logSource, trust *proof.Policy, 
 	return head, nil
 }
 
-// addRecord signs a record and adds it to a log.
-func addRecord(ctx context.Context, log translog.Adder, r proof.Record, signer crypto.Signer) (uint64, error) {
+// addRecord signs a record, adds it to a log, and waits until a checkpoint has it.
+func addRecord(ctx context.Context, log *translog.Client, r proof.Record, signer crypto.Signer) (uint64, error) {
 	payload, err := proof.EncodePayload(r)
 	if err != nil {
 		return 0, err
@@ -223,6 +223,9 @@ func addRecord(ctx context.Context, log translog.Adder, r proof.Record, signer c
 	at, err := log.Add(ctx, []translog.Leaf{{NodeID: r.NodeID, NodeSeq: r.NodeSeq, Envelope: envelope}})
 	if err != nil {
 		return 0, fmt.Errorf("adding the record to the log: %w", err)
+	}
+	if _, err := translog.Await(ctx, log, at[0], 200*time.Millisecond); err != nil {
+		return 0, fmt.Errorf("the record is in the log at index %d, and no checkpoint has it yet: %w", at[0], err)
 	}
 	return at[0], nil
 }
