@@ -49,7 +49,7 @@ var worth = map[string]struct{ proves, not, missing string }{
 		"not ciphertext_audited: that blocks were encrypted under this key is the node's word"},
 	ClaimDevicePurged: {"the drive's firmware reported that it purged the media",
 		"that the firmware is honest",
-		"not device_purged: ciphertext of the lease may be on the media, in spare flash too; its key was destroyed, it was not"},
+		"not device_purged: ciphertext of the lease may be on the media, in spare flash too: what is gone is its key"},
 	ClaimScanned: {"no canary was found in the range that was read",
 		"anything of flash that is hidden from reading",
 		"not scanned: nobody looked for remains"},
@@ -99,7 +99,8 @@ func (v *verifier) claims() (string, error) {
 	v.notProven()
 	v.facts()
 	v.reveal()
-	return fmt.Sprintf("%d claims are supported, %d things are not proven", len(v.result.Claims), len(v.result.NotProven)), nil
+	return fmt.Sprintf("%s supported, %s not proven", count(len(v.result.Claims), "claim is", "claims are"),
+		count(len(v.result.NotProven), "thing is", "things are")), nil
 }
 
 // claimed reports whether the node made the claim. asserted is in every record;

@@ -39,8 +39,9 @@ func (v *verifier) annexed() (string, error) {
 		return "", err
 	}
 	v.completed(done)
-	return fmt.Sprintf("its digest is the record's, it opens the commitments; %d fields wait for a person, %d completions are signed",
-		len(v.annex.Missing()), len(done)), nil
+	filled := v.annex.Filled(done)
+	return fmt.Sprintf("its digest is the record's, it opens the commitments; %s for a person, %s signed",
+		count(len(filled.Missing()), "field waits", "fields wait"), count(len(done), "completion is", "completions are")), nil
 }
 
 // annexIdentity compares node, lease, tenant and salts.
@@ -285,7 +286,7 @@ func (v *verifier) measured() (string, error) {
 	if err := v.resets(); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%d quotes by the TPM that the policy pins", len(v.quotes)), nil
+	return count(len(v.quotes), "quote", "quotes") + " by the TPM that the policy pins", nil
 }
 
 // resets compares the TPM's counts at the OPEN and at the end.
@@ -308,6 +309,14 @@ func (v *verifier) resets() error {
 		v.fact("machine resets while the lease was open, by its TPM", "none: it does not support lost_boot (a kexec starts a kernel without a reset)")
 	}
 	return nil
+}
+
+// count is a number with its noun.
+func count(n int, one, more string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, more)
 }
 
 func (v *verifier) fact(name, value string) {

@@ -85,6 +85,9 @@ func (v *verifier) notProven() {
 	} else if !v.annex.Module.Validated {
 		add("that the cryptographic module is validated (FIPS 140): it is not (NIST SP 800-88 Rev. 2, 3.2.4)")
 	}
+	if tpm, ok := v.policy.TPM(v.result.NodeID); ok && tpm.PCRDigest == "" && len(v.quotes) > 0 {
+		add("that the boot which the TPM measured is one that anybody approved: the policy pins no digest of its registers")
+	}
 	if !v.validated {
 		add("that a person accepted the result: validation (NIST SP 800-88 Rev. 2, 4.5.2) is not the node's")
 	}
@@ -189,11 +192,11 @@ func (r *Result) Text() string {
 		line("  - by the record's own words: %s", strings.Join(r.NotClaimed, ", "))
 	}
 	line("")
-	line("Facts, as the node or a person states them")
-	line("  %-12s %s", "node", r.NodeID)
-	line("  %-12s %s, witnesses: %s", "log", r.Log, orNone(r.Witnesses))
+	line("Facts, from the records and the annex")
+	line("  node: %s", r.NodeID)
+	line("  log: %s, witnesses: %s", r.Log, orNone(r.Witnesses))
 	for _, f := range r.Facts {
-		line("  %-12s %s", f.Name, f.Value)
+		line("  %s: %s", f.Name, f.Value)
 	}
 	return b.String()
 }

@@ -131,7 +131,7 @@ func (v *verifier) signed() (string, error) {
 	}
 	text := "every record is signed by keys that the policy names"
 	if rotations > 0 {
-		text += fmt.Sprintf(", or that one of %d rotations put in their place", rotations)
+		text += ", or that " + count(rotations, "rotation", "rotations") + " put in their place"
 	}
 	return text, nil
 }
@@ -206,7 +206,7 @@ func (v *verifier) witnessed() (string, error) {
 	if !v.policy.NeedsWitnesses() {
 		return "the policy asks for no witnesses", nil
 	}
-	return fmt.Sprintf("every checkpoint has the quorum; %d witnesses cosigned the last one", len(v.result.Witnesses)), nil
+	return fmt.Sprintf("every checkpoint has the quorum; %s cosigned the last one", count(len(v.result.Witnesses), "witness", "witnesses")), nil
 }
 
 func (v *verifier) included() (string, error) {

@@ -182,7 +182,7 @@ func (v *verifier) parse(bundle, policy []byte) (string, error) {
 			return "", err
 		}
 	}
-	return fmt.Sprintf("%d bytes, %d records, all in their one form", len(bundle), len(v.records)), nil
+	return fmt.Sprintf("%d bytes, %s, all in their one form", len(bundle), count(len(v.records), "record", "records")), nil
 }
 
 func (v *verifier) parseBeacons() error {
