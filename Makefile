@@ -30,7 +30,7 @@ EMULATED := GOARCH=arm64 CGO_ENABLED=0 GODEBUG=asyncpreemptoff=1 $(GO) test -exe
 
 .DEFAULT_GOAL := help
 .PHONY: help build run demo test test-packages test-plain test-race test-purego \
-        test-arm64 test-planted test-vm hunts hunts-full fmt lint vuln cross wasm generate generate-check bench bench-peers cover fuzz clean
+        test-arm64 test-planted test-vm hunts hunts-full fmt lint vuln cross wasm generate generate-check bench bench-log bench-peers cover fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -147,6 +147,9 @@ bench-peers: test-packages ## every row of the table beside peers, into docs/per
 
 bench: build ## measure: time to erasure, to open, memory, to restart
 	$(GO) run ./test/bench
+
+bench-log: ## records a second that a log takes, on the disk of VACATE_BENCH_DIR (default: the temporary folder's)
+	$(GO) test -timeout 10m -run '^$$' -bench Add -benchtime 60000x ./internal/translog
 
 cover: ## coverage of all packages by all tests, in coverage.out
 	$(GO) test -timeout 8m -coverpkg=./... -coverprofile=coverage.out ./...

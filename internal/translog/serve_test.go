@@ -110,7 +110,7 @@ type fleet struct {
 }
 
 // serve runs `log serve` until the test ends.
-func serve(t *testing.T, dir, policy string) *fleet {
+func serve(t testing.TB, dir, policy string) *fleet {
 	t.Helper()
 	f := &fleet{ca: newCA(t)}
 	f.policy = filepath.Join(f.ca.dir, "policy")
