@@ -88,7 +88,7 @@ const table = `
 	# public
 	public   api/vacate/v1:                  google.golang.org/protobuf
 	public   api/vacate/v1/vacatev1connect:  api/vacate/v1 connectrpc.com/connect
-	public   proof:                          github.com/google/go-tpm github.com/transparency-dev/merkle golang.org/x/mod
+	public   proof:                          github.com/transparency-dev/merkle
 	public   client:                         api/vacate/v1 api/vacate/v1/vacatev1connect connectrpc.com/connect
 	control  cli:              api/vacate/v1 bench certpage cipheraudit client config keyring keyshare nbdclient proof translog translog/witness version
 	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra github.com/spf13/pflag
