@@ -10,6 +10,8 @@ import (
 	"encoding/hex"
 	"math/big"
 	"reflect"
+	"strconv"
+	"strings"
 
 	"vacate/proof"
 )
@@ -22,7 +24,7 @@ func NewAnnex(mode proof.KeyMode, result string) proof.Annex {
 		Module: proof.Module{Name: "Go Cryptographic Module", Version: "v1.26.0"},
 		Key:    proof.KeyEvidence{ReadBack: result == proof.ResultOK || result == proof.ResultLostEngine || result == proof.ResultLostDrive, CipherWait: 1, Erase: 2},
 		Device: []proof.DeviceRun{}, Scan: []proof.Scan{}, Limits: []string{"what root did while the lease was open"}}
-	fill(reflect.ValueOf(&a).Elem())
+	Each(&a, func(_ string, f *proof.Fact) { *f = proof.Fact{Value: "as observed", Source: proof.SourceObserved} })
 	m := &a.Media[0]
 	m.MediaType = proof.Fact{Value: "nvme", Source: proof.SourceObserved}
 	m.Model, m.Serial = proof.Fact{Value: "M-1", Source: proof.SourceDrive}, proof.Fact{Value: "S-1", Source: proof.SourceDrive}
@@ -34,20 +36,25 @@ func NewAnnex(mode proof.KeyMode, result string) proof.Annex {
 	return a
 }
 
-// fill gives every fact a value.
-func fill(v reflect.Value) {
+// Each visits every fact of an annex, with its path as in [proof.Field].
+func Each(a *proof.Annex, visit func(path string, f *proof.Fact)) {
+	each(reflect.ValueOf(a).Elem(), "", visit)
+}
+
+func each(v reflect.Value, path string, visit func(path string, f *proof.Fact)) {
 	if f, ok := v.Addr().Interface().(*proof.Fact); ok {
-		*f = proof.Fact{Value: "as observed", Source: proof.SourceObserved}
+		visit(strings.TrimPrefix(path, "."), f)
 		return
 	}
 	switch v.Kind() {
 	case reflect.Struct:
 		for i := range v.NumField() {
-			fill(v.Field(i))
+			name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+			each(v.Field(i), path+"."+name, visit)
 		}
 	case reflect.Slice:
 		for i := range v.Len() {
-			fill(v.Index(i))
+			each(v.Index(i), path+"."+strconv.Itoa(i), visit)
 		}
 	default:
 	}

@@ -102,7 +102,7 @@ func NoteLine(name string, alg byte, k ed25519.PrivateKey, text string, at time.
 // of them is the tenant's own.
 func Policy() []byte {
 	ak := Text(AK())
-	return []byte("# A policy for tests\n" +
+	return []byte("# What a tenant pins before it opens a lease\n" +
 		"log " + VKey(Origin, 1, Key("log")) + " https://log.example/vacate\n" +
 		"witness provider " + VKey("witness.provider.example", 4, Key("witness.provider.example")) + "\n" +
 		"witness tenant " + VKey("witness.tenant.example", 4, Key("witness.tenant.example")) + "\n" +
