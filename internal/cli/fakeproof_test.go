@@ -126,7 +126,7 @@ type logFake struct{ *fake }
 func (f logFake) Status(context.Context, *vacatev1.LogServiceStatusRequest) (*vacatev1.LogServiceStatusResponse, error) {
 	return &vacatev1.LogServiceStatusResponse{Origin: "log.example/1", Where: "/var/lib/vacate/log", Checkpoint: f.checkpoint, Size: uint64(len(f.leaves)),
 		Witnesses: []string{"w1"}, Spool: 3, SpoolMax: 16384, SpoolOldest: timestamppb.New(fakeTime), LastError: "dial tcp: refused",
-		DeadlinesMet: 7, DeadlinesMissed: 1, DeadlinesPending: 2, Certificates: 9, KeepSeconds: 6 * 365 * 24 * 3600}, nil
+		DeadlinesMet: 7, DeadlinesMissed: 1, DeadlinesPending: 2, Certificates: 9, KeepSeconds: 6 * 366 * 24 * 3600}, nil
 }
 
 func (f logFake) Records(_ context.Context, req *vacatev1.LogServiceRecordsRequest) (*vacatev1.LogServiceRecordsResponse, error) {

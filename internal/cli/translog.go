@@ -315,8 +315,8 @@ func (a *app) printLogStatus(st *vacatev1.LogServiceStatusResponse) error {
 func days(seconds int64) string {
 	const day = 24 * 60 * 60
 	switch {
-	case seconds >= 365*day && seconds%(365*day) == 0:
-		return fmt.Sprintf("%d years", seconds/(365*day))
+	case seconds >= 366*day && seconds%(366*day) == 0: // as the configuration counts years
+		return fmt.Sprintf("%d years", seconds/(366*day))
 	case seconds >= day:
 		return fmt.Sprintf("%d days", seconds/day)
 	}
