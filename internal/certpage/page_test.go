@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/html"
 
 	"vacate/proof"
+	"vacate/proof/prooftest"
 )
 
 var update = flag.Bool("update", false, "write the golden page anew")
@@ -348,5 +349,27 @@ func TestVerified(t *testing.T) {
 	}
 	if n := bytes.Count(got, []byte(`class="tick"`)); n != len(res.Steps) {
 		t.Errorf("%d steps on the page, %d in the result", n, len(res.Steps))
+	}
+}
+
+// TestKinds: every kind of certificate that is accepted can be shown.
+func TestKinds(t *testing.T) {
+	for name, story := range prooftest.Kinds() {
+		t.Run(name, func(t *testing.T) {
+			c := prooftest.Tell(story)
+			bundle := c.Bytes()
+			res, err := proof.Verify(bundle, c.Policy, proof.Options{Opened: c.Receipt})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := HTML(bundle, c.Policy, res)
+			if err != nil {
+				t.Fatal(err)
+			}
+			inspect(t, got, bundle)
+			if !bytes.Contains(got, []byte("states that")) {
+				t.Errorf("result %s has no words", res.Result)
+			}
+		})
 	}
 }
