@@ -110,7 +110,7 @@ func TestAgrees(t *testing.T) {
 	}
 	c := want.ClockInfo
 	if got.ResetCount != c.ResetCount || got.RestartCount != c.RestartCount || got.Clock != c.Clock ||
-		got.Safe != bool(c.Safe) || got.Firmware != want.FirmwareVersion {
+		got.Safe != c.Safe || got.Firmware != want.FirmwareVersion {
 		t.Errorf("proof reads %+v, go-tpm %+v and firmware %d", got, c, want.FirmwareVersion)
 	}
 }

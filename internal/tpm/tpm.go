@@ -154,7 +154,8 @@ func (s *socket) Send(command []byte) ([]byte, error) {
 	if size < uint32(len(head)) || size > maxResponse {
 		return nil, fmt.Errorf("a response of %d bytes", size)
 	}
-	response := append(head, make([]byte, int(size)-len(head))...)
+	response := make([]byte, size)
+	copy(response, head)
 	if _, err := io.ReadFull(s.c, response[len(head):]); err != nil {
 		return nil, err
 	}
