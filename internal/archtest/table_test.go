@@ -77,9 +77,10 @@ const table = `
 	control  keyring:          durable proof golang.org/x/mod
 	control  notary:           durable fail journal keyring lease plant proof translog
 	control  attest:           proof tpm
-	control  translog:         proof github.com/transparency-dev/merkle github.com/transparency-dev/tessera go.etcd.io/bbolt golang.org/x/mod
+	control  translog:         proof translog/conns github.com/transparency-dev/merkle github.com/transparency-dev/tessera go.etcd.io/bbolt golang.org/x/mod
 	                           k8s.io/klog/v2
-	control  translog/witness: github.com/transparency-dev/merkle go.etcd.io/bbolt golang.org/x/mod
+	control  translog/conns:
+	control  translog/witness: translog/conns github.com/transparency-dev/merkle go.etcd.io/bbolt golang.org/x/mod
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease limit metrics node
@@ -123,7 +124,7 @@ const table = `
 	test     test/e2e:
 	test     test/search:
 	test     test/slow:
-	test     test/script:      keyring proof translog
+	test     test/script:      keyring proof secret translog
 `
 
 // reach says which planes a plane may depend on, however indirectly.

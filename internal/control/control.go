@@ -164,6 +164,9 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 	if p.waiting != nil {
 		cfg.Unwritable = p.waiting.Unwritable
 	}
+	if p.proof != nil {
+		cfg.Beacon, cfg.Annex = p.proof.Beacon, p.proof.annexOf
+	}
 	if p.node, err = node.New(cfg); err != nil {
 		return cannotStart(err)
 	}

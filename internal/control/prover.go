@@ -186,6 +186,15 @@ func (pr *prover) Statement(ctx context.Context) ([]byte, error) {
 	return proof.SignStatement(annex.Statement(in, time.Now(), pr.Beacon()), pr.keys.Node())
 }
 
+// annexOf is the annex of a lease that has ended.
+func (pr *prover) annexOf(l lease.Lease, drives []node.DriveFacts) ([]byte, error) {
+	in := pr.inputs()
+	for _, d := range drives {
+		in.Drives = append(in.Drives, annex.Drive{UUID: d.UUID, Salt: d.Salt, Kind: d.Kind, Model: d.Model, Serial: d.Serial, Path: d.Path})
+	}
+	return annex.Build(l, in)
+}
+
 // inputs are what annexes say, drives apart.
 func (pr *prover) inputs() annex.Inputs {
 	in := annex.Inputs{NodeID: pr.nodeID, Host: pr.host, Config: pr.annex}

@@ -40,8 +40,9 @@ const (
 	WriteDone        Point = "engine.write.done"    // the drive has written, the bit is not set
 	WriteMarked      Point = "engine.write.marked"  // the bit is set, the client was not told
 	ControlStarted   Point = "control.started"
-	ControlOpening   Point = "control.open.stored"    // the journal holds the lease, the engine does not
-	ControlOpened    Point = "control.open.opened"    // the engine holds it, nobody was told
+	ControlKeyed     Point = "control.open.keyed"     // the engine has the key, the journal does not have the lease
+	ControlOpening   Point = "control.open.stored"    // the journal has it, the engine does not serve it
+	ControlOpened    Point = "control.open.opened"    // the engine serves it, nobody was told
 	ControlResizing  Point = "control.resize.stored"  // the journal has the new size, the engine does not
 	ControlResized   Point = "control.resize.resized" // the engine has it, nobody was told
 	ControlErased    Point = "control.close.erased"   // the key is gone, no record is written

@@ -3,12 +3,14 @@ package journal
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
 	"go.etcd.io/bbolt"
 
 	"vacate/internal/lease"
+	"vacate/proof"
 )
 
 // This file is the spool: what becomes of a record after it was written.
@@ -65,8 +67,9 @@ type Spool interface {
 	// included, and which nobody called Certified for, those that ended first first.
 	Due(limit int) ([]string, error)
 
-	// Certified notes that the certificate of a lease is kept elsewhere, durably, and
-	// will not be made again: its annex is forgotten.
+	// Certified notes that the certificate of a lease that has ended is kept elsewhere,
+	// durably, and will not be made again: its annex is forgotten, and its records are
+	// when they are not among the newest any more. The log has them all.
 	Certified(lease string) error
 
 	// SpoolStats says how far signing and sending have come.
@@ -113,8 +116,9 @@ var (
 	ofLeaseBucket   = []byte("oflease")   // lease id, number → refValue
 	annexesBucket   = []byte("annexes")   // lease id → annex
 	dueBucket       = []byte("due")       // number of the CLOSE → refValue
+	doneBucket      = []byte("done")      // number → refValue, of leases whose certificate is kept elsewhere
 
-	spoolBuckets = [][]byte{spoolBucket, envelopesBucket, placedBucket, writtenBucket, ofLeaseBucket, annexesBucket, dueBucket}
+	spoolBuckets = [][]byte{spoolBucket, envelopesBucket, placedBucket, writtenBucket, ofLeaseBucket, annexesBucket, dueBucket, doneBucket}
 	spoolKey     = []byte("spool")
 )
 
@@ -123,7 +127,7 @@ var (
 const MaxEnvelope = 65535
 
 // MaxAnnex bounds one annex, in bytes.
-const MaxAnnex = 128 << 10
+const MaxAnnex = proof.MaxAnnexBytes
 
 type (
 	spoolValue struct {
@@ -293,9 +297,8 @@ func (b *Bolt) RecordsOf(id string) (seqs []uint64, err error) {
 		if _, found, err := t.spool(); err != nil || !found {
 			return or(err, ErrNotFound)
 		}
-		c := t.tx.Bucket(ofLeaseBucket).Cursor()
-		for k, _ := c.Seek([]byte(id)); len(k) == len(id)+8 && string(k[:len(id)]) == id; k, _ = c.Next() {
-			seqs = append(seqs, binary.BigEndian.Uint64(k[len(id):]))
+		for _, seq := range t.recordsOf(id) {
+			seqs = append(seqs, binary.BigEndian.Uint64(seq))
 		}
 		if len(seqs) == 0 {
 			return ErrNotFound
@@ -355,12 +358,17 @@ func (b *Bolt) Certified(id string) error {
 		if _, found, err := t.spool(); err != nil || !found {
 			return err
 		}
-		t.delete(annexesBucket, []byte(id))
-		c := t.tx.Bucket(ofLeaseBucket).Cursor()
-		for k, _ := c.Seek([]byte(id)); len(k) == len(id)+8 && string(k[:len(id)]) == id; k, _ = c.Next() {
-			t.delete(dueBucket, k[len(id):])
+		if l, live, err := t.find(id); err == nil && live && l.CloseSeq == 0 {
+			return fmt.Errorf("it has not ended: %w", ErrNotFound)
+		} else if errors.Is(err, ErrCorrupt) {
+			return err
 		}
-		return nil
+		t.delete(annexesBucket, []byte(id))
+		for _, seq := range t.recordsOf(id) {
+			t.delete(dueBucket, seq)
+			t.put(doneBucket, seq, encode(refValue{Version, id}))
+		}
+		return t.forget()
 	})
 }
 
