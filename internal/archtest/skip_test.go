@@ -29,6 +29,7 @@ var skips = map[string]string{
 	"internal/server/admin_test.go":     "its last part calls as another user: only root may",
 	"internal/server/server_test.go":    "its last part calls as another user: only root may",
 	"internal/sys/attribute_test.go":    "needs root and the loop driver, to take a device away; fails without them where CI is set",
+	"internal/translog/full_test.go":    "needs root, to mount a small tmpfs; fails without where CI is set",
 	"internal/volatile/keys_test.go":    "a kernel without memfd_secret; any other reason to lack it fails",
 }
 

@@ -11,7 +11,7 @@ import (
 	"vacate/proof"
 )
 
-// ErrClosed: the log was closed.
+// ErrClosed says that the log was closed.
 var ErrClosed = errors.New("the log is closed")
 
 // A call is one call of Add, on its way to the committer and back.
@@ -92,31 +92,34 @@ func (l *Log) commit() {
 	defer close(l.done)
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
-	var held *call // taken, but for the next batch
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	var first *call // taken, but not in the batch before
 	for {
-		var calls []*call
-		if held != nil {
-			calls, held = append(calls, held), nil
-		} else {
+		if first == nil {
 			select {
 			case <-l.closing:
 				return
 			case <-flush.C:
 				l.flush(1)
 				continue
-			case c := <-l.calls:
-				calls = append(calls, c)
+			case <-sweep.C:
+				l.sweepHeads(sweepEvery)
+				continue
+			case first = <-l.calls:
 			}
 		}
-		calls, held = l.gather(calls)
+		var calls []*call
+		calls, first = l.gather(first)
 		l.commitCalls(calls)
 		l.flush(flushAt)
 	}
 }
 
-// gather takes the calls that wait, up to a batch; held does not fit any more.
-func (l *Log) gather(calls []*call) (batch []*call, held *call) {
-	n := len(calls[0].leaves)
+// gather takes the calls that wait, up to a batch; next does not fit any more.
+func (l *Log) gather(first *call) (calls []*call, next *call) {
+	calls = append(calls, first)
+	n := len(first.leaves)
 	for {
 		select {
 		case c := <-l.calls:

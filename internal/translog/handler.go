@@ -100,7 +100,7 @@ func zipped(w http.ResponseWriter, r *http.Request, raw []byte) []byte {
 	var b bytes.Buffer
 	z, _ := gzip.NewWriterLevel(&b, gzip.BestSpeed) // the level is one
 	z.Write(raw)                                    //nolint:errcheck // into memory
-	z.Close()                                       //nolint:errcheck
+	z.Close()                                       //nolint:errcheck // into memory
 	w.Header().Set("Content-Encoding", "gzip")
 	return b.Bytes()
 }

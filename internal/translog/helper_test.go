@@ -98,7 +98,7 @@ func mustAdd(t testing.TB, a Adder, leaves ...Leaf) []uint64 {
 // opened returns the newest checkpoint that holds at least size records.
 func opened(t testing.TB, r Reader, size uint64) proof.Checkpoint {
 	t.Helper()
-	cp := []byte(nil)
+	var cp []byte
 	var err error
 	if size == 0 {
 		cp, err = r.Checkpoint(t.Context())

@@ -77,8 +77,7 @@ func openIndex(path string) (x *index, err error) {
 	}
 	x = &index{db: db, chains: map[string]chain{}, fresh: map[string]uint64{}, dirty: map[string]struct{}{}}
 	if err := db.Update(x.load); err != nil {
-		db.Close()
-		return nil, fmt.Errorf("opening %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), db.Close())
 	}
 	return x, nil
 }

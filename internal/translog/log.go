@@ -49,6 +49,7 @@ const (
 	batchAge              = 20 * time.Millisecond // a batch that is not full waits so long
 	flushEvery            = time.Second           // the index is behind the tree at most so long …
 	flushAt               = 8192                  // … and so many records
+	sweepEvery            = time.Minute           // and what is older is swept
 	closeTimeout          = 10 * time.Second
 )
 
@@ -191,6 +192,7 @@ func (l *Log) open(ctx context.Context) error {
 // openTree starts tessera, which goes on with the tree as its state file has it.
 func (l *Log) openTree(ctx context.Context) error {
 	relayLogs(l.cfg.Log)
+	l.sweepHeads(0)
 	l.signer = &signer{Signer: l.cfg.Signer}
 	group, err := witnesses(l.cfg.Witnesses)
 	if err != nil {
@@ -235,7 +237,7 @@ func (l *Log) openIndex(ctx context.Context) error {
 		l.index = x
 		err = l.checkIndex(ctx)
 		if errors.Is(err, errIndex) {
-			x.db.Close()
+			x.db.Close() //nolint:errcheck // it is thrown away
 		}
 	}
 	if errors.Is(err, errIndex) {
@@ -274,12 +276,14 @@ func (l *Log) checkIndex(ctx context.Context) error {
 	})
 }
 
-// catchUp adds to the index what the tree has and the index has not.
+// catchUp adds to the index what the tree has and the index has not, after a
+// start or a batch that failed.
 func (l *Log) catchUp(ctx context.Context) error {
 	n, err := l.reader.IntegratedSize(ctx)
 	if err != nil {
 		return err
 	}
+	l.sweepEdge(n)
 	begin := l.index.size
 	err = l.tiles.leaves(ctx, begin, n, n, func(i uint64, leaf []byte) error {
 		node, seq, err := identity(leaf)

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"vacate/internal/translog/conns"
 	"vacate/proof"
 )
 
@@ -37,7 +38,8 @@ type ServeConfig struct {
 
 // Bounds of the server.
 const (
-	maxAdding   = 32 // requests that add at the same time
+	maxAdding   = 128  // requests of nodes that add at the same time
+	maxConns    = 4096 // connections of an address
 	readTimeout = 30 * time.Second
 	idleTimeout = 2 * time.Minute
 	drainTime   = 5 * time.Second
@@ -70,7 +72,7 @@ func Serve(ctx context.Context, cfg ServeConfig) (err error) {
 	if listen, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return fmt.Errorf("serving a log: %w", err)
 	}
-	servers := []served{{tls.NewListener(listen, conf), l.server(adding(l))}}
+	servers := []served{{tls.NewListener(conns.Limit(listen, maxConns), conf), l.server(adding(l))}}
 	var plainAddr net.Addr
 	if cfg.ListenTiles != "" {
 		if plain, err = net.Listen("tcp", cfg.ListenTiles); err != nil {
@@ -78,7 +80,7 @@ func Serve(ctx context.Context, cfg ServeConfig) (err error) {
 			return fmt.Errorf("serving a log: %w", err)
 		}
 		plainAddr = plain.Addr()
-		servers = append(servers, served{plain, l.server(l.Handler())})
+		servers = append(servers, served{conns.Limit(plain, maxConns), l.server(l.Handler())})
 	}
 	if cfg.Ready != nil {
 		cfg.Ready(listen.Addr(), plainAddr)
@@ -142,6 +144,10 @@ func adding(l *Log) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", l.Handler())
 	mux.HandleFunc("POST "+addPath, func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 { // before anything of it is read
+			reply(w, http.StatusForbidden, answer{V: wireV, Code: codeForbidden, Text: "show a client's certificate"})
+			return
+		}
 		select {
 		case room <- struct{}{}:
 			defer func() { <-room }()
@@ -167,11 +173,8 @@ func reply(w http.ResponseWriter, status int, a answer) {
 	w.Write(raw) //nolint:errcheck // the node has gone, and asks again
 }
 
-// add serves one request that adds.
+// add serves one request that adds, of who has shown a certificate.
 func add(l *Log, w http.ResponseWriter, r *http.Request) (int, answer) {
-	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
-		return http.StatusForbidden, answer{V: wireV, Code: codeForbidden, Text: "show a client's certificate"}
-	}
 	node := r.TLS.VerifiedChains[0][0].Subject.CommonName
 	malformed := func(err error) (int, answer) {
 		return http.StatusBadRequest, answer{V: wireV, Code: codeMalformed, Text: err.Error()}

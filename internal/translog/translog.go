@@ -91,7 +91,7 @@ var (
 	ErrRefused = errors.New("the log refuses this record")
 )
 
-// ErrNotFound: a log has no such leaf, tile or checkpoint.
+// ErrNotFound says that a log has no such leaf, tile or checkpoint.
 var ErrNotFound = errors.New("not in the log")
 
 // A ForkError names the record that is in the log already ([ErrFork]).

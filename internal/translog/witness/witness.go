@@ -18,7 +18,12 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"vacate/internal/translog/conns"
 )
+
+// maxConns bounds the connections that a witness has at once.
+const maxConns = 1024
 
 // Config says which logs are witnessed, and how. Zero means the default, where there is one.
 type Config struct {
@@ -119,6 +124,7 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("serving a witness: %w", err)
 	}
+	l = conns.Limit(l, maxConns)
 	srv := &http.Server{Handler: w.Handler(), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(w.cfg.Log.Handler(), slog.LevelDebug)}
