@@ -95,7 +95,7 @@ func cryptoErase(l lease.Lease, in Inputs) proof.CryptoErase {
 // items are the ten as they hold for every lease of a host.
 func items(c Config) proof.CryptoErase {
 	memory := map[string]string{
-		"memfd_secret": "in memory that the kernel maps for no other process and has taken out of its own map (memfd_secret)",
+		"memfd_secret": "in memory that the kernel has taken out of its own map, and that only the processes have which were given it (memfd_secret)",
 	}[c.KeyMemory]
 	if memory == "" {
 		memory = "in locked memory"
