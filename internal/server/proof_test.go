@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	vacatev1 "vacate/api/vacate/v1"
 	"vacate/client"
@@ -135,6 +136,39 @@ func TestReceipt(t *testing.T) {
 	d.proof.mu.Unlock()
 	if res := open(); len(res.GetReceipt()) != 0 || res.GetReceiptWhy() != "the TPM does not answer" {
 		t.Errorf("receipt %q, why %q", res.GetReceipt(), res.GetReceiptWhy())
+	}
+}
+
+// TestPromise: what the OPEN record is to say reaches the node, and a lease shows it.
+func TestPromise(t *testing.T) {
+	d := start(t)
+	c := d.as(uidOperator)
+	by := time.Date(2026, 12, 24, 18, 0, 0, 0, time.UTC)
+	_, err := c.Leases.Open(t.Context(), &vacatev1.LeaseServiceOpenRequest{SizeBytes: 4096, EraseBy: timestamppb.New(by),
+		Share: &vacatev1.Share{LeaseId: "eeeeeeeeeeeeeeee", Sealed: []byte("sealed")}})
+	if got := d.node.opened[0]; err != nil || !got.EraseBy.Equal(by) || got.Prepared != "eeeeeeeeeeeeeeee" || got.Sealed != "sealed" {
+		t.Errorf("the node was asked for %+v, %v", got, err)
+	}
+	for _, bad := range []*vacatev1.LeaseServiceOpenRequest{
+		{SizeBytes: 4096, EraseBy: &timestamppb.Timestamp{Nanos: -1}},
+		{SizeBytes: 4096, Share: &vacatev1.Share{LeaseId: "eeeeeeeeeeeeeeee"}},
+		{SizeBytes: 4096, Share: &vacatev1.Share{Sealed: []byte("sealed")}},
+	} {
+		if _, err := c.Leases.Open(t.Context(), bad); connect.CodeOf(err) != connect.CodeInvalidArgument {
+			t.Errorf("%v: %v", bad, err)
+		}
+	}
+	l := fakeLease(idOwn, uidOperator, lease.Open)
+	l.Proof = lease.Proof{KeyMode: "split", KeyCommit: "00ff", KeySalt: "secret", EraseBy: by, Released: true}
+	d.node.mu.Lock()
+	d.node.put(l)
+	d.node.mu.Unlock()
+	res, err := c.Leases.Get(t.Context(), &vacatev1.LeaseServiceGetRequest{Id: idOwn})
+	if m := res.GetLease(); err != nil || m.GetKeyMode() != "split" || m.GetKeyCommit() != "00ff" || !m.GetEraseBy().AsTime().Equal(by) || !m.GetKeyReleased() {
+		t.Errorf("shown %v, %v", res, err)
+	}
+	if strings.Contains(res.String(), "secret") {
+		t.Error("a salt is shown")
 	}
 }
 
