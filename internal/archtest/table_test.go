@@ -123,6 +123,7 @@ const table = `
 	test     test/vm/wire:
 	test     test/e2e:
 	test     test/search:
+	test     test/second:      filippo.io/torchwood golang.org/x/mod
 	test     test/slow:
 	test     test/script:      keyring proof secret translog
 `
