@@ -1,6 +1,7 @@
 package annex
 
 import (
+	"compress/gzip"
 	"fmt"
 	"io"
 	"io/fs"
@@ -131,13 +132,7 @@ func (h host) initOn(parameter, option, kernel string) string {
 	default:
 		return ""
 	}
-	if kernel == "" || strings.Contains(kernel, "/") {
-		return ""
-	}
-	config, ok := h.read("boot/config-" + kernel)
-	if !ok {
-		return ""
-	}
+	config := h.config(kernel)
 	switch {
 	case strings.Contains("\n"+config, "\n"+option+"=y\n"):
 		return "on (built in)"
@@ -145,6 +140,25 @@ func (h host) initOn(parameter, option, kernel string) string {
 		return "off (built in)"
 	}
 	return ""
+}
+
+// config is what the running kernel was built with: its own word, where it was
+// built to give it, else the distribution's file.
+func (h host) config(kernel string) string {
+	if f, err := h.root.Open("proc/config.gz"); err == nil {
+		defer f.Close() //nolint:errcheck // it was only read
+		if z, err := gzip.NewReader(io.LimitReader(f, maxFile)); err == nil {
+			b, err := io.ReadAll(io.LimitReader(z, maxFile))
+			if err == nil {
+				return string(b)
+			}
+		}
+	}
+	if kernel == "" || strings.Contains(kernel, "/") {
+		return ""
+	}
+	text, _ := h.read("boot/config-" + kernel)
+	return text
 }
 
 func (h host) hugepages() string {

@@ -1,6 +1,8 @@
 package annex
 
 import (
+	"bytes"
+	"compress/gzip"
 	"os"
 	"strings"
 	"testing"
@@ -67,6 +69,21 @@ func TestInitOn(t *testing.T) {
 		}
 		if got := (host{root: root}).initOn("init_on_free", "CONFIG_X", kernel); got != tt.want {
 			t.Errorf("%q with %q: %q, want %q", tt.cmdline, tt.config, got, tt.want)
+		}
+	}
+	own := linux() // what the kernel says itself counts before the distribution's file
+	var z bytes.Buffer
+	w := gzip.NewWriter(&z)
+	if _, err := w.Write([]byte("CONFIG_INIT_ON_ALLOC_DEFAULT_ON=n\n# CONFIG_INIT_ON_ALLOC_DEFAULT_ON is not set\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for want, b := range map[string][]byte{"off (built in)": z.Bytes(), "on (built in)": z.Bytes()[:20]} { // cut off: the file counts
+		own["proc/config.gz"] = &fstest.MapFile{Data: b}
+		if got := ReadHost(own, Config{}).InitOnAlloc.Value; got != want {
+			t.Errorf("with the kernel's own word: %q, want %q", got, want)
 		}
 	}
 	if got := (host{root: linux()}).initOn("init_on_alloc", "CONFIG_X", "../../etc/passwd"); got != "" {
