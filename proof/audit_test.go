@@ -442,3 +442,31 @@ func TestAuditKeyValidity(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkAudit is the cost of one leaf of a log with 64 open leases.
+func BenchmarkAudit(b *testing.B) {
+	h := newHistory()
+	for i := range 64 {
+		r := opening("a", uint32(i), 1)
+		r.LeaseID = fmt.Sprintf("aaaaaaaaaaaaaa%c%c", 'a'+i/8, 'a'+i%8)
+		h.log(r)
+	}
+	last := h.log(opening("b", 64, 1))
+	h.open["b"] = last
+	end := h.closes("b")
+	p, err := proof.ParsePolicy(prooftest.Policy())
+	if err != nil {
+		b.Fatal(err)
+	}
+	a := proof.NewAuditor(p)
+	n := uint64(0)
+	for _, leaf := range h.w.Leaves {
+		a.Add(n, leaf)
+		n++
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		a.Add(n, end.Envelope)
+		n++
+	}
+}

@@ -2,6 +2,7 @@ package proof_test
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 	"time"
 
@@ -194,6 +195,42 @@ func FuzzQuote(f *testing.F) {
 	f.Fuzz(func(t *testing.T, attest, sig []byte) {
 		if _, err := proof.NewQuote([]byte("payload"), attest, sig).Verify(tpm, []byte("payload")); err == nil {
 			t.Errorf("a quote that no key made passes: %x, %x", attest, sig)
+		}
+	})
+}
+
+// FuzzOthers is for documents that are small or signed by others than nodes.
+func FuzzOthers(f *testing.F) {
+	audit, err := proof.CipherAudit{LeaseID: prooftest.Lease1, KeyCommit: strings.Repeat("1", 64), Sampled: 3, Matched: 3, Of: 9}.Marshal()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(audit)
+	prepared, err := proof.EncodePrepared(prooftest.Node1, prooftest.Lease1, []byte("recipient"), prooftest.Start)
+	if err != nil {
+		f.Fatal(err)
+	}
+	env, err := proof.Sign(prepared, prooftest.Key("node1"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(env)
+	f.Add([]byte(prooftest.Tell(prooftest.Story{Complete: true}).Bundle.Completions[0]))
+	p, err := proof.ParsePolicy(prooftest.Policy())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, err := proof.ParseCipherAudit(b)
+		same(t, b, err, a.Marshal)
+		if d, key, err := p.OpenPrepared(b, prooftest.Start); err == nil && (d.NodeID != prooftest.Node1 || len(key) == 0) {
+			t.Errorf("node %s, which signed nothing, prepared a key of %d bytes", d.NodeID, len(key))
+		}
+		if d, err := p.OpenCompletion(b); err == nil && d.By.Name != "ann" {
+			t.Errorf("%s, who signed nothing, completes a certificate", d.By.Name)
+		}
+		if _, _, err := proof.OpenStatement(b, p); err == nil {
+			t.Error("a statement that nobody signed is opened")
 		}
 	})
 }

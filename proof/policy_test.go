@@ -232,6 +232,26 @@ func TestCheckpointLikeXMod(t *testing.T) {
 	}
 }
 
+// TestLogs: any of the policy's logs will do, and one is not another.
+func TestLogs(t *testing.T) {
+	other := prooftest.VKey("log.example/other", 1, prooftest.Key("other log"))
+	policy := strings.Replace(string(prooftest.Policy()), "log ", "log "+other+"\nlog ", 1)
+	c := prooftest.Tell(prooftest.Story{})
+	if _, err := proof.Verify(c.Bytes(), []byte(policy), proof.Options{}); err != nil {
+		t.Errorf("with another log in the policy: %v", err)
+	}
+	for i := range c.Bundle.Records {
+		c.Bundle.Records[i].Proof = strings.Replace(c.Bundle.Records[i].Proof, prooftest.Origin, "log.example/other", 1)
+	}
+	var ve *proof.VerifyError
+	if _, err := proof.Verify(c.Bytes(), []byte(policy), proof.Options{}); !errors.As(err, &ve) || ve.Step != proof.StepLog {
+		t.Errorf("a checkpoint in another log's name: %v", err)
+	}
+	if _, err := proof.ParsePolicy([]byte("log " + prooftest.VKey(prooftest.Origin, 1, prooftest.Key("other log")) + "\n" + string(prooftest.Policy()))); err == nil {
+		t.Error("two logs have one origin")
+	}
+}
+
 // TestCollision: the two keys of the attack have one id, and are two.
 func TestCollision(t *testing.T) {
 	c := prooftest.Collision
