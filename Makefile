@@ -96,7 +96,7 @@ hunts: test-packages ## the hunts in short form, and that they find what is plan
 	$(HUNT) kill -n 200 -export vhost-user -planted resubmit-left-out
 	$(HUNT) kill -n 200 -export vhost-user -planted inflight-unwritten
 	$(HUNT) kill -n 200 -export vhost-user -point vhost.consumed -planted answer-early
-	$(HUNT) spool -n 100 -planted sent-early
+	$(HUNT) spool -n 20 -planted sent-early
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted gate-skipped,late-decrypt
 	$(HUNT) leak -n 20000 -every 20000 -chaos 100ms -planted bit-early
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted buffer-not-cleared

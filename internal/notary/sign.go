@@ -137,7 +137,9 @@ func (n *Notary) sentEarly(waiting []journal.Stored) error {
 	for i, s := range waiting {
 		placed[i] = journal.Placed{Seq: s.Seq, Index: next + uint64(i)}
 	}
-	return n.cfg.Spool.Sent(placed)
+	err := n.cfg.Spool.Sent(placed)
+	fail.At(fail.ControlLogged) // the crash that the order of the two is for
+	return err
 }
 
 // A rotation is a KEYS record that certificates of leases need which were open
