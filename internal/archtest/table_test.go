@@ -69,14 +69,14 @@ const table = `
 	control  held:             fail handoff sys volatile
 	control  lease:            extent limit
 	control  journal:          extent lease limit proof go.etcd.io/bbolt
-	control  node:             extent fail ipc journal lease limit proof sys
+	control  node:             extent fail ipc journal lease limit plant proof sys
 	control  control:          annex attest config durable extent fail ipc journal keyring lease limit metrics node notary proof sandbox secret server
 	                           sys tpm translog version volatile
 	control  annex:            lease proof
 	control  certpage:         proof
 	control  keyring:          durable proof golang.org/x/mod
 	control  notary:           durable fail journal keyring lease plant proof translog
-	control  attest:           proof tpm
+	control  attest:           durable proof tpm
 	control  translog:         proof translog/conns github.com/transparency-dev/merkle github.com/transparency-dev/tessera go.etcd.io/bbolt golang.org/x/mod
 	                           k8s.io/klog/v2
 	control  translog/conns:

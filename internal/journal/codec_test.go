@@ -345,8 +345,8 @@ func TestAuditorRejects(t *testing.T) {
 	}
 }
 
-// TestRecordClaimsOnlyWhatWasObserved is law L6.
-func TestRecordClaimsOnlyWhatWasObserved(t *testing.T) {
+// TestL6ClaimsOnlyWhatWasObserved is law L6.
+func TestL6ClaimsOnlyWhatWasObserved(t *testing.T) {
 	b := open(t, filepath.Join(t.TempDir(), "state"))
 	enrol(t, b, uuidA)
 	n := 0

@@ -12,6 +12,7 @@ import (
 	"vacate/internal/journal"
 	"vacate/internal/lease"
 	"vacate/internal/limit"
+	"vacate/internal/plant"
 	"vacate/proof"
 )
 
@@ -310,6 +311,9 @@ func (n *Node) finishOpen(e *entry, sealed string) {
 	l = e.l
 	e.unwritten = false // perhaps
 	n.mu.Unlock()
+	if plant.Is(plant.ServedEarly) {
+		_ = n.cfg.Engine.ServeLease(n.ctx, l.ID) //nolint:errcheck // a planted bug
+	}
 	stored, err := n.cfg.Store.OpenLease(l, n.testimony(proof.OPEN, l))
 	if err != nil {
 		err = n.storeFailed(err)

@@ -9,6 +9,7 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
 	"vacate/internal/lease"
+	"vacate/internal/plant"
 	"vacate/internal/sys"
 	"vacate/proof"
 )
@@ -95,8 +96,12 @@ func (n *Node) lastWords(l lease.Lease, drained bool) journal.Testimony {
 		l.Erasure = &er
 	}
 	annex, err := n.cfg.Annex(l, n.driveFacts(l))
+	if err == nil && len(annex) > journal.MaxAnnex {
+		err = fmt.Errorf("the annex has %d bytes, at most %d are kept", len(annex), journal.MaxAnnex)
+	}
 	if err != nil {
 		n.cfg.Log.Error("a lease ends without an annex", "lease_id", l.ID, "error", err)
+		return te
 	}
 	te.Annex = annex
 	return te
@@ -137,6 +142,9 @@ func (n *Node) ReleaseKey(ctx context.Context, id string, recipient []byte) ([]b
 	l, boot, err := n.releasable(e)
 	if err != nil {
 		return nil, err
+	}
+	if plant.Is(plant.ReleasedEarly) {
+		_, _ = n.cfg.Engine.ReleaseLease(ctx, ipc.LeaseReleaseRequest{Lease: id, Recipient: recipient}) //nolint:errcheck // a planted bug
 	}
 	ev := proof.Event{Type: proof.EventKeyReleased, MonotonicNs: sys.BoottimeNs(), BootID: boot}
 	if _, err := n.cfg.Store.ReleaseLease(id, ev, n.testimony(proof.KeyReleased, l)); err != nil {

@@ -57,14 +57,17 @@ func TestRecordsCommit(t *testing.T) {
 		if annex, err := w.bolt.Annex(l.ID); err != nil || string(annex) != "annex of "+l.ID || own[1].AnnexDigest != proof.PayloadHash(annex) {
 			t.Errorf("annex %q, %v, digest %s", annex, err, own[1].AnnexDigest)
 		}
-		w.edit = func(c *Config) {
-			c.Annex = func(lease.Lease, []DriveFacts) ([]byte, error) { return nil, errors.New("no annex today") }
-		}
-		w.restart()
-		l = w.open(1)
-		w.close(l.ID)
-		if _, own := w.audit(l.ID); own[1].AnnexDigest != "" || own[1].Result != "ok" {
-			t.Errorf("without an annex: %+v", own[1])
+		for _, bad := range []func() ([]byte, error){
+			func() ([]byte, error) { return []byte("half"), errors.New("no annex today") },
+			func() ([]byte, error) { return make([]byte, journal.MaxAnnex+1), nil },
+		} {
+			w.edit = func(c *Config) { c.Annex = func(lease.Lease, []DriveFacts) ([]byte, error) { return bad() } }
+			w.restart()
+			l = w.open(1)
+			w.close(l.ID)
+			if _, own := w.audit(l.ID); own[1].AnnexDigest != "" || own[1].Result != "ok" {
+				t.Errorf("without an annex: %+v", own[1])
+			}
 		}
 	})
 }
@@ -109,9 +112,9 @@ func TestShare(t *testing.T) {
 	})
 }
 
-// TestHeld: control ends between the record and the export. The next one has the
+// TestL6Held: control ends between the record and the export. The next one has the
 // lease served, or finds that its engine has ended too.
-func TestHeld(t *testing.T) {
+func TestL6Held(t *testing.T) {
 	for name, crash := range map[string]bool{"engine lives": false, "engine ends too": true} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
@@ -143,9 +146,9 @@ func TestHeld(t *testing.T) {
 	}
 }
 
-// TestKeyWithoutRecord: control ends between the key and its record: the next one
+// TestL6KeyWithoutRecord: control ends between the key and its record: the next one
 // destroys the key, and nothing was recorded.
-func TestKeyWithoutRecord(t *testing.T) {
+func TestL6KeyWithoutRecord(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.up()
 		w.f.Strike(2, nodesim.Done, true) // the engine's OpenLease: all that follows is lost
@@ -198,9 +201,9 @@ func TestRelease(t *testing.T) {
 	})
 }
 
-// TestNoReleaseWithoutRecord: where the record cannot be written, the engine is not
+// TestL6NoReleaseWithoutRecord: where the record cannot be written, the engine is not
 // asked; where the engine has no shares, nothing is recorded.
-func TestNoReleaseWithoutRecord(t *testing.T) {
+func TestL6NoReleaseWithoutRecord(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.edit = func(c *Config) { c.Store = noReleases{c.Store} }
 		w.up()

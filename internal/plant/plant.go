@@ -23,6 +23,8 @@ const (
 	ExclusionOff      = "exclusion-off"       // L4: sub-block writes do not exclude what overlaps them
 	KeyNotWiped       = "key-not-wiped"       // L5: the keeper leaves the key pages as they are
 	WipeBeforeCiphers = "wipe-before-ciphers" // L5: the key is wiped while cipher calls use it
+	ServedEarly       = "served-early"        // L6: a lease is served before its OPEN record is durable
+	ReleasedEarly     = "released-early"      // L6: a key is given away before its record is durable
 	SentEarly         = "sent-early"          // L6: a record counts as logged before the log has it
 	TakeoverDrained   = "takeover-drained"    // L8: a lease that a predecessor erased counts as drained before the fence is held
 	InflightUnwritten = "inflight-unwritten"  // L8: a request of a ring is carried out without a note that it is in flight
