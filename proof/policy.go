@@ -29,7 +29,7 @@ const (
 //	node ID KEY NOT-BEFORE NOT-AFTER     a node's key; several lines where it was rotated
 //	operator NAME KEY NOT-BEFORE NOT-AFTER
 //	person NAME KEY NOT-BEFORE NOT-AFTER who completes certificates
-//	tpm NODEID AK PCRDIGEST|-            a node's attestation key, and the hash of its PCRs
+//	tpm NODEID AK PCRDIGEST,…|-          a node's attestation key, and the hash of its PCRs as it may boot
 //
 // Times are RFC 3339 in UTC, or "-" for no bound; NOT-AFTER is the last second.
 // Fields are separated by blanks or tabs, lines end with a line feed; empty lines and
@@ -96,7 +96,7 @@ func (k PinnedKey) ValidDuring(from, to time.Time) bool {
 type PinnedTPM struct {
 	Node      string // the node's id
 	AK        PublicKey
-	PCRDigest string // hex SHA-256 over the quoted PCRs; "" where any will do
+	PCRDigest string // hex SHA-256 over the quoted PCRs, or several with commas; "" where any will do
 }
 
 // Logs are the logs of the policy. The caller must not change what it gets.

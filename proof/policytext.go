@@ -2,7 +2,6 @@ package proof
 
 import (
 	"crypto/ed25519"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -210,7 +209,7 @@ func (r *policyReader) pinned(to *[]PinnedKey, f []string) error {
 
 func (r *policyReader) tpm(f []string) error {
 	if len(f) != 3 {
-		return errors.New("want: tpm NODEID AK PCRDIGEST|-")
+		return errors.New("want: tpm NODEID AK PCRDIGEST[,PCRDIGEST]…|-")
 	}
 	if _, twice := r.policy.TPM(f[0]); twice || !validKeyName(f[0]) {
 		return fmt.Errorf("%q is no name, or has a TPM already", shorten(f[0]))
@@ -221,11 +220,10 @@ func (r *policyReader) tpm(f []string) error {
 	}
 	t := PinnedTPM{Node: f[0], AK: key}
 	if f[2] != "-" {
-		raw, err := hex.DecodeString(f[2])
-		if err != nil || len(raw) != 32 || hex.EncodeToString(raw) != f[2] {
-			return fmt.Errorf("%q is not a SHA-256 in lower-case hexadecimal", shorten(f[2]))
-		}
 		t.PCRDigest = f[2]
+		if err := checkDigests(t.digests()); err != nil {
+			return err
+		}
 	}
 	r.policy.tpms = append(r.policy.tpms, t)
 	return nil

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // A Quote is what a node's TPM said when a record was made: TPMS_ATTEST (TPM 2.0
@@ -165,9 +166,31 @@ func (q Quote) Verify(tpm PinnedTPM, payload []byte) (Measured, error) {
 	if hex.EncodeToString(nonce) != q.Payload {
 		return Measured{}, errors.New("quote was made for something else: its nonce is not the payload's hash")
 	}
-	if tpm.PCRDigest != "" && m.PCRDigest != tpm.PCRDigest {
+	if tpm.PCRDigest != "" && !slices.Contains(tpm.digests(), m.PCRDigest) {
 		return Measured{}, fmt.Errorf("machine %s has booted something else: the digest of its registers is %s, the policy wants %s",
 			tpm.Node, m.PCRDigest, tpm.PCRDigest)
 	}
 	return m, nil
+}
+
+// MaxPCRDigests is how many boots of one machine a policy can allow: what it was
+// opened with and what it closed with may be different kernels.
+const MaxPCRDigests = 16
+
+func (t PinnedTPM) digests() []string { return strings.Split(t.PCRDigest, ",") }
+
+// checkDigests takes different SHA-256, in lower-case hexadecimal.
+func checkDigests(all []string) error {
+	if len(all) > MaxPCRDigests {
+		return fmt.Errorf("%d digests of registers, at most %d are allowed", len(all), MaxPCRDigests)
+	}
+	for i, d := range all {
+		if raw, err := hex.DecodeString(d); err != nil || len(raw) != sha256.Size || hex.EncodeToString(raw) != d {
+			return fmt.Errorf("%q is not a SHA-256 in lower-case hexadecimal", shorten(d))
+		}
+		if slices.Contains(all[:i], d) {
+			return fmt.Errorf("digest %s stands twice", d)
+		}
+	}
+	return nil
 }

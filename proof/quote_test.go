@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -93,6 +94,40 @@ func TestQuote(t *testing.T) {
 	want := Measured{PCRDigest: pin.PCRDigest, ResetCount: 7, RestartCount: 2, Clock: 12345, Safe: true, Firmware: 0x0102}
 	if err != nil || got != want {
 		t.Fatalf("%+v, %v", got, err)
+	}
+}
+
+// TestQuoteBoots: a policy may allow several boots.
+func TestQuoteBoots(t *testing.T) {
+	key, pin := newAK(t)
+	payload := []byte("payload")
+	a := goodAttestation(payload)
+	now, older := hex.EncodeToString(a.digest), strings.Repeat("ab", 32)
+	for list, good := range map[string]bool{now: true, older + "," + now: true, now + "," + older: true, "": true, older: false, older + "," + strings.Repeat("cd", 32): false} {
+		pin.PCRDigest = list
+		if _, err := quoted(t, key, payload, a.bytes()).Verify(pin, payload); (err == nil) != good {
+			t.Errorf("policy %q: %v", list, err)
+		}
+		if list == "" {
+			list = "-"
+		}
+		text := "quorum none\ntpm " + pin.Node + " " + pin.AK.String() + " " + list + "\n"
+		p, err := ParsePolicy([]byte(text))
+		if err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		if got, ok := p.TPM(pin.Node); !ok || got != pin {
+			t.Errorf("policy %q was read as %+v", list, got)
+		}
+	}
+	many := ""
+	for i := range MaxPCRDigests + 1 {
+		many += fmt.Sprintf(",%064x", i)
+	}
+	for _, bad := range []string{now + "," + now, now + ",", "," + now, now + ",-", strings.ToUpper(older), many[1:]} {
+		if _, err := ParsePolicy([]byte("quorum none\ntpm " + pin.Node + " " + pin.AK.String() + " " + bad + "\n")); err == nil {
+			t.Errorf("a policy with digests %q was read", bad)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,6 +89,9 @@ func (p *process) openProof(store journal.Store) (_ *prover, err error) {
 			q := attest.New(t)
 			pin, err := q.Pin(pr.nodeID, true)
 			if err != nil {
+				return nil, err
+			}
+			if pin, err = attest.Remember(filepath.Join(p.cfg.StateDir, "boots"), pin); err != nil {
 				return nil, err
 			}
 			quoter, trust.TPM = q, &pin
