@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"errors"
@@ -22,10 +23,11 @@ type lostReader struct {
 	node, operator string // whose records
 	policy         *proof.Policy
 
-	last lostChain            // of the node
-	own  lostChain            // of the operator
-	open map[string]lostLease // leases of the node that are open
-	gone bool                 // a NODE_LOST names it already
+	last      lostChain            // of the node
+	own       lostChain            // of the operator
+	open      map[string]lostLease // leases of the node that are open
+	rotations []lostPiece          // of the node's key
+	gone      *lostPiece           // a NODE_LOST names it already: what comes after is not looked at
 }
 
 // A lostChain is the end of a chain of records.
@@ -39,37 +41,58 @@ type lostLease struct {
 	ID    string `json:"id"`
 	Index uint64 `json:"openIndex"`
 	Bytes int64  `json:"sizeBytes"`
+
+	pieces []lostPiece
+}
+
+// A lostPiece is a record of a certificate.
+type lostPiece struct {
+	index, seq uint64
+	envelope   []byte
 }
 
 // add takes the next record of the log.
-func (l *lostReader) add(index uint64, leaf []byte) error {
+func (l *lostReader) add(index uint64, leaf []byte) {
 	env, err := proof.ParseEnvelope(leaf)
 	if err != nil {
-		return nil // not a record; the audit names it
+		return // not a record; the audit names it
 	}
 	r, err := proof.ParsePayload(env.Payload)
-	if err != nil || r.NodeID != l.node && r.NodeID != l.operator {
-		return nil
-	}
-	if !l.signed(env, r.NodeID) {
-		return nil // the audit names that, too
+	if err != nil || r.NodeID != l.node && r.NodeID != l.operator || !l.signed(env, r.NodeID) {
+		return // the audit names that, too
 	}
 	end := lostChain{seq: r.NodeSeq, hash: proof.PayloadHash(env.Payload)}
-	if r.NodeID == l.operator {
+	piece := lostPiece{index: index, seq: r.NodeSeq, envelope: bytes.Clone(leaf)}
+	switch {
+	case r.NodeID == l.operator:
 		l.own = end
-		if r.Type == proof.NodeLost && r.LostNode.NodeID == l.node {
-			l.gone = true
+		if r.Ends(l.node, "") && l.gone == nil {
+			l.gone = &piece
 		}
-		return nil
+	case l.gone == nil:
+		l.last = end
+		l.take(r, piece)
 	}
-	l.last = end
-	switch r.Type {
-	case proof.OPEN:
-		l.open[r.LeaseID] = lostLease{ID: r.LeaseID, Index: index, Bytes: r.Bytes}
-	case proof.CLOSE:
+}
+
+// take takes the next record of the node.
+func (l *lostReader) take(r proof.Record, p lostPiece) {
+	switch o, known := l.open[r.LeaseID]; {
+	case r.Type == proof.OPEN:
+		l.open[r.LeaseID] = lostLease{ID: r.LeaseID, Index: p.index, Bytes: r.Bytes, pieces: []lostPiece{p}}
+	case r.Type == proof.CLOSE:
 		delete(l.open, r.LeaseID)
+	case r.Type == proof.KEYS:
+		if slices.ContainsFunc(r.Keys, func(k proof.KeyChange) bool { return k.Role == proof.RoleNode }) {
+			l.rotations = append(l.rotations, p)
+		}
+	case known:
+		if r.Type == proof.RESIZE {
+			o.Bytes = r.Bytes
+		}
+		o.pieces = append(o.pieces, p)
+		l.open[r.LeaseID] = o
 	}
-	return nil
 }
 
 // signed reports whether a key that the policy has, or that a rotation brought
@@ -85,7 +108,7 @@ func (l *lostReader) signed(env proof.Envelope, id string) bool {
 func (a *app) logNodeLostCommand() *cobra.Command {
 	var policy policyFlag
 	var client translog.ClientConfig
-	var keyFile string
+	var keyFile, certificates string
 	var plan bool
 	c := &cobra.Command{
 		Use:   "node-lost NODE --policy FILE --operator-key FILE --log URL --cert FILE --key FILE",
@@ -96,11 +119,11 @@ func (a *app) logNodeLostCommand() *cobra.Command {
 		Example: "vacate log node-lost 0123456789abcdef0123456789abcdef --policy policy --operator-key operator.key \\\n" +
 			"  --log https://log.example:7443 --cert operator.pem --key operator.tls.key --plan",
 		Args: needArgs(1, 1, "one node's id"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
 			if client.URL == "" || keyFile == "" {
 				return usageErrorf("--log and --operator-key are needed")
 			}
-			_, trust, err := policy.read(a)
+			text, trust, err := policy.read(a)
 			if err != nil {
 				return err
 			}
@@ -116,7 +139,8 @@ func (a *app) logNodeLostCommand() *cobra.Command {
 				return err
 			}
 			defer log.Close() //nolint:errcheck // what was added is durable
-			return a.nodeLost(context.Background(), log, trust, signer, args[0], plan)
+			lost := &nodeLoss{a: a, log: log, text: text, policy: trust, signer: signer, node: args[0], plan: plan, dir: certificates}
+			return lost.declare(c.Context())
 		},
 	}
 	policy.add(c)
@@ -126,6 +150,7 @@ func (a *app) logNodeLostCommand() *cobra.Command {
 	f.StringVar(&client.CertFile, "cert", "", "file with the certificate to show to the log, in PEM")
 	f.StringVar(&client.KeyFile, "key", "", "file with its private key, in PEM")
 	f.StringVar(&client.CAFile, "log-ca", "", "file with the certificates that the log is trusted by, in PEM (default: this host's)")
+	f.StringVar(&certificates, "certificates", "", "folder for the certificates of the leases that end so, ID.certificate.json each; of a node that was declared lost before, too")
 	f.BoolVar(&plan, "plan", false, "show what would be recorded; do nothing")
 	return c
 }
@@ -137,97 +162,116 @@ type lostView struct {
 	Leases  []lostLease `json:"leases"`
 	Plan    bool        `json:"plan"`
 	Index   *uint64     `json:"index,omitempty"` // of the record in the log
+	Files   []string    `json:"files,omitempty"` // certificates
 }
 
-func (a *app) nodeLost(ctx context.Context, log *translog.Client, trust *proof.Policy, signer crypto.Signer, node string, plan bool) error {
-	pub, err := proof.NewPublicKey(signer.Public())
+// A nodeLoss is one run of the command.
+type nodeLoss struct {
+	a      *app
+	log    *translog.Client
+	text   []byte // the policy
+	policy *proof.Policy
+	signer crypto.Signer
+	node   string
+	plan   bool
+	dir    string // for certificates, or empty
+}
+
+func (n *nodeLoss) declare(ctx context.Context) error {
+	pub, err := proof.NewPublicKey(n.signer.Public())
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(trust.Operators(), func(k proof.PinnedKey) bool { return k.Key == pub }) {
+	if !slices.ContainsFunc(n.policy.Operators(), func(k proof.PinnedKey) bool { return k.Key == pub }) {
 		return &ExitError{Code: ExitRefused, Err: errors.New("the policy does not name this operator's key"), Next: "nobody would believe the record; use the key of the policy's operator line"}
 	}
-	l := &lostReader{node: node, operator: proof.OperatorID(pub), policy: trust, open: map[string]lostLease{}}
-	head, err := a.readLost(ctx, log, trust, l)
+	l := &lostReader{node: n.node, operator: proof.OperatorID(pub), policy: n.policy, open: map[string]lostLease{}}
+	note, head, err := n.read(ctx, l)
 	switch {
 	case err != nil:
 		return err
-	case l.gone:
-		return &ExitError{Code: ExitRefused, Err: fmt.Errorf("node %s was declared lost already", node)}
+	case l.gone != nil && n.dir == "":
+		return &ExitError{Code: ExitRefused, Err: fmt.Errorf("node %s was declared lost already", n.node), Next: "for the certificates of its leases add --certificates FOLDER"}
 	case l.last.seq == 0:
-		return &ExitError{Code: ExitNotFound, Err: fmt.Errorf("the log has no record of node %s", node), Next: "name the log that this node writes to"}
+		return &ExitError{Code: ExitNotFound, Err: fmt.Errorf("the log has no record of node %s", n.node), Next: "name the log that this node writes to"}
 	}
-	v := lostView{NodeID: node, LastSeq: l.last.seq, Leases: []lostLease{}, Plan: plan}
+	v := lostView{NodeID: n.node, LastSeq: l.last.seq, Leases: []lostLease{}, Plan: n.plan}
 	for _, o := range l.open {
 		v.Leases = append(v.Leases, o)
 	}
 	slices.SortFunc(v.Leases, func(x, y lostLease) int { return strings.Compare(x.ID, y.ID) })
-	if plan {
-		return a.printLost(v)
+	if n.plan {
+		return n.a.printLost(v)
 	}
+	if l.gone == nil {
+		if l.gone, err = n.record(ctx, l, head); err != nil {
+			return err
+		}
+	}
+	v.Index = &l.gone.index
+	if n.dir != "" {
+		if v.Files, err = n.certify(ctx, l, v.Leases, note, head); err != nil {
+			return err
+		}
+	}
+	return n.a.printLost(v)
+}
+
+// record adds the NODE_LOST to the log, and waits until a checkpoint has it.
+func (n *nodeLoss) record(ctx context.Context, l *lostReader, head proof.Checkpoint) (*lostPiece, error) {
 	beacon := head.Beacon()
 	r := proof.Record{Type: proof.NodeLost, NodeID: l.operator, NodeSeq: l.own.seq + 1, PrevHash: l.own.hash, Beacon: &beacon, Result: proof.ResultLostNode,
-		Claims: []string{proof.ClaimAsserted}, LostNode: &proof.LostNode{NodeID: node, LastSeq: l.last.seq, LastHash: l.last.hash}}
+		Claims: []string{proof.ClaimAsserted}, LostNode: &proof.LostNode{NodeID: n.node, LastSeq: l.last.seq, LastHash: l.last.hash}}
 	if l.own.seq == 0 {
 		r.PrevHash = proof.ZeroHash
 	}
-	index, err := addRecord(ctx, log, r, signer)
-	if err != nil {
-		return err
-	}
-	v.Index = &index
-	return a.printLost(v)
-}
-
-// readLost gives all of a log to l, and returns its newest checkpoint, verified,
-// whose tree the leaves were.
-func (a *app) readLost(ctx context.Context, log logSource, trust *proof.Policy, l *lostReader) (head proof.Checkpoint, err error) {
-	note, err := log.Checkpoint(ctx)
-	if err != nil {
-		return head, err
-	}
-	if head, _, err = trust.OpenCheckpoint(note); err != nil {
-		return head, &ExitError{Code: ExitVerify, Err: fmt.Errorf("the log's checkpoint: %w", err), Next: "check that the URL is of a log that the policy names"}
-	}
-	auditor := proof.NewAuditor(trust)
-	bar := a.tally("records", head.Size)
-	defer bar.end()
-	err = log.Leaves(ctx, 0, head.Size, func(index uint64, leaf []byte) error {
-		bar.at(index + 1)
-		auditor.Add(index, leaf)
-		return l.add(index, leaf)
-	})
-	if err != nil {
-		return head, err
-	}
-	for _, f := range auditor.Finish(note, a.now()) {
-		if slices.Contains([]string{proof.FindLeafMissing, proof.FindRoot, proof.FindCheckpoint, proof.FindSplitView}, f.Code) {
-			return head, &ExitError{Code: ExitVerify, Err: fmt.Errorf("the log is not what its checkpoint says: %s", f.Text), Next: "record nothing in it; run `vacate log audit`"}
-		}
-	}
-	return head, nil
-}
-
-// addRecord signs a record, adds it to a log, and waits until a checkpoint has it.
-func addRecord(ctx context.Context, log *translog.Client, r proof.Record, signer crypto.Signer) (uint64, error) {
 	payload, err := proof.EncodePayload(r)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	envelope, err := proof.Sign(payload, signer)
+	envelope, err := proof.Sign(payload, n.signer)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	at, err := log.Add(ctx, []translog.Leaf{{NodeID: r.NodeID, NodeSeq: r.NodeSeq, Envelope: envelope}})
+	at, err := n.log.Add(ctx, []translog.Leaf{{NodeID: r.NodeID, NodeSeq: r.NodeSeq, Envelope: envelope}})
 	if err != nil {
-		return 0, fmt.Errorf("adding the record to the log: %w", err)
+		return nil, fmt.Errorf("adding the record to the log: %w", err)
 	}
-	if _, err := translog.Await(ctx, log, at[0], 200*time.Millisecond); err != nil {
-		return 0, fmt.Errorf("the record is in the log at index %d, and no checkpoint has it yet: %w", at[0], err)
+	if _, err := translog.Await(ctx, n.log, at[0], 200*time.Millisecond); err != nil {
+		return nil, fmt.Errorf("the record is in the log at index %d, and no checkpoint has it yet: %w", at[0], err)
 	}
-	return at[0], nil
+	return &lostPiece{index: at[0], seq: r.NodeSeq, envelope: envelope}, nil
+}
+
+// read gives all of the log to l, and returns its newest checkpoint, verified,
+// whose tree the leaves were.
+func (n *nodeLoss) read(ctx context.Context, l *lostReader) (note []byte, head proof.Checkpoint, err error) {
+	if note, err = n.log.Checkpoint(ctx); err != nil {
+		return nil, head, err
+	}
+	if head, _, err = n.policy.OpenCheckpoint(note); err != nil {
+		return nil, head, &ExitError{Code: ExitVerify, Err: fmt.Errorf("the log's checkpoint: %w", err), Next: "check that the URL is of a log that the policy names"}
+	}
+	auditor := proof.NewAuditor(n.policy)
+	bar := n.a.tally("records", head.Size)
+	defer bar.end()
+	err = n.log.Leaves(ctx, 0, head.Size, func(index uint64, leaf []byte) error {
+		bar.at(index + 1)
+		auditor.Add(index, leaf)
+		l.add(index, leaf)
+		return nil
+	})
+	if err != nil {
+		return nil, head, err
+	}
+	for _, f := range auditor.Finish(note, n.a.now()) {
+		if slices.Contains([]string{proof.FindLeafMissing, proof.FindRoot, proof.FindCheckpoint, proof.FindSplitView}, f.Code) {
+			return nil, head, &ExitError{Code: ExitVerify, Err: fmt.Errorf("the log is not what its checkpoint says: %s", f.Text), Next: "record nothing in it; run `vacate log audit`"}
+		}
+	}
+	return note, head, nil
 }
 
 func (a *app) printLost(v lostView) error {
@@ -242,6 +286,9 @@ func (a *app) printLost(v lostView) error {
 	}
 	for _, l := range v.Leases {
 		fmt.Fprintf(a.out, "  %s  %s\n", l.ID, formatSize(l.Bytes))
+	}
+	for _, f := range v.Files {
+		fmt.Fprintf(a.out, "%s\n", printable(f))
 	}
 	return nil
 }

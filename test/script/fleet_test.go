@@ -206,6 +206,7 @@ type lostResult struct {
 	LastSeq uint64
 	Leases  []struct{ ID string }
 	Index   *uint64
+	Files   []string
 }
 
 // auditResult is what an audit prints.
@@ -302,10 +303,17 @@ func (f *fleet) lost(log served, operator proof.PublicKey) {
 	if errs := f.vacate(1, nil, "log", "node-lost", fleetNode, "--policy", "policy", "--operator-key", "keys/node.key", "--log", "https://"+log.Listen); !strings.Contains(errs, "not of an operator") {
 		f.t.Errorf("with a node's key: %s", errs)
 	}
-	f.vacate(0, &v, args...)
-	if v.Index == nil || *v.Index != 2 || len(v.Leases) != 2 {
+	f.vacate(0, &v, append(args, "--certificates", "certificates")...)
+	if v.Index == nil || *v.Index != 2 || len(v.Leases) != 2 || len(v.Files) != 2 {
 		f.t.Errorf("recorded %+v", v)
 	}
+	var results []struct{ Result proof.Result }
+	f.vacate(0, &results, append([]string{"certificate", "verify", "--policy", "policy"}, v.Files...)...)
+	if len(results) != 2 || results[0].Result.Result != proof.ResultLostNode || results[0].Result.Times[1].NotBefore == "" {
+		f.t.Errorf("the certificates say %+v", results)
+	}
+	f.vacate(0, &v, append(args, "--certificates", "again")...) // without the operator's beacon
+	f.vacate(0, nil, append([]string{"certificate", "verify", "--policy", "policy"}, v.Files...)...)
 	if errs := f.vacate(4, nil, args...); !strings.Contains(errs, "declared lost already") {
 		f.t.Errorf("a second time: %s", errs)
 	}
