@@ -121,7 +121,7 @@ const table = `
 	test     test/vm/disk:
 	test     test/vm/init:     nbdclient test/search test/vm/canary test/vm/wire
 	test     test/vm/wire:
-	test     test/e2e:
+	test     test/e2e:         api/vacate/v1 client proof test/daemon translog/witness
 	test     test/search:
 	test     test/second:      filippo.io/torchwood golang.org/x/mod
 	test     test/slow:
