@@ -30,7 +30,7 @@ func (a *app) certificateGetCommand() *cobra.Command {
 			"witnesses have signed for it; where they do not in time, the certificate says so, and a better one can be had later.",
 		Example:           "vacate certificate get ID\nvacate certificate verify ID.certificate.json --policy policy",
 		Args:              needArgs(1, 1, "one lease id"),
-		ValidArgsFunction: a.completeLeases,
+		ValidArgsFunction: a.completeEnded,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if out.path == "" {
 				if !proof.ValidLeaseID(args[0]) {

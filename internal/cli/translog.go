@@ -286,8 +286,11 @@ func (a *app) printLogStatus(st *vacatev1.LogServiceStatusResponse) error {
 	}
 	p := a.paint(a.out)
 	quorum := cell{text: "yes", paint: p.green}
-	if !st.GetQuorum() {
+	switch {
+	case !st.GetQuorum():
 		quorum = cell{text: "missing: certificates say so until it is there", paint: p.yellow}
+	case len(st.GetWitnesses()) == 0:
+		quorum = cell{text: "none is asked for: certificates say that nothing is witnessed", paint: p.yellow}
 	}
 	waits := plain(fmt.Sprintf("%d of at most %d", st.GetSpool(), st.GetSpoolMax()))
 	if st.GetSpool() > 0 {
