@@ -175,9 +175,9 @@ func (a *app) printKeys(keys []*vacatev1.Key) error {
 	var rows [][]cell
 	for _, k := range keys {
 		rows = append(rows, []cell{plain(k.GetRole()), plain(dash(k.GetWhere())), plain(shortTime(k.GetSince(), a.loc)),
-			plain(dash(shortTime(k.GetUntil(), a.loc))), plain(k.GetName()), plain(k.GetPublicKey())})
+			plain(dash(shortTime(k.GetUntil(), a.loc))), plain(shortID(k.GetKeyId())), plain(k.GetName()), plain(k.GetPublicKey())})
 	}
-	table(a.out, a.paint(a.out), []string{"ROLE", "WHERE", "SINCE", "UNTIL", "NAME", "KEY"}, rows)
+	table(a.out, a.paint(a.out), []string{"ROLE", "WHERE", "SINCE", "UNTIL", "ID", "NAME", "KEY"}, rows)
 	return nil
 }
 
