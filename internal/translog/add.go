@@ -181,6 +181,9 @@ func (l *Log) commitCalls(calls []*call) {
 
 // write adds a batch to the tree and then to the index.
 func (l *Log) write(b *batch) error {
+	if err := l.writable(); err != nil {
+		return err
+	}
 	entries := make([]*tessera.Entry, len(b.leaves))
 	for i, leaf := range b.leaves {
 		entries[i] = tessera.NewEntry(leaf.Envelope)

@@ -1,6 +1,7 @@
 package translog
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -66,4 +67,48 @@ func TestFullDisk(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// TestUnwritable: tessera's state cannot be opened for a while, as on a file system
+// that has turned read-only. It would end the process; it must only end the call.
+func TestUnwritable(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	l, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaves := run(t, 1, 1, 3)
+	if _, err := l.Add(t.Context(), leaves[:1]); err != nil {
+		t.Fatal(err)
+	}
+	state := filepath.Join(cfg.Dir, treeDir, stateDir)
+	away := func(is bool) {
+		t.Helper()
+		var err error
+		if is {
+			err = errors.Join(os.Rename(state, state+"-away"), os.WriteFile(state, nil, 0o600))
+		} else {
+			err = errors.Join(os.Remove(state), os.Rename(state+"-away", state))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	away(true)
+	if _, err := l.Add(t.Context(), leaves[1:]); err == nil {
+		t.Error("added to a log that cannot be written")
+	}
+	away(false)
+	if got, err := l.Add(t.Context(), leaves); err != nil || len(got) != len(leaves) || got[1] != 1 {
+		t.Errorf("added again: %v, %v", got, err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	away(true)
+	if _, err := Open(t.Context(), cfg); err == nil {
+		t.Error("a log that cannot be written was opened")
+	}
+	away(false)
+	openLog(t, cfg)
 }

@@ -198,6 +198,9 @@ func (l *Log) openTree(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := l.writable(); err != nil {
+		return err
+	}
 	driver, err := posix.New(ctx, posix.Config{
 		Path:       filepath.Join(l.cfg.Dir, treeDir),
 		HTTPClient: &http.Client{Transport: &transport{next: l.cfg.WitnessTransport}, CheckRedirect: noRedirect},
