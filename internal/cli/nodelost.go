@@ -27,6 +27,7 @@ type lostReader struct {
 	own       lostChain            // of the operator
 	open      map[string]lostLease // leases of the node that are open
 	rotations []lostPiece          // of the node's key
+	rotated   []proof.PublicKey    // keys that these brought in
 	gone      *lostPiece           // a NODE_LOST names it already: what comes after is not looked at
 }
 
@@ -83,9 +84,7 @@ func (l *lostReader) take(r proof.Record, p lostPiece) {
 	case r.Type == proof.CLOSE:
 		delete(l.open, r.LeaseID)
 	case r.Type == proof.KEYS:
-		if slices.ContainsFunc(r.Keys, func(k proof.KeyChange) bool { return k.Role == proof.RoleNode }) {
-			l.rotations = append(l.rotations, p)
-		}
+		l.rotate(r, p)
 	case known:
 		if r.Type == proof.RESIZE {
 			o.Bytes = r.Bytes
@@ -95,12 +94,24 @@ func (l *lostReader) take(r proof.Record, p lostPiece) {
 	}
 }
 
+// rotate takes note of a new key of the node.
+func (l *lostReader) rotate(r proof.Record, p lostPiece) {
+	for _, k := range r.Keys {
+		if pub, err := proof.ParsePublicKey(k.New); k.Role == proof.RoleNode && err == nil {
+			l.rotated = append(l.rotated, pub)
+			l.rotations = append(l.rotations, p)
+		}
+	}
+}
+
 // signed reports whether a key that the policy has, or that a rotation brought
 // in, signed. Validity is the audit's matter.
 func (l *lostReader) signed(env proof.Envelope, id string) bool {
 	keys := l.policy.Node(id)
 	if id == l.operator {
 		keys = l.policy.Operators()
+	} else if slices.ContainsFunc(l.rotated, func(k proof.PublicKey) bool { return env.VerifyKey(k) == nil }) {
+		return true
 	}
 	return slices.ContainsFunc(keys, func(k proof.PinnedKey) bool { return env.VerifyKey(k.Key) == nil })
 }
