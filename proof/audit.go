@@ -113,7 +113,7 @@ type Auditor struct {
 	leases map[string]*openLease
 	ended  map[string]uint64 // leases that have ended, and the index of the record that says so
 	drives map[string]*auditedDrive
-	due    []closedLease // ended, with a deadline, and no checkpoint since
+	due    []time.Time // deadlines of leases that have ended since the last checkpoint
 }
 
 // NewAuditor returns an auditor that trusts whom the policy names. The policy's
@@ -178,8 +178,8 @@ func (a *Auditor) root() [32]byte {
 	return [32]byte(r)
 }
 
-// head compares a checkpoint with the tree of its size, and takes note of its
-// time.
+// head compares a checkpoint with the root of the tree of its size, and, where it
+// is that, takes note of its time. REQUIRES: then the tree has that size now.
 func (a *Auditor) head(c Checkpoint, root [32]byte) {
 	if c.Root != root && a.broken {
 		return // Add has said so
@@ -196,7 +196,7 @@ func (a *Auditor) head(c Checkpoint, root [32]byte) {
 	if old, known := a.times[c.Size]; !known || t.Before(old) {
 		a.times[c.Size] = t
 	}
-	a.judge(c.Size, t)
+	a.judge(t)
 }
 
 // AddCheckpoint takes a checkpoint of the log that was kept from an earlier

@@ -215,6 +215,12 @@ func TestAudit(t *testing.T) {
 			r.OpenLeafIndex = &at
 			h.log(r)
 		}},
+		{"CLOSE of another number", []string{proof.FindBinding}, func(h *history) {
+			h.opens("a", 0, 5)
+			r := h.closing("a")
+			r.OpenSeq = 1
+			h.log(r)
+		}},
 		{"CLOSE on another boot", []string{proof.FindBinding}, func(h *history) {
 			h.opens("a", 0, 5)
 			r := h.closing("a")
@@ -272,6 +278,11 @@ func TestAudit(t *testing.T) {
 			l := h.opens("a", 0, 1)
 			h.opens("b", 1, 1)
 			h.log(lostAfter(t, l), "operator")
+		}},
+		{"NODE_LOST that knows another history", []string{proof.FindBinding}, func(h *history) {
+			r := lostAfter(t, h.opens("a", 0, 1))
+			r.LostNode.LastHash = strings.Repeat("1", 64)
+			h.log(r, "operator")
 		}},
 		{"records of a lost node", []string{proof.FindAfterLost, proof.FindTwoCloses}, func(h *history) {
 			h.log(lostAfter(t, h.opens("a", 0, 1)), "operator")

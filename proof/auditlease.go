@@ -24,13 +24,6 @@ type taken struct {
 	extent uint32
 }
 
-// A closedLease is one with a deadline, until a witness's time tells by when
-// its CLOSE was there.
-type closedLease struct {
-	index uint64
-	until time.Time
-}
-
 // An auditedDrive is a drive and who holds which of its extents.
 type auditedDrive struct {
 	all  []Range // that it has; nil while no ENROL of it was seen
@@ -222,24 +215,21 @@ func (a *Auditor) end(index uint64, l *openLease, r *Record) {
 			return
 		}
 	}
-	a.due = append(a.due, closedLease{index, until})
+	a.due = append(a.due, until)
 }
 
-// judge tells of all leases that have ended, and that the tree of this size has,
-// whether a witness's time shows that they met their deadline. A later
-// checkpoint cannot show it of those that this one does not.
-func (a *Auditor) judge(size uint64, t time.Time) {
-	a.due = slices.DeleteFunc(a.due, func(c closedLease) bool {
-		if c.index >= size {
-			return false
-		}
-		if t.After(c.until) {
+// judge tells of all leases that have ended whether a witness's time, of the tree
+// as it is now, shows that they met their deadline. A later checkpoint cannot show
+// it of those that this one does not.
+func (a *Auditor) judge(t time.Time) {
+	for _, until := range a.due {
+		if t.After(until) {
 			a.sum.DeadlinesUnknown++
 		} else {
 			a.sum.DeadlinesMet++
 		}
-		return true
-	})
+	}
+	a.due = a.due[:0]
 }
 
 func (a *Auditor) nodeLost(index uint64, r *Record) {
