@@ -26,12 +26,7 @@ var clock = regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d  `)
 
 func golden(t *testing.T, name, got string) {
 	t.Helper()
-	goldenIn(t, "testdata", name, got)
-}
-
-func goldenIn(t *testing.T, dir, name, got string) {
-	t.Helper()
-	file := filepath.Join(dir, name)
+	file := filepath.Join("testdata", name)
 	if *update {
 		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)

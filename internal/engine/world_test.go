@@ -299,13 +299,6 @@ func (h *host) open(req ipc.LeaseOpenRequest) string {
 // tryOpen opens a lease with so many sockets, and returns their paths.
 func (h *host) tryOpen(req ipc.LeaseOpenRequest, sockets int) (paths []string, err error) {
 	h.t.Helper()
-	paths, _, err = h.openAnswer(req, sockets)
-	return paths, err
-}
-
-// openAnswer does, and returns the answer too.
-func (h *host) openAnswer(req ipc.LeaseOpenRequest, sockets int) (paths []string, opened *ipc.LeaseOpened, err error) {
-	h.t.Helper()
 	var files []*os.File
 	for range sockets {
 		f, path := h.listen()
@@ -314,14 +307,10 @@ func (h *host) openAnswer(req ipc.LeaseOpenRequest, sockets int) (paths []string
 	body, err := json.Marshal(req)
 	check(h.t, err)
 	v, err := h.Handle(h.t.Context(), ipc.MethodLeaseOpen, body, files)
-	if err != nil {
-		return paths, nil, err
+	if err == nil && v.(*ipc.LeaseOpened).KeyGeneratedNs <= 0 {
+		h.t.Fatalf("the key was generated at %d", v.(*ipc.LeaseOpened).KeyGeneratedNs)
 	}
-	opened = v.(*ipc.LeaseOpened)
-	if opened.KeyGeneratedNs <= 0 || opened.KeyCommit == "" {
-		h.t.Fatalf("of the key is told: %+v", opened)
-	}
-	return paths, opened, nil
+	return paths, err
 }
 
 // dial connects a client, and returns its connection too.

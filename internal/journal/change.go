@@ -6,7 +6,6 @@ import (
 
 	"vacate/internal/lease"
 	"vacate/internal/limit"
-	"vacate/proof"
 )
 
 // This file has the changes, one method a transaction.
@@ -47,7 +46,7 @@ func (b *Bolt) DropDrive(uuid string) error {
 }
 
 // FinishDrive implements [Store].
-func (b *Bolt) FinishDrive(d Drive, te Testimony) error {
+func (b *Bolt) FinishDrive(d Drive) error {
 	return b.update("enrolling drive "+d.Path, func(t *tables) error {
 		key, err := driveKey(d.UUID)
 		if err != nil {
@@ -62,12 +61,8 @@ func (b *Bolt) FinishDrive(d Drive, te Testimony) error {
 		}
 		d.State = Ready
 		t.put(drivesBucket, key, encode(driveValue{Version, d}))
-		r, err := enrolRecord(d, te)
-		if err != nil {
-			return err
-		}
-		_, err = t.append(r)
-		return err
+		t.append(enrolRecord(d))
+		return nil
 	})
 }
 
@@ -116,7 +111,7 @@ func (b *Bolt) epochs(op string, uuids []string, change func(*driveValue) bool) 
 }
 
 // OpenLease implements [Store].
-func (b *Bolt) OpenLease(l lease.Lease, te Testimony) (lease.Lease, error) {
+func (b *Bolt) OpenLease(l lease.Lease) (lease.Lease, error) {
 	var out lease.Lease
 	err := b.update("opening lease "+l.ID, func(t *tables) error {
 		if l.State != lease.Opening || l.Space != lease.Held || !lease.ValidID(l.ID) {
@@ -140,13 +135,7 @@ func (b *Bolt) OpenLease(l lease.Lease, te Testimony) (lease.Lease, error) {
 			return err
 		}
 		out = l
-		r, err := t.openRecord(l, te)
-		if err != nil {
-			return err
-		}
-		if out.OpenSeq, err = t.append(r); err != nil {
-			return err
-		}
+		out.OpenSeq = t.append(openRecord(l))
 		t.put(leasesBucket, []byte(l.ID), encode(leaseValue{Version, out}))
 		return nil
 	})
@@ -178,7 +167,7 @@ func (b *Bolt) LimitLease(id string, limits limit.Limits) (lease.Lease, error) {
 }
 
 // CloseLease implements [Store].
-func (b *Bolt) CloseLease(l lease.Lease, free bool, te Testimony) (lease.Lease, error) {
+func (b *Bolt) CloseLease(l lease.Lease, free bool) (lease.Lease, error) {
 	var out lease.Lease
 	err := b.update("closing lease "+l.ID, func(t *tables) error {
 		old, live, err := t.find(l.ID)
@@ -187,7 +176,7 @@ func (b *Bolt) CloseLease(l lease.Lease, free bool, te Testimony) (lease.Lease, 
 		}
 		out = old
 		if live && old.CloseSeq == 0 {
-			if out, err = t.record(old, l, free, te); err != nil {
+			if out, err = t.record(old, l, free); err != nil {
 				return err
 			}
 		}
@@ -205,7 +194,7 @@ func (b *Bolt) CloseLease(l lease.Lease, free bool, te Testimony) (lease.Lease, 
 }
 
 // record writes the CLOSE record of old with what l observed.
-func (t *tables) record(old, l lease.Lease, drained bool, te Testimony) (lease.Lease, error) {
+func (t *tables) record(old, l lease.Lease, drained bool) (lease.Lease, error) {
 	if l.State != lease.Erased && l.State != lease.Lost || l.Result == "" {
 		return old, fmt.Errorf("lease in state %s with result %q has not ended", l.State, l.Result)
 	}
@@ -219,19 +208,7 @@ func (t *tables) record(old, l lease.Lease, drained bool, te Testimony) (lease.L
 	if err := out.Apply(lease.Recorded); err != nil {
 		return old, err
 	}
-	if old.Proof.Released {
-		te.Claims = without(te.Claims, proof.ClaimKeyCommitted) // its tenant may have it
-	}
-	r, err := t.closeRecord(out, te)
-	if err != nil {
-		return old, err
-	}
-	if out.CloseSeq, err = t.append(r); err != nil {
-		return old, err
-	}
-	if err := t.bequeath(out, te.Annex); err != nil {
-		return old, err
-	}
+	out.CloseSeq = t.append(closeRecord(out))
 	out.Space = lease.Cleaning
 	if out.Result == lease.Failed && out.Key != "" {
 		// Nothing came of it: the same key may try again.

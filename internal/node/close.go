@@ -96,13 +96,6 @@ func (n *Node) runClose(e *entry) {
 	}
 	fail.At(fail.ControlErased)
 	reason := n.quietSoon(e)
-	n.mu.Lock()
-	never := e.unwritten
-	n.mu.Unlock()
-	if never {
-		n.discard(e, reason)
-		return
-	}
 	if !n.record(e, reason) {
 		return
 	}
@@ -149,7 +142,7 @@ func (n *Node) erased(e *entry, er ipc.Erasure) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	e.trouble = ""
-	e.l.Erasure = &lease.Erasure{BootID: n.hello.BootID, KeyGeneratedNs: e.madeNs(n.hello.BootID), GateClosedNs: er.GateClosedNs,
+	e.l.Erasure = &lease.Erasure{BootID: n.hello.BootID, KeyGeneratedNs: e.keyNs, GateClosedNs: er.GateClosedNs,
 		CiphersDoneNs: er.CiphersDoneNs, KeyDestroyedNs: er.KeyDestroyedNs, ReadBack: er.ReadBack}
 	result, text := n.verdict(e)
 	n.over(e, result, text, lease.KeyGone)
@@ -288,15 +281,11 @@ func (n *Node) quiet(ctx context.Context, e *entry) error {
 // first, or when there is nothing to record.
 func (n *Node) record(e *entry, pending error) bool {
 	var b backoff
-	n.mu.Lock()
-	words := e.l
-	n.mu.Unlock()
-	te := n.lastWords(words, pending == nil) // once: whoever asks again must say the same
 	for {
 		n.mu.Lock()
 		l := e.l
 		n.mu.Unlock()
-		stored, err := n.cfg.Store.CloseLease(l, pending == nil, te)
+		stored, err := n.cfg.Store.CloseLease(l, pending == nil)
 		switch {
 		case err == nil:
 			n.mu.Lock()
@@ -327,13 +316,12 @@ func (n *Node) unbindFailed(l lease.Lease) {
 	}
 }
 
-// discard drops a lease that is not in the journal: its opening failed before, or
-// there.
+// discard drops a lease that turned out not to be in the journal: its opening
+// failed there, and no engine was asked.
 func (n *Node) discard(e *entry, pending error) {
 	if pending != nil && !n.waitQuiet(e) {
 		return
 	}
-	n.removeSockets(e)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	e.l.Space = lease.Free

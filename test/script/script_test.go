@@ -31,7 +31,6 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"vacate/internal/secret"
 	"vacate/test/daemon"
 )
 
@@ -86,12 +85,6 @@ func TestScripts(t *testing.T) {
 			e.Setenv("TZ", "UTC")
 			e.Values[daemonKey{}] = new(slot)
 			return nil
-		},
-		Condition: func(name string) (bool, error) {
-			if name == "secret" { // this build, and so the binary, clears what cryptography leaves
-				return secret.Enabled(), nil
-			}
-			return false, fmt.Errorf("there is no condition %q", name)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start": start, "stopd": stopd, "exits": exits, "json": jsonAt, "post": post, "eventually": eventually,
