@@ -236,7 +236,8 @@ func (m *model) check(o *op) []Wrong {
 		for n < len(racing) && racing[n].sector == sector {
 			n++
 		}
-		if m.right(sector, found, racing[:n]) || n > 0 && mixed(o.buf[i*sectorSize:(i+1)*sectorSize], m.stampOf(sector, 0), m.allowed(sector, racing[:n])) {
+		b := o.buf[i*sectorSize : (i+1)*sectorSize]
+		if m.right(sector, found, racing[:n]) || n > 0 && mixed(b, m.stampOf(sector, 0), m.allowed(sector, racing[:n])) {
 			racing = racing[n:]
 			continue
 		}
@@ -244,7 +245,7 @@ func (m *model) check(o *op) []Wrong {
 			m.reported[sector] = true
 			allowed := m.allowed(sector, racing[:n])
 			w := Wrong{Off: m.stampOf(sector, 0).off, Expected: describe(allowed)}
-			w.Class, w.Found = classify(o.buf[i*sectorSize:(i+1)*sectorSize], m.stampOf(sector, 0), allowed)
+			w.Class, w.Found = classify(b, m.stampOf(sector, 0), allowed)
 			wrong = append(wrong, w)
 		}
 		racing = racing[n:]

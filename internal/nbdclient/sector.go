@@ -191,11 +191,15 @@ const cipherBlock = 16
 // and the rest after it: each block of the cipher is from one of the states, but for
 // two at most, where the reader met the writer within a block.
 func mixed(b []byte, want stamp, states []state) bool {
+	var images [][]byte
+	for _, s := range states {
+		images = append(images, imageOf(want, s))
+	}
 	met := 0
 	for at := 0; at < sectorSize; at += cipherBlock {
 		known := false
-		for _, s := range states {
-			known = known || bytes.Equal(b[at:at+cipherBlock], imageOf(want, s)[at:at+cipherBlock])
+		for _, image := range images {
+			known = known || bytes.Equal(b[at:at+cipherBlock], image[at:at+cipherBlock])
 		}
 		if !known {
 			met++
