@@ -5,6 +5,10 @@ FUZZTIME ?= 10s
 DEV      ?= vacate-dev
 CUTS     ?= 5
 
+# Has Go clear what cryptography leaves of keys on stack and heap (internal/secret). A
+# build without it works, and refuses tenants' shares of keys.
+export GOEXPERIMENT ?= runtimesecret
+
 # make build VERSION=v1.2.3 makes a release; without it, version says devel.
 LDFLAGS := -s -w $(VERSION:%=-X vacate/internal/version.release=%)
 
@@ -20,13 +24,13 @@ PUREGO := $(wildcard internal/xts internal/crypt internal/volume internal/engine
 # descriptor was made to; descriptors that come without room stay open in it; and what is
 # limited takes longer than the limit says.
 ARM64 := $(wildcard internal/xts internal/crypt internal/blk internal/blockmap internal/extent \
-         internal/volume internal/lease internal/limit internal/ipc internal/poll internal/virtq internal/virtioblk)
+         internal/volume internal/lease internal/limit internal/ipc internal/poll internal/virtq internal/virtioblk internal/keyshare internal/cipheraudit)
 EMULATED := GOARCH=arm64 CGO_ENABLED=0 GODEBUG=asyncpreemptoff=1 $(GO) test -exec qemu-aarch64 -timeout 3m \
          -skip 'Foreign|TestFaults|StackFaults|Broken|ChangingMemory|FullCall|LimitsHold|TooManyFiles|/Foreign|//Foreign'
 
 .DEFAULT_GOAL := help
 .PHONY: help build run demo test test-packages test-plain test-race test-purego \
-        test-arm64 test-planted test-vm hunts hunts-full fmt lint vuln cross generate generate-check bench bench-peers cover fuzz clean
+        test-arm64 test-planted test-vm hunts hunts-full fmt lint vuln cross wasm generate generate-check bench bench-log bench-peers cover fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +51,7 @@ test: test-packages ## everything: vet, race + invariants, purego, planted bugs,
 	$(MAKE) --no-print-directory test-purego
 	$(MAKE) --no-print-directory test-planted
 	$(MAKE) --no-print-directory test-plain
+	$(MAKE) --no-print-directory wasm
 
 test-packages: ## install the Debian packages that the tests use, where missing
 	@tools/test-packages.sh
@@ -84,12 +89,14 @@ hunts: test-packages ## the hunts in short form, and that they find what is plan
 	$(HUNT) upgrade -n 6
 	$(HUNT) upgrade -n 6 -export vhost-user
 	$(HUNT) late-write -n 50 -daemon 10
+	$(HUNT) spool -n 40
 	$(HUNT) leak -n 5000 -every 2500
 	$(HUNT) leak -n 2000 -every 1000 -fallback
 	$(HUNT) late-write -n 50 -daemon 0 -planted fence-off
 	$(HUNT) kill -n 200 -export vhost-user -planted resubmit-left-out
 	$(HUNT) kill -n 200 -export vhost-user -planted inflight-unwritten
 	$(HUNT) kill -n 200 -export vhost-user -point vhost.consumed -planted answer-early
+	$(HUNT) spool -n 20 -planted sent-early
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted gate-skipped,late-decrypt
 	$(HUNT) leak -n 20000 -every 20000 -chaos 100ms -planted bit-early
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted buffer-not-cleared
@@ -102,6 +109,7 @@ hunts-full: test-packages ## the hunts at the counts that a release needs (long;
 	$(HUNT) keeper -n 200
 	$(HUNT) upgrade -n 20
 	$(HUNT) upgrade -n 20 -export vhost-user
+	$(HUNT) spool -n 1000
 	$(HUNT) late-write -n 800 -daemon 120
 	$(HUNT) leak -n 100000 -every 10000
 	$(HUNT) leak -n 100000 -every 10000 -fallback
@@ -123,6 +131,10 @@ cross: ## build and vet for arm64
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 
+wasm: test-packages ## build and vet package proof for web pages, and verify certificates there (node)
+	GOOS=js GOARCH=wasm GOEXPERIMENT= $(GO) vet ./proof
+	GOOS=js GOARCH=wasm GOEXPERIMENT= $(GO) test -timeout 5m -exec "$$($(GO) env GOROOT)/lib/wasm/go_js_wasm_exec" -run 'TestVerify|TestSpec|TestKinds' ./proof
+
 generate: ## regenerate the API's code from its protobuf, and the ciphers' assembly
 	$(TOOL) buf generate
 	@GO='$(GO)' tools/generate-asm.sh
@@ -135,6 +147,9 @@ bench-peers: test-packages ## every row of the table beside peers, into docs/per
 
 bench: build ## measure: time to erasure, to open, memory, to restart
 	$(GO) run ./test/bench
+
+bench-log: ## records a second that a log takes, on the disk of VACATE_BENCH_DIR (default: the temporary folder's)
+	$(GO) test -timeout 10m -run '^$$' -bench Add -benchtime 60000x ./internal/translog
 
 cover: ## coverage of all packages by all tests, in coverage.out
 	$(GO) test -timeout 8m -coverpkg=./... -coverprofile=coverage.out ./...

@@ -1,6 +1,6 @@
 // Package client calls the API of a Vacate daemon over its unix socket.
 //
-// A [Client] holds the three services of vacate.v1. Requests and responses are
+// A [Client] holds the services of vacate.v1. Requests and responses are
 // the messages of vacate/api/vacate/v1. Errors are those of connect
 // (connect.CodeOf tells the code); [ProblemOf] finds what the daemon said about
 // one, and an error that is a [*DialError] means that no daemon was reached.
@@ -25,9 +25,13 @@ const DefaultSocket = "/run/vacate/vacate.sock"
 
 // A Client calls one daemon. Its methods may be called from any goroutine.
 type Client struct {
-	Leases vacatev1connect.LeaseServiceClient
-	Drives vacatev1connect.DriveServiceClient
-	Node   vacatev1connect.NodeServiceClient
+	Leases       vacatev1connect.LeaseServiceClient
+	Drives       vacatev1connect.DriveServiceClient
+	Node         vacatev1connect.NodeServiceClient
+	Certificates vacatev1connect.CertificateServiceClient
+	Tenants      vacatev1connect.TenantServiceClient
+	Trust        vacatev1connect.TrustServiceClient
+	Log          vacatev1connect.LogServiceClient
 
 	socket    string
 	transport *http.Transport
@@ -51,10 +55,14 @@ func Dial(socket string) *Client {
 	const host = "http://vacate" // the socket decides who answers; HTTP wants a name
 	opts := connect.WithAcceptCompression("gzip", nil, nil)
 	return &Client{
-		Leases: vacatev1connect.NewLeaseServiceClient(h, host, opts),
-		Drives: vacatev1connect.NewDriveServiceClient(h, host, opts),
-		Node:   vacatev1connect.NewNodeServiceClient(h, host, opts),
-		socket: socket, transport: t,
+		Leases:       vacatev1connect.NewLeaseServiceClient(h, host, opts),
+		Drives:       vacatev1connect.NewDriveServiceClient(h, host, opts),
+		Node:         vacatev1connect.NewNodeServiceClient(h, host, opts),
+		Certificates: vacatev1connect.NewCertificateServiceClient(h, host, opts),
+		Tenants:      vacatev1connect.NewTenantServiceClient(h, host, opts),
+		Trust:        vacatev1connect.NewTrustServiceClient(h, host, opts),
+		Log:          vacatev1connect.NewLogServiceClient(h, host, opts),
+		socket:       socket, transport: t,
 	}
 }
 

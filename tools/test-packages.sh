@@ -15,7 +15,9 @@ need=(
 	mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs
 	perf:linux-perf taskset:util-linux
 	gcc:gcc gdb:gdb-minimal qemu-system-x86_64:qemu-system-x86
+	swtpm:swtpm swtpm_ioctl:swtpm-tools
 	qemu-storage-daemon:qemu-system-common qemu-aarch64:qemu-user
+	node:nodejs
 )
 
 missing=()

@@ -25,9 +25,11 @@ var skips = map[string]string{
 	"test/e2e/hostile_test.go":          "needs root, to become another user; fails without where CI is set",
 	"test/slow/slow_test.go":            "needs root and /dev/fuse; fails without them where CI is set",
 	"test/e2e/state_test.go":            "needs root, to mount; fails without where CI is set",
+	"internal/engine/sharemem_test.go":  "a build without runtime/secret, which refuses what is tested; fails without where CI is set",
 	"internal/server/admin_test.go":     "its last part calls as another user: only root may",
 	"internal/server/server_test.go":    "its last part calls as another user: only root may",
 	"internal/sys/attribute_test.go":    "needs root and the loop driver, to take a device away; fails without them where CI is set",
+	"internal/translog/full_test.go":    "needs root, to mount a small tmpfs; fails without where CI is set",
 	"internal/volatile/keys_test.go":    "a kernel without memfd_secret; any other reason to lack it fails",
 }
 

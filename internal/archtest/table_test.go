@@ -37,6 +37,11 @@ const table = `
 	leaf     sandbox:          sys github.com/landlock-lsm/go-landlock
 	leaf     poll:
 	leaf     xts:              golang.org/x/sys/cpu
+	leaf     durable:
+	leaf     tpm:              github.com/google/go-tpm
+	leaf     secret:           xts
+	leaf     keyshare:         secret
+	leaf     cipheraudit:
 	leaf     uring:            sys
 	leaf     nbdclient:
 	leaf     vhostclient:      nbdclient sys
@@ -51,7 +56,7 @@ const table = `
 	data     blockmap:         blk fail mem plant
 	data     crypt:            blk mem plant sys xts
 	data     drive:            blk mem plant sys uring
-	data     engine:           blk blockmap crypt drive export/nbd export/vhostuser extent fail ipc limit mem plant sandbox sys volatile volume xts
+	data     engine:           blk blockmap crypt drive export/nbd export/vhostuser extent fail ipc keyshare limit mem plant sandbox secret sys volatile volume xts
 
 	# between processes
 	shared   ipc:              extent limit
@@ -63,9 +68,19 @@ const table = `
 	control  handoff:          sys
 	control  held:             fail handoff sys volatile
 	control  lease:            extent limit
-	control  journal:          extent lease limit go.etcd.io/bbolt
-	control  node:             extent fail ipc journal lease limit sys
-	control  control:          config extent fail ipc journal lease limit metrics node sandbox server sys version volatile
+	control  journal:          extent lease limit proof go.etcd.io/bbolt
+	control  node:             extent fail ipc journal lease limit plant proof sys
+	control  control:          annex attest config durable extent fail ipc journal keyring lease limit metrics node notary proof sandbox secret server
+	                           sys tpm translog version volatile
+	control  annex:            lease proof
+	control  certpage:         proof
+	control  keyring:          durable proof golang.org/x/mod
+	control  notary:           durable fail journal keyring lease plant proof translog
+	control  attest:           durable proof tpm
+	control  translog:         proof translog/conns github.com/transparency-dev/merkle github.com/transparency-dev/tessera go.etcd.io/bbolt golang.org/x/mod
+	                           k8s.io/klog/v2
+	control  translog/conns:
+	control  translog/witness: translog/conns github.com/transparency-dev/merkle go.etcd.io/bbolt golang.org/x/mod
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease limit metrics node
@@ -74,8 +89,9 @@ const table = `
 	# public
 	public   api/vacate/v1:                  google.golang.org/protobuf
 	public   api/vacate/v1/vacatev1connect:  api/vacate/v1 connectrpc.com/connect
+	public   proof:                          github.com/transparency-dev/merkle
 	public   client:                         api/vacate/v1 api/vacate/v1/vacatev1connect connectrpc.com/connect
-	control  cli:              api/vacate/v1 bench client config version
+	control  cli:              api/vacate/v1 bench certpage cipheraudit client config keyring keyshare nbdclient proof translog translog/witness version
 	                           charm.land/fang/v2 connectrpc.com/connect github.com/spf13/cobra github.com/spf13/pflag
 	                           go.yaml.in/yaml/v3 golang.org/x/term google.golang.org/protobuf
 
@@ -90,12 +106,14 @@ const table = `
 	test     archtest:
 	test     blk/blktest:      blk
 	test     sim:              blk
+	test     proof/prooftest:  proof
+	test     tpm/tpmtest:
 	test     xts/internal/regs:
 	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow
-	test     node/nodesim:     extent ipc journal lease limit
+	test     node/nodesim:     extent ipc journal lease limit proof
 	test     test/daemon:
 	test     test/peers:       blk blockmap crypt drive export/nbd mem nbdclient test/daemon vhostclient volume xts
-	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant test/daemon test/hunt/power test/search test/slow vhostclient
+	test     test/hunt:        api/vacate/v1 blk client drive fail mem nbdclient plant proof test/daemon test/hunt/power test/search test/slow vhostclient
 	                           connectrpc.com/connect
 	test     test/hunt/power:  journal plant test/daemon test/search test/vm test/vm/canary test/vm/disk test/vm/wire
 	test     test/vm:          test/vm/wire
@@ -103,10 +121,11 @@ const table = `
 	test     test/vm/disk:
 	test     test/vm/init:     nbdclient test/search test/vm/canary test/vm/wire
 	test     test/vm/wire:
-	test     test/e2e:
+	test     test/e2e:         api/vacate/v1 client proof test/daemon translog/witness
 	test     test/search:
+	test     test/second:      filippo.io/torchwood golang.org/x/mod
 	test     test/slow:
-	test     test/script:
+	test     test/script:      keyring proof secret translog
 `
 
 // reach says which planes a plane may depend on, however indirectly.
@@ -124,5 +143,5 @@ var reach = map[string]string{
 var only = map[string][]string{
 	"golang.org/x/sys/unix": {"sys"},
 	"golang.org/x/sys/cpu":  {"xts"},
-	"go.etcd.io/bbolt":      {"journal"},
+	"go.etcd.io/bbolt":      {"journal", "translog", "translog/witness"},
 }

@@ -26,7 +26,12 @@ var clock = regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d  `)
 
 func golden(t *testing.T, name, got string) {
 	t.Helper()
-	file := filepath.Join("testdata", name)
+	goldenIn(t, "testdata", name, got)
+}
+
+func goldenIn(t *testing.T, dir, name, got string) {
+	t.Helper()
+	file := filepath.Join(dir, name)
 	if *update {
 		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)

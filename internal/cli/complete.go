@@ -27,20 +27,29 @@ func (a *app) ask(f func(ctx context.Context, c *client.Client) ([]string, error
 	return words, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeLeases offers the leases that are not given yet.
+// completeLeases offers the open leases that are not given yet.
 func (a *app) completeLeases(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return a.offerLeases(args, false)
+}
+
+// completeEnded offers the leases that have ended.
+func (a *app) completeEnded(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return a.offerLeases(args, true)
+}
+
+func (a *app) offerLeases(args []string, ended bool) ([]string, cobra.ShellCompDirective) {
 	given := make(map[string]bool)
 	for _, id := range args {
 		given[id] = true
 	}
 	return a.ask(func(ctx context.Context, c *client.Client) ([]string, error) {
-		res, err := c.Leases.List(ctx, &vacatev1.LeaseServiceListRequest{})
+		res, err := c.Leases.List(ctx, &vacatev1.LeaseServiceListRequest{IncludeEnded: ended})
 		if err != nil {
 			return nil, err
 		}
 		var words []string
 		for _, l := range res.GetLeases() {
-			if !given[l.GetId()] {
+			if (!ended || l.GetResult() != "") && !given[l.GetId()] {
 				words = append(words, l.GetId()+"\t"+printable(l.GetTenant())+" "+formatSize(l.GetSizeBytes()))
 			}
 		}

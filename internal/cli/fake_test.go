@@ -18,6 +18,7 @@ import (
 
 	vacatev1 "vacate/api/vacate/v1"
 	"vacate/api/vacate/v1/vacatev1connect"
+	"vacate/proof/prooftest"
 )
 
 // A fake is a daemon with canned answers, which serves one call at a time. The
@@ -30,6 +31,8 @@ type fake struct {
 	enroll *vacatev1.DriveServiceEnrollRequest
 	stop   *vacatev1.NodeServiceStopRequest
 	sock   string
+
+	proofFake // see fakeproof_test.go
 
 	cut      int      // how many calls of Open and Close are cut off
 	recovers int      // how many calls of Open and Limit meet a daemon that recovers
@@ -86,6 +89,8 @@ func fakeLease(id string) *vacatev1.Lease {
 	case idClosed:
 		l.State, l.Result, l.Space, l.CloseSeq, l.Erasure = vacatev1.LeaseState_LEASE_STATE_CLOSED, "ok", "free", 8, erasure
 		l.ClosedAt = timestamppb.New(fakeTime.Add(time.Hour))
+	case prooftest.Lease1: // of the tests of proof: 8 blocks
+		l.State, l.SizeBytes = vacatev1.LeaseState_LEASE_STATE_OPEN, 8*4096
 	case idErased:
 		erasure.Drained, erasure.Quarantined = false, true
 		l.State, l.Result, l.Space, l.Erasure = vacatev1.LeaseState_LEASE_STATE_ERASED, "ok", "held", erasure
@@ -127,7 +132,7 @@ func (f leaseFake) Open(_ context.Context, req *vacatev1.LeaseServiceOpenRequest
 	if len(req.GetExports()) > 0 {
 		return &vacatev1.LeaseServiceOpenResponse{Lease: fakeLease(idVM)}, nil
 	}
-	return &vacatev1.LeaseServiceOpenResponse{Lease: fakeLease(idOpen)}, nil
+	return &vacatev1.LeaseServiceOpenResponse{Lease: fakeLease(idOpen), Receipt: f.receipt, ReceiptWhy: f.receiptWhy}, nil
 }
 
 func (f leaseFake) List(_ context.Context, req *vacatev1.LeaseServiceListRequest) (*vacatev1.LeaseServiceListResponse, error) {
@@ -307,6 +312,10 @@ func startFake(t *testing.T) (*fake, string) {
 	mux.Handle(vacatev1connect.NewLeaseServiceHandler(leaseFake{f}))
 	mux.Handle(vacatev1connect.NewDriveServiceHandler(driveFake{f}))
 	mux.Handle(vacatev1connect.NewNodeServiceHandler(nodeFake{f}))
+	mux.Handle(vacatev1connect.NewCertificateServiceHandler(certificateFake{f}))
+	mux.Handle(vacatev1connect.NewTenantServiceHandler(tenantFake{f}))
+	mux.Handle(vacatev1connect.NewTrustServiceHandler(trustFake{f}))
+	mux.Handle(vacatev1connect.NewLogServiceHandler(logFake{f}))
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock() // a call that is cut off orders nothing before the next one
 		defer f.mu.Unlock()

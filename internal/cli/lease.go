@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os/user"
@@ -18,8 +19,8 @@ import (
 )
 
 func (a *app) leaseCommand() *cobra.Command {
-	return group("lease", "Open, show, resize, limit and close leases: one tenant's hold on one volume",
-		a.leaseOpenCommand(), a.leaseListCommand(), a.leaseShowCommand(), a.leaseResizeCommand(), a.leaseLimitCommand(), a.leaseCloseCommand(), a.leaseWatchCommand())
+	return group("lease", "Prepare, open, show, resize, limit and close leases: one tenant's hold on one volume",
+		a.leaseOpenCommand(), a.leasePrepareCommand(), a.leaseListCommand(), a.leaseShowCommand(), a.leaseResizeCommand(), a.leaseLimitCommand(), a.leaseCloseCommand(), a.leaseWatchCommand())
 }
 
 func (a *app) leaseOpenCommand() *cobra.Command {
@@ -27,6 +28,7 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 	var limits limitsFlag
 	var exports exportFlags
 	var program programFlag
+	var proofs proofFlags
 	var tenant, drive, uid, key string
 	var logical uint32
 	var ttl time.Duration
@@ -63,12 +65,15 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 				}
 				req.Uid = &n
 			}
+			if err := proofs.set(a, req); err != nil {
+				return err
+			}
 			return a.call(func(ctx context.Context, c *client.Client) error {
-				l, err := openLease(ctx, c, req)
+				res, err := openLease(ctx, c, req)
 				if err != nil {
 					return err
 				}
-				return a.printOpened(l, program)
+				return errors.Join(a.printOpened(res.GetLease(), program), proofs.keep(a, res))
 			})
 		},
 	}
@@ -83,6 +88,7 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 	f.StringVar(&uid, "uid", "", "user, by name or number, that may connect to the volume (default: you)")
 	exports.add(c)
 	program.add(c)
+	proofs.add(c)
 	f.Var(&limits, "limit", limitsUsage+" (default: unlimited)")
 	complete(c, "size")
 	a.completeLimits(c)
@@ -94,7 +100,8 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 // openLease opens a lease. Without a key of the caller's it takes one of its own,
 // so that the call can be repeated when it was cut off. What was opened then, but
 // undone by a restart before anybody was told, is opened anew.
-func openLease(ctx context.Context, c *client.Client, req *vacatev1.LeaseServiceOpenRequest) (*vacatev1.Lease, error) {
+// A tenant's share can be used once, so that there nothing is opened anew.
+func openLease(ctx context.Context, c *client.Client, req *vacatev1.LeaseServiceOpenRequest) (*vacatev1.LeaseServiceOpenResponse, error) {
 	own := req.IdempotencyKey == ""
 	for n := 0; ; n++ {
 		if own {
@@ -104,9 +111,8 @@ func openLease(ctx context.Context, c *client.Client, req *vacatev1.LeaseService
 		if err != nil {
 			return nil, err
 		}
-		l := res.GetLease()
-		if !own || l.GetState() <= vacatev1.LeaseState_LEASE_STATE_OPEN || n == 3 {
-			return l, nil
+		if !own || res.GetLease().GetState() <= vacatev1.LeaseState_LEASE_STATE_OPEN || n == 3 || req.GetShare() != nil {
+			return res, nil
 		}
 	}
 }
@@ -287,6 +293,8 @@ func (a *app) showLease(l *vacatev1.Lease) {
 		{"uid", plain(strconv.Itoa(int(l.GetUid())))},
 		{"opened", plain(shortTime(l.GetOpenedAt(), a.loc))},
 		{"expires", plain(shortTime(l.GetExpiresAt(), a.loc))},
+		{"erased by", plain(shortTime(l.GetEraseBy(), a.loc))},
+		{"key", plain(keyText(l))},
 		{"ended", plain(shortTime(l.GetClosedAt(), a.loc))},
 	}
 	for _, e := range l.GetExports() {

@@ -149,7 +149,8 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().VarP(&a.format, "output", "o", "how to print: table, json or yaml")
 	complete(root, "output", "table", "json", "yaml")
 	root.AddCommand(a.serveCommand(), a.demoCommand(), a.stopCommand(), a.upgradeCommand(), a.statusCommand(),
-		a.driveCommand(), a.leaseCommand(), a.benchCommand(), a.versionCommand())
+		a.driveCommand(), a.leaseCommand(), a.tenantCommand(), a.certificateCommand(), a.logCommand(), a.policyCommand(), a.keysCommand(),
+		a.statementCommand(), a.benchCommand(), a.versionCommand())
 	return root
 }
 

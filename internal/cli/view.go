@@ -38,6 +38,10 @@ type leaseView struct {
 	Stats        *statsView   `json:"stats,omitempty"`
 	Limits       *limitsView  `json:"limits,omitempty"`
 	Config       string       `json:"config,omitempty"` // with --print-config
+	EraseBy      string       `json:"eraseBy,omitempty"`
+	KeyMode      string       `json:"keyMode,omitempty"`
+	KeyCommit    string       `json:"keyCommit,omitempty"`
+	KeyReleased  bool         `json:"keyReleased,omitempty"`
 }
 
 // limitsView is what a lease is held to; 0 is no limit, and no burst beyond a
@@ -93,7 +97,7 @@ func leaseViewOf(l *vacatev1.Lease) leaseView {
 		Drive: l.GetDrive(), Exports: []exportView{}, Device: l.GetDevice(), OpenedAt: instant(l.GetOpenedAt()),
 		LogicalBlock: l.GetLogicalBlock(), UID: l.GetUid(), ExpiresAt: instant(l.GetExpiresAt()), ClosedAt: instant(l.GetClosedAt()),
 		Result: l.GetResult(), Text: l.GetText(), Space: l.GetSpace(), OpenSeq: l.GetOpenSeq(), CloseSeq: l.GetCloseSeq(),
-		Pieces: []pieceView{},
+		Pieces: []pieceView{}, EraseBy: instant(l.GetEraseBy()), KeyMode: l.GetKeyMode(), KeyCommit: l.GetKeyCommit(), KeyReleased: l.GetKeyReleased(),
 	}
 	for _, e := range l.GetExports() {
 		v.Exports = append(v.Exports, exportView{Kind: e.GetKind(), URI: e.GetUri(), Socket: e.GetSocket(),

@@ -67,6 +67,10 @@ type Config struct {
 	Log Log `json:"log"`
 	// Metrics says what /metrics exports.
 	Metrics Metrics `json:"metrics"`
+	// Proof says where records go, and who signs them.
+	Proof Proof `json:"proof"`
+	// Certificates says how long they are kept.
+	Certificates Certificates `json:"certificates"`
 	// DangerZone holds the switches that make things less safe or slower.
 	DangerZone DangerZone `json:"dangerZone"`
 }
@@ -116,6 +120,8 @@ func Default() Config {
 		DrainDeadline:  2 * time.Second,
 		Log:            Log{Level: slog.LevelInfo, Format: "text"},
 		Metrics:        Metrics{PerLease: true},
+		Proof:          Proof{NodeKey: KeyPlaces[0], OperatorKey: KeyPlaces[0], TPM: "/dev/tpmrm0", SpoolMax: 16384},
+		Certificates:   Certificates{Keep: 6 * Year},
 	}
 }
 

@@ -42,13 +42,14 @@ func AddFlags(fs *pflag.FlagSet) {
 	fs.String("drain-deadline", "", "how long a close waits for I/O in flight (drain_deadline)")
 	fs.String("log-level", "", "debug, info, warn or error (log.level)")
 	fs.String("log-format", "", "text or json (log.format)")
+	fs.String("keep", "", "how long certificates are kept, as 6y or 400d (certificates.keep)")
 }
 
 // flagKeys are the keys that AddFlags gives a flag.
 var flagKeys = map[string]string{
 	"dev": "dev", "state-dir": "state_dir", "run-dir": "run_dir", "drive-dir": "drive_dirs",
 	"drive-engine": "drive_engine", "poll-budget": "poll_budget", "max-connections": "max_connections", "drain-deadline": "drain_deadline",
-	"log-level": "log.level", "log-format": "log.format",
+	"log-level": "log.level", "log-format": "log.format", "keep": "certificates.keep",
 }
 
 // Load reads the configuration. Its error is [Faults], with all that is wrong.

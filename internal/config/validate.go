@@ -52,6 +52,7 @@ func (c Config) faults() Faults {
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		add("log.format", strconv.Quote(c.Log.Format), "is not a format")
 	}
+	fs = append(fs, c.proofFaults()...)
 	return append(fs, c.dangerFaults()...)
 }
 

@@ -15,6 +15,10 @@ func (p *process) confine() error {
 		Off: p.cfg.SandboxOff(), StateDir: p.cfg.StateDir, LeasesDir: p.cfg.LeasesDir(), RunDir: p.cfg.RunDir,
 		AnyFile: p.waiting != nil,
 	}
+	if p.proof != nil {
+		p.proof.beforeNetwork()
+		o.LogDir, o.Ports = p.proof.logDir(), p.proof.ports
+	}
 	var err error
 	if o.Locks, err = filepath.Glob(filepath.Join(p.cfg.RunDir, engineLocks)); err != nil {
 		return err

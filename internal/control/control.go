@@ -72,6 +72,8 @@ type process struct {
 	engine   *engine
 	waiting  *waiting // nil: the journal was opened
 	node     *node.Node
+	proof    *prover // nil: nothing is signed
+	unproven error   // why, where it is a fault
 	metrics  *metrics.Metrics
 	confined sandbox.Report
 	on       effects
@@ -132,7 +134,9 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 	p.metrics = metrics.New(metrics.Config{
 		PerLease: p.cfg.Metrics.PerLease,
 		Snapshot: func(ctx context.Context) metrics.Snapshot {
-			return server.Snapshot(ctx, server.Of(p.node), processes())
+			snap := server.Snapshot(ctx, server.Of(p.node), processes())
+			snap.Proof = p.proof.metrics()
+			return snap
 		},
 	})
 	store, err := p.openJournal(ctx)
@@ -145,6 +149,10 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 		return cannotStart(err)
 	}
 	defer func() { err = errors.Join(err, sockets.Close()) }()
+	if err := p.prove(ctx, store); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.proof.close()) }()
 	if err := p.confine(); err != nil {
 		return cannotStart(err)
 	}
@@ -155,6 +163,9 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 	}
 	if p.waiting != nil {
 		cfg.Unwritable = p.waiting.Unwritable
+	}
+	if p.proof != nil {
+		cfg.Beacon, cfg.Annex = p.proof.Beacon, p.proof.annexOf
 	}
 	if p.node, err = node.New(cfg); err != nil {
 		return cannotStart(err)
@@ -179,9 +190,10 @@ func (p *process) serve(ctx context.Context, f Files) error {
 	defer serving.Wait()
 	defer cancel()
 	ended := make(chan error, 5)
-	n := facade{server.Of(p.node), &p.up, p.started}
+	n := facade{server.Of(p.node), p.mayOpen, &p.up, p.started}
 	api, err := server.New(server.Config{
-		Node: n, UID: uint32(os.Geteuid()), Operators: p.cfg.Operators, Auditors: p.cfg.Auditors, Log: p.log, Processes: processes(),
+		Proof: p.serverProof(),
+		Node:  n, UID: uint32(os.Geteuid()), Operators: p.cfg.Operators, Auditors: p.cfg.Auditors, Log: p.log, Processes: processes(),
 		DangerZone: p.cfg.DangerInForce(), Warnings: p.warnings(), Observe: p.metrics.Called, End: p.grant, Upgrade: p.link.Upgrade,
 	})
 	if err != nil {
@@ -207,6 +219,9 @@ func (p *process) serve(ctx context.Context, f Files) error {
 				ended <- err
 			}
 		})
+	}
+	if p.proof != nil {
+		serving.Go(func() { p.proof.Run(ctx) })
 	}
 	run(p.follow)
 	run(func(ctx context.Context) error { return server.Erasures(ctx, n, p.metrics.Erased) })
@@ -246,6 +261,7 @@ func (p *process) wait(ctx context.Context, ended <-chan error) error {
 // for them waits, for a moment.
 type facade struct {
 	server.Node
+	mayOpen func() error
 	up      *atomic.Bool
 	started <-chan struct{} // closed when up is set
 }

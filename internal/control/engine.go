@@ -17,6 +17,7 @@ type engine struct {
 	mu      sync.Mutex
 	c       *ipc.Client   // nil while there was none yet
 	changed chan struct{} // closed and replaced when c is
+	store   string        // where the keys lie, as the last one said that answered
 }
 
 func newEngine() *engine { return &engine{changed: make(chan struct{})} }
@@ -47,6 +48,13 @@ func (e *engine) set(c *ipc.Client) {
 	}
 }
 
+// keyStore is where the engine said that keys lie, "" before one did.
+func (e *engine) keyStore() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.store
+}
+
 // now is the engine's client, or nil, and a channel that is closed when another
 // takes its place.
 func (e *engine) now() (*ipc.Client, <-chan struct{}) {
@@ -66,7 +74,13 @@ func call[Resp any](ctx context.Context, e *engine, method string, req any, file
 }
 
 func (e *engine) Hello(ctx context.Context) (ipc.Hello, error) {
-	return call[ipc.Hello](ctx, e, ipc.MethodHello, ipc.Empty{})
+	h, err := call[ipc.Hello](ctx, e, ipc.MethodHello, ipc.Empty{})
+	if err == nil {
+		e.mu.Lock()
+		e.store = h.KeyStore
+		e.mu.Unlock()
+	}
+	return h, err
 }
 
 func (e *engine) Inspect(ctx context.Context, req ipc.InspectRequest) (ipc.Inspection, error) {

@@ -9,6 +9,7 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
 	"vacate/internal/node"
+	"vacate/internal/server"
 )
 
 // retryEngine is how soon a recovery that failed is tried again with the same
@@ -41,6 +42,32 @@ func (p *process) openJournal(ctx context.Context) (journal.Store, error) {
 	p.log.Error("the journal cannot be opened: leases can be closed, and nothing else", "error", err, "leases", len(p.waiting.state.Live),
 		"from_journal", lerr == nil)
 	return p.waiting, nil
+}
+
+// prove makes ready what records need. Where that cannot be, control does not start,
+// unless the engine holds leases: they are closed, and their records wait.
+func (p *process) prove(ctx context.Context, store journal.Store) (err error) {
+	if p.waiting != nil {
+		return nil
+	}
+	if p.proof, err = p.openProof(store); err == nil {
+		return nil
+	}
+	list, lerr := p.firstList(ctx)
+	if lerr != nil || len(list.Leases) == 0 {
+		return errors.Join(cannotStart(err), lerr)
+	}
+	p.unproven = err
+	p.log.Error("records are not signed: leases can be closed, and none opened", "error", err, "leases", len(list.Leases))
+	return nil
+}
+
+// serverProof is what the API asks about records, or nil.
+func (p *process) serverProof() server.Proof {
+	if p.proof == nil {
+		return nil
+	}
+	return p.proof
 }
 
 // firstList is the leases of the first engine that answers.

@@ -12,6 +12,7 @@ import (
 	"vacate/internal/journal"
 	"vacate/internal/lease"
 	"vacate/internal/limit"
+	"vacate/proof"
 )
 
 // This file is what control does when it starts and the journal cannot be opened
@@ -86,21 +87,29 @@ func (w *waiting) AddDrive(journal.Drive) error { return w.refused() }
 
 func (w *waiting) DropDrive(string) error { return w.refused() }
 
-func (w *waiting) FinishDrive(journal.Drive) error { return w.refused() }
+func (w *waiting) FinishDrive(journal.Drive, journal.Testimony) error { return w.refused() }
 
 func (w *waiting) IntendEpochs([]string) error { return w.refused() }
 
 func (w *waiting) ConfirmEpochs([]string) error { return w.refused() }
 
-func (w *waiting) OpenLease(lease.Lease) (lease.Lease, error) { return lease.Lease{}, w.refused() }
+func (w *waiting) OpenLease(lease.Lease, journal.Testimony) (lease.Lease, error) {
+	return lease.Lease{}, w.refused()
+}
 
 func (w *waiting) LimitLease(string, limit.Limits) (lease.Lease, error) {
 	return lease.Lease{}, w.refused()
 }
 
-func (w *waiting) CloseLease(lease.Lease, bool) (lease.Lease, error) {
+func (w *waiting) CloseLease(lease.Lease, bool, journal.Testimony) (lease.Lease, error) {
 	return lease.Lease{}, w.refused()
 }
+
+func (w *waiting) ReleaseLease(string, proof.Event, journal.Testimony) (lease.Lease, error) {
+	return lease.Lease{}, w.refused()
+}
+
+func (w *waiting) Append(proof.Record) (uint64, error) { return 0, w.refused() }
 
 func (w *waiting) FreeSpace(string) (lease.Lease, error) { return lease.Lease{}, w.refused() }
 

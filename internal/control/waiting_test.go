@@ -13,6 +13,7 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
 	"vacate/internal/lease"
+	"vacate/proof"
 )
 
 var errReadOnly = errors.Join(journal.ErrReadOnly, syscall.EROFS)
@@ -28,11 +29,12 @@ func stored(t *testing.T) (opt journal.Options, l lease.Lease) {
 	uuid := strings.Repeat("a1", 16)
 	d := journal.Drive{UUID: uuid, Path: "/a", ExtentBytes: 1 << 20, Extents: 8, Epoch: 1, State: journal.Ready}
 	l = lease.Lease{ID: "aaaaaaaaaaaaaaaa", SizeBytes: 1 << 20, LogicalBlock: 512, State: lease.Opening, Space: lease.Held,
+		Proof:    lease.Proof{KeyMode: "node", KeyCommit: strings.Repeat("c0", 32)},
 		OpenedAt: time.Unix(1e9, 0).UTC(), Pieces: []extent.Piece{{Drive: uuid, Range: extent.Range{Count: 1}}}}
-	if err := errors.Join(b.AddDrive(d), b.FinishDrive(d)); err != nil {
+	if err := errors.Join(b.AddDrive(d), b.FinishDrive(d, journal.Testimony{})); err != nil {
 		t.Fatal(err)
 	}
-	if l, err = b.OpenLease(l); err != nil {
+	if l, err = b.OpenLease(l, journal.Testimony{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Close(); err != nil {
@@ -74,10 +76,11 @@ func TestWaiting(t *testing.T) {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	for name, err := range map[string]error{
-		"AddDrive": w.AddDrive(journal.Drive{}), "DropDrive": w.DropDrive(""), "FinishDrive": w.FinishDrive(journal.Drive{}),
+		"AddDrive": w.AddDrive(journal.Drive{}), "DropDrive": w.DropDrive(""), "FinishDrive": w.FinishDrive(journal.Drive{}, journal.Testimony{}),
 		"IntendEpochs": w.IntendEpochs(nil), "ConfirmEpochs": w.ConfirmEpochs(nil),
-		"OpenLease": second(w.OpenLease(l)), "CloseLease": second(w.CloseLease(closed(l), true)), "FreeSpace": second(w.FreeSpace(l.ID)),
-		"Records": second(w.Records(0, 1)),
+		"OpenLease": second(w.OpenLease(l, journal.Testimony{})), "CloseLease": second(w.CloseLease(closed(l), true, journal.Testimony{})), "ReleaseLease": second(w.ReleaseLease(l.ID, proof.Event{}, journal.Testimony{})), "Append": second(w.Append(proof.Record{})),
+		"FreeSpace": second(w.FreeSpace(l.ID)),
+		"Records":   second(w.Records(0, 1)),
 	} {
 		if !errors.Is(err, journal.ErrUnchanged) || !errors.Is(err, syscall.EROFS) || errors.Is(err, journal.ErrBroken) {
 			t.Errorf("%s: %v", name, err)

@@ -217,6 +217,10 @@ func (w *world) handle(ctx context.Context, method string, body []byte, files []
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseOpenRequest) (ipc.LeaseOpened, error) {
 			return e.OpenLease(ctx, r, files...)
 		})
+	case ipc.MethodLeaseServe:
+		return with(ctx, body, func(ctx context.Context, r ipc.LeaseRef) (ipc.Empty, error) {
+			return ipc.Empty{}, e.ServeLease(ctx, r.Lease)
+		})
 	case ipc.MethodLeaseLimit:
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseLimitRequest) (ipc.Empty, error) {
 			return ipc.Empty{}, e.LimitLease(ctx, r)

@@ -130,8 +130,9 @@ func recipeOf(cfg config.Config, alive string) (r keeper.Recipe, err error) {
 	if !cfg.SandboxOff() {
 		r.Rights = map[string][]sys.Capability{"engine": sandbox.EngineKeeps, "control": sandbox.ControlKeeps}
 	}
-	if plant.On { // a test's build: the bug that it plants is alive in the engine
+	if plant.On { // a test's build: the bug that it plants may lie in either
 		r.EngineEnv = append(r.EngineEnv, plant.Variable+"="+os.Getenv(plant.Variable))
+		r.ControlEnv = append(r.ControlEnv, plant.Variable+"="+os.Getenv(plant.Variable))
 	}
 	if fail.On { // likewise: the point that it names may lie in any process
 		r.EngineEnv = append(r.EngineEnv, fail.Variable+"="+os.Getenv(fail.Variable))

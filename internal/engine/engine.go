@@ -15,6 +15,11 @@
 //	table.go     the drive table, and the search for the drives in it
 //	losses.go    drives that may have lost completed writes
 //	lease.go     leases: open
+//	hold.go      leases: served in a second step, when their record is durable
+//	key.go       leases: their keys, and what is told of them
+//	prepare.go   keys for tenants' shares of them
+//	release.go   leases: their keys for an audit
+//	raw.go       leases: what is on their drives, for an audit
 //	resize.go    leases: their volumes get larger
 //	close.go     leases: close, in the order of law L5
 //	exports.go   the servers of one lease
@@ -33,8 +38,10 @@ import (
 	"vacate/internal/drive"
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
+	"vacate/internal/keyshare"
 	"vacate/internal/mem"
 	"vacate/internal/sandbox"
+	"vacate/internal/secret"
 	"vacate/internal/volatile"
 )
 
@@ -72,6 +79,9 @@ type Config struct {
 
 	Sandbox sandbox.EngineOptions // that the process is confined by, for explanations
 
+	seed      func(*keyshare.Seed) // fills recipient keys, in tests; nil: as it does itself
+	unguarded bool                 // tenants' shares are taken though package secret is not Enabled; for tests
+
 	at func(fail.Point) // called at each point of package fail, by tests; nil: nothing
 }
 
@@ -84,6 +94,8 @@ type Engine struct {
 	table   *volatile.Table
 	conns   *budget
 	started time.Time
+
+	prepared prepared
 
 	toldFull atomic.Int64 // when the log was told that the keeper is full: Unix time in seconds
 
@@ -111,6 +123,7 @@ func New(cfg Config) *Engine {
 	cfg.Hello.Slots = volatile.Slots
 	cfg.Hello.MaxConns = cfg.MaxConns
 	cfg.Hello.KeyStore = cfg.Keys.Kind()
+	cfg.Hello.Shares = secret.Why()
 	e := &Engine{
 		cfg: cfg, keeper: cfg.Keeper, keys: cfg.Keys, table: cfg.Table, started: time.Now(),
 		conns:  &budget{max: int64(cfg.MaxConns)},

@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"vacate/internal/ipc"
+	"vacate/internal/volatile"
 )
 
 // Handle carries out one call of control's. It is an [ipc.Handler].
@@ -27,6 +28,14 @@ func (e *Engine) Handle(ctx context.Context, method string, body []byte, files [
 		return call(body, func(req *ipc.DriveCloseRequest) (*ipc.Empty, error) { return e.closeDrive(ctx, req) })
 	case ipc.MethodLeaseOpen:
 		return call(body, func(req *ipc.LeaseOpenRequest) (*ipc.LeaseOpened, error) { return e.openLease(req, files) })
+	case ipc.MethodLeaseServe:
+		return call(body, func(ref *ipc.LeaseRef) (*ipc.Empty, error) { return e.serveLease(ref.Lease) })
+	case ipc.MethodLeasePrepare:
+		return call(body, func(ref *ipc.LeaseRef) (*ipc.LeasePrepared, error) { return e.prepareLease(ref.Lease) })
+	case ipc.MethodLeaseRelease:
+		return call(body, func(req *ipc.LeaseReleaseRequest) (*ipc.LeaseReleased, error) { return e.releaseKey(req) })
+	case ipc.MethodLeaseRaw:
+		return call(body, func(req *ipc.LeaseRawRequest) (*ipc.LeaseRaw, error) { return e.rawBlocks(ctx, req) })
 	case ipc.MethodLeaseLimit:
 		return call(body, func(req *ipc.LeaseLimitRequest) (*ipc.Empty, error) { return e.limitLease(req) })
 	case ipc.MethodLeaseResize:
@@ -77,7 +86,8 @@ func (e *Engine) list() *ipc.LeaseList {
 	list := &ipc.LeaseList{Leases: []ipc.LeaseStatus{}}
 	for _, t := range e.tenancies() {
 		t.mu.Lock()
-		list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: t.id, Slot: t.slot, Erased: t.erasure != nil, SizeBytes: int64(t.rec.SizeBytes), Limits: fromRecord(t.rec.Limits)})
+		list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: t.id, Slot: t.slot, Erased: t.erasure != nil,
+			Held: t.rec.State == volatile.StateOpening, SizeBytes: int64(t.rec.SizeBytes), Limits: fromRecord(t.rec.Limits)})
 		t.mu.Unlock()
 	}
 	return list

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"vacate/internal/ipc"
+	"vacate/internal/secret"
 	"vacate/internal/volatile"
 )
 
@@ -33,7 +34,7 @@ func TestHello(t *testing.T) {
 	h := newHost(t, func(c *Config) { c.Hello = ipc.Hello{Version: "v1", EngineID: "e"} })
 	v, err := h.Handle(t.Context(), ipc.MethodHello, []byte("{}"), nil)
 	hello, ok := v.(ipc.Hello)
-	want := ipc.Hello{Version: "v1", EngineID: "e", Slots: volatile.Slots, MaxConns: 8, KeyStore: h.keys.Kind()}
+	want := ipc.Hello{Version: "v1", EngineID: "e", Slots: volatile.Slots, MaxConns: 8, KeyStore: h.keys.Kind(), Shares: secret.Why()}
 	if err != nil || !ok || hello != want {
 		t.Errorf("hello: %+v, %v, want %+v", v, err, want)
 	}

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"vacate/internal/extent"
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
-	"vacate/internal/sys"
 	"vacate/internal/volatile"
 	"vacate/internal/volume"
 	"vacate/internal/xts"
@@ -40,6 +38,8 @@ type tenancy struct {
 	rec     volatile.Record // as it stands in the lease table
 	shut    ipc.Erasure     // when steps 1 and 2 of a close were done, by the first that came
 	erasure *ipc.Erasure    // nil until step 3 has succeeded
+	serving bool            // lease.serve is under way (hold.go); under mu, as failed is
+	failed  bool            // it did not succeed
 
 	stopCounting func()         // of the blocks that are written (serve.go), or of a resize
 	counting     sync.WaitGroup // what uses the map, beside server
@@ -51,9 +51,10 @@ type tenancy struct {
 	pastGuest ipc.LeaseStats // of their exports, what count adds; under mu
 }
 
-// openLease makes volatile memory, key, layers and export of a lease. Where that
-// fails, everything is taken back. An engine that dies on the way leaves a slot
-// that says opening, which the next one takes back.
+// openLease makes volatile memory, key and layers of a lease, and its exports, unless
+// they are to be held (hold.go). Where that fails, everything is taken back. An
+// engine that dies on the way leaves a slot that says opening, which the next one
+// takes back.
 func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listeners []*os.File) (*ipc.LeaseOpened, error) {
 	err := checkLease(req, listeners)
 	if err == nil && req.Exports.VhostUser {
@@ -80,14 +81,15 @@ func (e *Engine) openLease(req *ipc.LeaseOpenRequest, listeners []*os.File) (*ip
 	if err != nil {
 		return nil, err
 	}
-	if err := e.furnish(t, space, sortSockets(req.Exports, listeners)); err != nil {
+	opened, err := e.furnish(t, req, space, sortSockets(req.Exports, listeners))
+	if err != nil {
 		e.forget(t)
 		return nil, fmt.Errorf("opening lease %s: %w", req.Lease, err)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.ready[t.id] = t
-	return &ipc.LeaseOpened{KeyGeneratedNs: t.rec.KeyGeneratedNs}, nil
+	return opened, nil
 }
 
 // upgraded says whether the keeper holds what leases are made of today. Until an upgrade
@@ -101,15 +103,24 @@ func (e *Engine) upgraded() error {
 }
 
 // furnish makes everything of t, or nothing.
-func (e *Engine) furnish(t *tenancy, space []drive.SpanPiece, on sockets) error {
+func (e *Engine) furnish(t *tenancy, req *ipc.LeaseOpenRequest, space []drive.SpanPiece, on sockets) (*ipc.LeaseOpened, error) {
 	before, err := e.table.Get(t.slot)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	err = e.make(t, space, on)
+	opened, err := e.make(t, req, space, on)
+	if err == nil && !req.Hold {
+		err = e.serveNow(t, on)
+	}
 	if err == nil {
-		return nil
+		return opened, nil
 	}
+	return nil, e.unmake(t, before, err)
+}
+
+// unmake takes back what there is of t, for which there was an error, and returns
+// that.
+func (e *Engine) unmake(t *tenancy, before volatile.Record, err error) error {
 	// In the reverse order, and no further than it goes: whatever stays, the slot
 	// says so to the next engine.
 	if t.rec.State == volatile.StateOpen {
@@ -129,26 +140,32 @@ func (e *Engine) furnish(t *tenancy, space []drive.SpanPiece, on sockets) error 
 	return err
 }
 
-// make takes the steps of an opening.
-func (e *Engine) make(t *tenancy, space []drive.SpanPiece, on sockets) error {
+// make takes the steps of an opening up to where t can be served.
+func (e *Engine) make(t *tenancy, req *ipc.LeaseOpenRequest, space []drive.SpanPiece, on sockets) (*ipc.LeaseOpened, error) {
 	if err := e.note(t, volatile.StateOpening); err != nil {
-		return err
+		return nil, err
 	}
 	if err := e.newMap(t); err != nil {
-		return err
+		return nil, err
 	}
 	e.at(fail.OpenMapped)
-	sched, err := e.newKey(t)
+	opened, err := e.newKey(t, req.Share)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	e.at(fail.OpenKeyed)
-	if t.path, err = e.build(t, space, sched); err != nil {
-		return err
+	if t.path, err = e.build(t, space, e.schedule(t)); err != nil {
+		return nil, err
 	}
 	if err := e.hold(t, on); err != nil {
-		return err
+		return nil, err
 	}
+	e.at(fail.OpenHeld)
+	return opened, nil
+}
+
+// serveNow takes the last steps, of a lease that is not held.
+func (e *Engine) serveNow(t *tenancy, on sockets) (err error) {
 	if err := e.note(t, volatile.StateOpen); err != nil {
 		return err
 	}
@@ -264,30 +281,4 @@ func (t *tenancy) closeMap() error {
 	err := t.bits.Close()
 	t.bits = nil
 	return err
-}
-
-// newKey fills t's key slot: a fresh key, straight from the generator into
-// volatile memory, and its schedule behind it.
-func (e *Engine) newKey(t *tenancy) (*xts.Schedule, error) {
-	key := (*[xts.KeySize]byte)(e.keys.Slot(t.slot))
-	for {
-		if _, err := rand.Read(key[:]); err != nil {
-			return nil, err
-		}
-		sched, err := e.expand(t)
-		if err == nil {
-			t.rec.KeyGeneratedNs = sys.BoottimeNs()
-			return sched, nil
-		}
-		if !errors.Is(err, xts.ErrWeakKey) { // equal halves: once in 2^256
-			return nil, err
-		}
-	}
-}
-
-// expand writes the schedule of t's key behind it, and returns it.
-func (e *Engine) expand(t *tenancy) (*xts.Schedule, error) {
-	slot := e.keys.Slot(t.slot)
-	sched := (*xts.Schedule)(slot[xts.KeySize:])
-	return sched, sched.Expand((*[xts.KeySize]byte)(slot))
 }

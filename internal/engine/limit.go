@@ -25,8 +25,8 @@ func (e *Engine) limitLease(req *ipc.LeaseLimitRequest) (*ipc.Empty, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.rec.State != volatile.StateOpen {
-		return nil, notFound("lease %s is being closed", req.Lease)
+	if err := e.standing(t); err != nil {
+		return nil, err
 	}
 	before := t.rec.Limits
 	t.rec.Limits = toRecord(req.Limits)

@@ -81,7 +81,7 @@ func (c *cut) until(fn func(ctx context.Context)) {
 // wholly gone. A second cut strikes the first take-over.
 func TestL8EveryPoint(t *testing.T) {
 	points := []fail.Point{
-		fail.DriveNoted, fail.OpenMapped, fail.OpenKeyed, fail.OpenWritten, fail.CloseNoted, fail.CloseShut,
+		fail.DriveNoted, fail.OpenMapped, fail.OpenKeyed, fail.OpenHeld, fail.OpenWritten, fail.CloseNoted, fail.CloseShut,
 		fail.CloseWiped, fail.CloseErased, fail.CloseDrained, fail.CloseEnded,
 	}
 	again := []fail.Point{"", fail.EngineScanned, fail.EngineUp, fail.EngineFenced, fail.EngineServing}

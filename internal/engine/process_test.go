@@ -43,7 +43,7 @@ func engineProcess() error {
 	}
 	e := New(Config{
 		Keeper: newTestKeeper(kept), Keys: mapped, Table: table, Generation: 1,
-		MaxConns: 8, Lock: mem.TryLock, Log: slog.New(slog.DiscardHandler),
+		MaxConns: 8, Lock: mem.TryLock, Log: slog.New(slog.DiscardHandler), seed: knownSeed,
 	})
 	return ipc.Serve(context.Background(), file(fdControl), e.Handle)
 }

@@ -175,10 +175,13 @@ func (e *Engine) resized(t *tenancy) error {
 
 // standing says that t is open. REQUIRES: t.mu is held.
 func (e *Engine) standing(t *tenancy) error {
-	if t.rec.State != volatile.StateOpen {
-		return notFound("lease %s is being closed", t.id)
+	switch t.rec.State {
+	case volatile.StateOpen:
+		return nil
+	case volatile.StateOpening:
+		return busy("lease %s is not served yet", t.id)
 	}
-	return nil
+	return notFound("lease %s is being closed", t.id)
 }
 
 // park is step 2. When it has returned nil, t has no path, what it is served by is

@@ -46,7 +46,7 @@ func TestL8ResizeOfSlowDrive(t *testing.T) {
 		t.Errorf("%d connections go on, want the one that waited for the drive", n)
 	}
 	lease.disinherit()
-	if !hungUp(t, cut, 10*time.Second) {
+	if !hungUp(t, cut, time.Second) {
 		t.Error("the client that hangs is still connected")
 	}
 }
@@ -123,7 +123,7 @@ func TestL5CloseWithinResize(t *testing.T) {
 			if err != nil {
 				wantCode(t, err, ipc.CodeNotFound)
 			}
-			if !hungUp(t, conn, 10*time.Second) {
+			if !hungUp(t, conn, time.Second) {
 				t.Error("L5: a client is still connected")
 			}
 			check(t, conn.Close())
@@ -150,7 +150,7 @@ func TestResizeCounts(t *testing.T) {
 		check(t, err)
 		_, err = conn.Write(make([]byte, 12)) // no message of vhost-user
 		check(t, err)
-		if !hungUp(t, conn, 10*time.Second) {
+		if !hungUp(t, conn, time.Second) {
 			t.Error("nonsense is taken")
 		}
 		check(t, conn.Close())

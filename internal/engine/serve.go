@@ -54,8 +54,7 @@ func (e *Engine) comeBack(t *tenancy) {
 }
 
 // resume builds the path of t and serves it, if it is still to be served. A close
-// comes in between: how long exports take to start is a matter of their guests and
-// clients as well.
+// comes in between (launch).
 func (e *Engine) resume(t *tenancy) error {
 	e.mu.Lock()
 	space, err := place(t.pieces, t.size, e.rooms())
@@ -77,17 +76,11 @@ func (e *Engine) resume(t *tenancy) error {
 		return err
 	}
 	t.parting = false
-	p, rec, on := t.path, t.rec, t.waits.on
-	t.counting.Add(1) // the map stays
-	t.mu.Unlock()
-	x, err := e.export(t, p, rec, on)
-	t.mu.Lock()
-	if t.shut.GateClosedNs != 0 { // t.path and t.server are finish's
-		x.discard(&t.counting)
+	open, err := e.launch(t)
+	if !open {
 		return nil
 	}
-	t.counting.Done()
-	if t.server = x; x == nil {
+	if t.server == nil {
 		t.path = nil
 		return err
 	}

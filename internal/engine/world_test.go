@@ -299,6 +299,13 @@ func (h *host) open(req ipc.LeaseOpenRequest) string {
 // tryOpen opens a lease with so many sockets, and returns their paths.
 func (h *host) tryOpen(req ipc.LeaseOpenRequest, sockets int) (paths []string, err error) {
 	h.t.Helper()
+	paths, _, err = h.openAnswer(req, sockets)
+	return paths, err
+}
+
+// openAnswer does, and returns the answer too.
+func (h *host) openAnswer(req ipc.LeaseOpenRequest, sockets int) (paths []string, opened *ipc.LeaseOpened, err error) {
+	h.t.Helper()
 	var files []*os.File
 	for range sockets {
 		f, path := h.listen()
@@ -307,10 +314,14 @@ func (h *host) tryOpen(req ipc.LeaseOpenRequest, sockets int) (paths []string, e
 	body, err := json.Marshal(req)
 	check(h.t, err)
 	v, err := h.Handle(h.t.Context(), ipc.MethodLeaseOpen, body, files)
-	if err == nil && v.(*ipc.LeaseOpened).KeyGeneratedNs <= 0 {
-		h.t.Fatalf("the key was generated at %d", v.(*ipc.LeaseOpened).KeyGeneratedNs)
+	if err != nil {
+		return paths, nil, err
 	}
-	return paths, err
+	opened = v.(*ipc.LeaseOpened)
+	if opened.KeyGeneratedNs <= 0 || opened.KeyCommit == "" {
+		h.t.Fatalf("of the key is told: %+v", opened)
+	}
+	return paths, opened, nil
 }
 
 // dial connects a client, and returns its connection too.

@@ -22,6 +22,7 @@ const (
 	EngineLeaving    Point = "engine.leaving"     // a connection was passed on, others were not
 	OpenMapped       Point = "engine.open.mapped" // the block map is made, the slot says opening
 	OpenKeyed        Point = "engine.open.keyed"  // the key is made
+	OpenHeld         Point = "engine.open.held"   // everything is made, nothing is served, nobody was told
 	OpenWritten      Point = "engine.open.open"   // the slot says open, nobody was told
 	CloseNoted       Point = "engine.close.noted" // the slot says closing
 	CloseShut        Point = "engine.close.shut"  // the gates are shut
@@ -39,13 +40,17 @@ const (
 	WriteDone        Point = "engine.write.done"    // the drive has written, the bit is not set
 	WriteMarked      Point = "engine.write.marked"  // the bit is set, the client was not told
 	ControlStarted   Point = "control.started"
-	ControlOpening   Point = "control.open.stored"    // the journal holds the lease, the engine does not
-	ControlOpened    Point = "control.open.opened"    // the engine holds it, nobody was told
+	ControlKeyed     Point = "control.open.keyed"     // the engine has the key, the journal does not have the lease
+	ControlOpening   Point = "control.open.stored"    // the journal has it, the engine does not serve it
+	ControlOpened    Point = "control.open.opened"    // the engine serves it, nobody was told
 	ControlResizing  Point = "control.resize.stored"  // the journal has the new size, the engine does not
 	ControlResized   Point = "control.resize.resized" // the engine has it, nobody was told
 	ControlErased    Point = "control.close.erased"   // the key is gone, no record is written
 	ControlRecorded  Point = "control.close.recorded"
 	ControlRecovered Point = "control.recovered"
+	ControlSigned    Point = "control.record.signed"    // envelopes are stored, the log has none of them
+	ControlLogged    Point = "control.record.logged"    // the log has them, the journal does not know
+	ControlCertified Point = "control.record.certified" // a certificate is written, the journal does not know
 )
 
 // The points of a vhost-user session. Each is called on a thread of the engine:

@@ -38,13 +38,14 @@ type Hello struct {
 	// Emptied is the last generation before the keeper, which could bring up no
 	// engine, destroyed every key and forgot all leases; 0: it never did.
 	Emptied  uint64 `json:"emptied"`
-	BootID   string `json:"bootId"`   // /proc/sys/kernel/random/boot_id
-	KeyStore string `json:"keyStore"` // "memfd_secret" or "memfd, locked"
-	Buffers  string `json:"buffers"`  // "locked", or why they are not
-	Cipher   string `json:"cipher"`   // implementation in use: "vaes", "aesni", "aesce", "generic"…
-	Sandbox  string `json:"sandbox"`  // what confines the engine, and what is missing
-	Slots    int    `json:"slots"`    // leases that fit the volatile memory
-	MaxConns int    `json:"maxConns"` // connections that the host admits
+	BootID   string `json:"bootId"`           // /proc/sys/kernel/random/boot_id
+	KeyStore string `json:"keyStore"`         // "memfd_secret" or "memfd, locked"
+	Buffers  string `json:"buffers"`          // "locked", or why they are not
+	Cipher   string `json:"cipher"`           // implementation in use: "vaes", "aesni", "aesce", "generic"…
+	Sandbox  string `json:"sandbox"`          // what confines the engine, and what is missing
+	Shares   string `json:"shares,omitempty"` // why tenants' shares of keys are refused; "": they are taken
+	Slots    int    `json:"slots"`            // leases that fit the volatile memory
+	MaxConns int    `json:"maxConns"`         // connections that the host admits
 }
 
 // InspectRequest asks what lies at a path, before anything is done to it.
@@ -151,6 +152,8 @@ type LeaseOpenRequest struct {
 	UID          uint32         `json:"uid"` // who may connect, besides root and the daemon
 	Limits       limit.Limits   `json:"limits,omitzero"`
 	Exports      Exports        `json:"exports,omitzero"`
+	Hold         bool           `json:"hold,omitempty"`  // serve nothing before lease.serve (keys.go)
+	Share        *Share         `json:"share,omitempty"` // the tenant's half of the key; nil: the engine makes all of it
 }
 
 // Exports are the ways to reach a volume. The zero Exports is NBD alone.
@@ -169,9 +172,17 @@ type LeaseLimitRequest struct {
 	Limits limit.Limits `json:"limits,omitzero"`
 }
 
-// LeaseOpened says when the key came to be.
+// LeaseOpened says when the key came to be, and commits to it. Commitments and salts
+// are hex, as in the records; the engine forgets them with this answer.
 type LeaseOpened struct {
-	KeyGeneratedNs int64 `json:"keyGeneratedNs"` // CLOCK_BOOTTIME
+	KeyGeneratedNs int64  `json:"keyGeneratedNs"` // CLOCK_BOOTTIME
+	KeyMode        string `json:"keyMode,omitempty"`
+	KeyCommit      string `json:"keyCommit,omitempty"`   // to the key; salt of 35 bytes
+	KeySalt        string `json:"keySalt,omitempty"`     //
+	NodeCommit     string `json:"nodeCommit,omitempty"`  // with KeyModeSplit: to the engine's half; salt of 32 bytes
+	NodeSalt       string `json:"nodeSalt,omitempty"`    //
+	ShareCommit    string `json:"shareCommit,omitempty"` // likewise to the tenant's half
+	ShareSalt      string `json:"shareSalt,omitempty"`
 }
 
 // LeaseRef names a lease.
@@ -198,8 +209,9 @@ type LeaseList struct {
 type LeaseStatus struct {
 	Lease     string       `json:"lease"`
 	Slot      int          `json:"slot"`
-	Erased    bool         `json:"erased"`    // closed, but not drained yet
-	SizeBytes int64        `json:"sizeBytes"` // of its volume
+	Erased    bool         `json:"erased"`         // closed, but not drained yet
+	Held      bool         `json:"held,omitempty"` // not served yet: lease.serve is due
+	SizeBytes int64        `json:"sizeBytes"`      // of its volume
 	Limits    limit.Limits `json:"limits,omitzero"`
 }
 

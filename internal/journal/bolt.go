@@ -24,6 +24,8 @@ type Bolt struct {
 	quit   chan struct{} // closed by Close
 	ended  chan struct{} // closed when the committer has ended
 
+	appended chan struct{} // holds a value when a record was written
+
 	close sync.Once
 
 	mu       sync.Mutex
@@ -167,6 +169,7 @@ func (b *Bolt) try(batch []*call) (refused int, sync time.Duration, err error) {
 	if err != nil {
 		return -1, 0, b.breakDown(err)
 	}
+	t.now = b.opt.Clock
 	for i, c := range batch {
 		if err := c.fn(t); errors.Is(err, ErrCorrupt) {
 			return -1, 0, b.breakDown(err)
@@ -181,6 +184,12 @@ func (b *Bolt) try(batch []*call) (refused int, sync time.Duration, err error) {
 	id := tx.ID()
 	if err := tx.Commit(); err != nil {
 		return -1, 0, b.judge(id, fmt.Errorf("writing %s: %w", b.opt.path(), err))
+	}
+	if t.wrote {
+		select {
+		case b.appended <- struct{}{}:
+		default: // whoever signs has not looked since the last one
+		}
 	}
 	stats := tx.Stats()
 	return -1, stats.GetWriteTime(), nil

@@ -6,6 +6,7 @@ import (
 
 	"vacate/internal/lease"
 	"vacate/internal/limit"
+	"vacate/proof"
 )
 
 // This file has the changes, one method a transaction.
@@ -46,7 +47,7 @@ func (b *Bolt) DropDrive(uuid string) error {
 }
 
 // FinishDrive implements [Store].
-func (b *Bolt) FinishDrive(d Drive) error {
+func (b *Bolt) FinishDrive(d Drive, te Testimony) error {
 	return b.update("enrolling drive "+d.Path, func(t *tables) error {
 		key, err := driveKey(d.UUID)
 		if err != nil {
@@ -61,8 +62,12 @@ func (b *Bolt) FinishDrive(d Drive) error {
 		}
 		d.State = Ready
 		t.put(drivesBucket, key, encode(driveValue{Version, d}))
-		t.append(enrolRecord(d))
-		return nil
+		r, err := enrolRecord(d, te)
+		if err != nil {
+			return err
+		}
+		_, err = t.append(r)
+		return err
 	})
 }
 
@@ -111,7 +116,7 @@ func (b *Bolt) epochs(op string, uuids []string, change func(*driveValue) bool) 
 }
 
 // OpenLease implements [Store].
-func (b *Bolt) OpenLease(l lease.Lease) (lease.Lease, error) {
+func (b *Bolt) OpenLease(l lease.Lease, te Testimony) (lease.Lease, error) {
 	var out lease.Lease
 	err := b.update("opening lease "+l.ID, func(t *tables) error {
 		if l.State != lease.Opening || l.Space != lease.Held || !lease.ValidID(l.ID) {
@@ -135,7 +140,13 @@ func (b *Bolt) OpenLease(l lease.Lease) (lease.Lease, error) {
 			return err
 		}
 		out = l
-		out.OpenSeq = t.append(openRecord(l))
+		r, err := t.openRecord(l, te)
+		if err != nil {
+			return err
+		}
+		if out.OpenSeq, err = t.append(r); err != nil {
+			return err
+		}
 		t.put(leasesBucket, []byte(l.ID), encode(leaseValue{Version, out}))
 		return nil
 	})
@@ -167,7 +178,7 @@ func (b *Bolt) LimitLease(id string, limits limit.Limits) (lease.Lease, error) {
 }
 
 // CloseLease implements [Store].
-func (b *Bolt) CloseLease(l lease.Lease, free bool) (lease.Lease, error) {
+func (b *Bolt) CloseLease(l lease.Lease, free bool, te Testimony) (lease.Lease, error) {
 	var out lease.Lease
 	err := b.update("closing lease "+l.ID, func(t *tables) error {
 		old, live, err := t.find(l.ID)
@@ -176,7 +187,7 @@ func (b *Bolt) CloseLease(l lease.Lease, free bool) (lease.Lease, error) {
 		}
 		out = old
 		if live && old.CloseSeq == 0 {
-			if out, err = t.record(old, l, free); err != nil {
+			if out, err = t.record(old, l, free, te); err != nil {
 				return err
 			}
 		}
@@ -194,7 +205,7 @@ func (b *Bolt) CloseLease(l lease.Lease, free bool) (lease.Lease, error) {
 }
 
 // record writes the CLOSE record of old with what l observed.
-func (t *tables) record(old, l lease.Lease, drained bool) (lease.Lease, error) {
+func (t *tables) record(old, l lease.Lease, drained bool, te Testimony) (lease.Lease, error) {
 	if l.State != lease.Erased && l.State != lease.Lost || l.Result == "" {
 		return old, fmt.Errorf("lease in state %s with result %q has not ended", l.State, l.Result)
 	}
@@ -208,7 +219,19 @@ func (t *tables) record(old, l lease.Lease, drained bool) (lease.Lease, error) {
 	if err := out.Apply(lease.Recorded); err != nil {
 		return old, err
 	}
-	out.CloseSeq = t.append(closeRecord(out))
+	if old.Proof.Released {
+		te.Claims = without(te.Claims, proof.ClaimKeyCommitted) // its tenant may have it
+	}
+	r, err := t.closeRecord(out, te)
+	if err != nil {
+		return old, err
+	}
+	if out.CloseSeq, err = t.append(r); err != nil {
+		return old, err
+	}
+	if err := t.bequeath(out, te.Annex); err != nil {
+		return old, err
+	}
 	out.Space = lease.Cleaning
 	if out.Result == lease.Failed && out.Key != "" {
 		// Nothing came of it: the same key may try again.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"time"
 
-	"vacate/internal/extent"
 	"vacate/internal/lease"
 )
 
@@ -115,16 +114,3 @@ func parseExtentKey(k []byte) (uuid string, first uint32, err error) {
 
 // keyKey is where an idempotency key is found. A tenant's name has no NUL.
 func keyKey(tenant, key string) []byte { return []byte(tenant + "\x00" + key) }
-
-// space groups a lease's pieces by drive, in the volume's order.
-func space(pieces []extent.Piece) []Space {
-	var s []Space
-	for _, p := range pieces {
-		if n := len(s); n > 0 && s[n-1].Drive == p.Drive {
-			s[n-1].Extents = append(s[n-1].Extents, p.Range)
-		} else {
-			s = append(s, Space{Drive: p.Drive, Extents: []extent.Range{p.Range}})
-		}
-	}
-	return s
-}

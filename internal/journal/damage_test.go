@@ -21,7 +21,7 @@ func TestTornMeta(t *testing.T) {
 	b := open(t, dir)
 	enrol(t, b, uuidA)
 	before := load(t, b)
-	_, err := b.OpenLease(fresh(0, piece(uuidA, 0, 1)))
+	_, err := b.OpenLease(fresh(0, piece(uuidA, 0, 1)), Testimony{})
 	must(t, err)
 	id := 0
 	must(t, b.db.View(func(tx *bbolt.Tx) error { id = tx.ID(); return nil }))
@@ -35,7 +35,7 @@ func TestTornMeta(t *testing.T) {
 	if diff := cmp.Diff(before, load(t, b)); diff != "" {
 		t.Errorf("after a torn meta page (-before +after):\n%s", diff)
 	}
-	_, err = b.OpenLease(fresh(0, piece(uuidA, 0, 1)))
+	_, err = b.OpenLease(fresh(0, piece(uuidA, 0, 1)), Testimony{})
 	must(t, err)
 	audit(t, b)
 }
@@ -49,10 +49,10 @@ func specimen(t testing.TB) []byte {
 	for n := range 6 {
 		l := fresh(n, piece(uuidA, uint32(n), 1), piece(uuidB, uint32(2*n), 2))
 		l.Key = fmt.Sprint("key ", n)
-		l, err := b.OpenLease(l)
+		l, err := b.OpenLease(l, Testimony{})
 		must(t, err)
 		if n > 1 {
-			_, err = b.CloseLease(erased(l), n > 3)
+			_, err = b.CloseLease(erased(l), n > 3, Testimony{})
 			must(t, err)
 		}
 	}
@@ -82,7 +82,7 @@ func use(t testing.TB, data []byte) error {
 		return err
 	}
 	for _, l := range s.Live {
-		if _, err := b.CloseLease(erased(l), true); err != nil {
+		if _, err := b.CloseLease(erased(l), true, Testimony{}); err != nil {
 			return err
 		}
 	}

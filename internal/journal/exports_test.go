@@ -16,23 +16,23 @@ func TestExports(t *testing.T) {
 	l := fresh(0, piece(uuidA, 0, 1))
 	for _, senseless := range []lease.Exports{{NoNBD: true}, {Queues: 1}, {ReadOnly: true}, {VhostUser: true, Queues: 65}} {
 		l.Exports = senseless
-		if _, err := b.OpenLease(l); !errors.Is(err, ErrUnchanged) {
+		if _, err := b.OpenLease(l, Testimony{}); !errors.Is(err, ErrUnchanged) {
 			t.Errorf("opening with %+v: %v", senseless, err)
 		}
 	}
 	l.Exports = lease.Exports{VhostUser: true, Queues: 3}
-	stored, err := b.OpenLease(l)
+	stored, err := b.OpenLease(l, Testimony{})
 	must(t, err)
 	b = reopen(t, b)
 	if got := load(t, b).Live[0].Exports; got != l.Exports || stored.Exports != l.Exports {
 		t.Errorf("stored %+v, loaded %+v, want %+v", stored.Exports, got, l.Exports)
 	}
-	if got, err := b.CloseLease(erased(fresh(0, piece(uuidA, 0, 1))), true); err != nil || got.Exports != l.Exports {
+	if got, err := b.CloseLease(erased(fresh(0, piece(uuidA, 0, 1))), true, Testimony{}); err != nil || got.Exports != l.Exports {
 		t.Errorf("closed: %+v, %v", got.Exports, err)
 	}
 	// Somebody else wrote them.
 	l = fresh(1, piece(uuidA, 1, 1))
-	stored, err = b.OpenLease(l)
+	stored, err = b.OpenLease(l, Testimony{})
 	must(t, err)
 	must(t, b.update("test", func(t *tables) error {
 		stored.Exports = lease.Exports{NoNBD: true}

@@ -164,7 +164,7 @@ func TestFullDisk(t *testing.T) {
 		before := load(t, b)
 		l := fresh(n, piece(uuidA, uint32(n), 1))
 		l.Text = strings.Repeat("x", 2000)
-		l, err := b.OpenLease(l)
+		l, err := b.OpenLease(l, Testimony{})
 		after := load(t, b)
 		switch {
 		case err == nil:
@@ -183,7 +183,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	room(1 << 30)
 	for _, l := range held {
-		_, err := b.CloseLease(erased(l), true)
+		_, err := b.CloseLease(erased(l), true, Testimony{})
 		must(t, err)
 	}
 	b = reopen(t, b)

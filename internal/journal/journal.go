@@ -18,8 +18,9 @@
 //	J5: whatever the file holds, opening it returns errors; it neither panics
 //	    nor changes what it does not understand.
 //
-// Records are not signed yet, and no log takes them: a record here says what
-// this node observed, to whoever trusts its state folder.
+// Records are payloads: statements that are signed and logged as they are
+// ([proof.EncodePayload]). That is done later, and elsewhere, through [Spool]:
+// signing may be slow, and the log may be away.
 package journal
 
 import (
@@ -29,6 +30,7 @@ import (
 	"vacate/internal/extent"
 	"vacate/internal/lease"
 	"vacate/internal/limit"
+	"vacate/proof"
 )
 
 // Sentinels, for callers that branch. The error around one says which folder or
@@ -73,7 +75,7 @@ type Store interface {
 
 	// FinishDrive makes a drive Ready, with its geometry, and writes its ENROL
 	// record. For a drive that is Ready already it does nothing.
-	FinishDrive(d Drive) error
+	FinishDrive(d Drive, te Testimony) error
 
 	// IntendEpochs sets Next to Epoch+1 on those of the drives that have no Next:
 	// the intent that precedes the same change of the superblock.
@@ -83,9 +85,9 @@ type Store interface {
 	// have a Next: their superblocks carry it.
 	ConfirmEpochs(uuids []string) error
 
-	// OpenLease is rule J1. The lease is in state Opening with space Held; the
-	// answer has its OpenSeq.
-	OpenLease(l lease.Lease) (lease.Lease, error)
+	// OpenLease is rule J1. The lease is in state Opening with space Held, and its
+	// Proof commits to its key, which exists; the answer has its OpenSeq.
+	OpenLease(l lease.Lease, te Testimony) (lease.Lease, error)
 
 	// LimitLease sets the limits of a lease whose CLOSE record is not written, and
 	// returns it. One that has ended, or never was, is ErrNotFound.
@@ -103,9 +105,19 @@ type Store interface {
 	// what is in l of result, text, erasure and time. With free, nothing is in
 	// flight: the extents are freed in the same transaction, otherwise they are
 	// Cleaning. The answer is the lease as it stands then. Asked again, it returns
-	// what the first call wrote. A lease that the journal never held is
-	// ErrNotFound.
-	CloseLease(l lease.Lease, free bool) (lease.Lease, error)
+	// what the first call wrote; the testimony, annex included, is the first one's
+	// too. A lease that the journal never held is ErrNotFound.
+	CloseLease(l lease.Lease, free bool, te Testimony) (lease.Lease, error)
+
+	// ReleaseLease writes a KEY_RELEASED record of a lease whose CLOSE record is not
+	// written: its key may be given to its tenant from then on. Asked again, it
+	// changes nothing. A lease that has ended, or never was, is ErrNotFound.
+	ReleaseLease(id string, ev proof.Event, te Testimony) (lease.Lease, error)
+
+	// Append writes a SANITIZE, RETIRE or KEYS record, which changes nothing else, and
+	// returns its number. Number, node and hash are the journal's. Asked again at
+	// once, while it is the newest record, it returns the same number.
+	Append(r proof.Record) (seq uint64, err error)
 
 	// FreeSpace frees the extents of a lease whose CLOSE record is written. Asked
 	// again, it changes nothing.
@@ -141,6 +153,8 @@ type Drive struct {
 	Path        string     `json:"path"`
 	Serial      string     `json:"serial"`
 	Model       string     `json:"model"`
+	Kind        string     `json:"kind,omitempty"` // "file", "block device", …
+	Salt        string     `json:"salt,omitempty"` // of the records' driveCommit, 64 hexadecimal digits; empty: enrolled before there was one
 	ExtentBytes int64      `json:"extentBytes"`
 	Extents     uint32     `json:"extents"`
 	Epoch       uint64     `json:"epoch"` // that the superblock surely had

@@ -66,7 +66,7 @@ func enrol(t testing.TB, b *Bolt, uuids ...string) {
 	t.Helper()
 	for _, uuid := range uuids {
 		must(t, b.AddDrive(Drive{UUID: uuid, Path: "/dev/" + uuid[:2]}))
-		must(t, b.FinishDrive(drive(uuid)))
+		must(t, b.FinishDrive(drive(uuid), Testimony{}))
 	}
 }
 
@@ -78,7 +78,9 @@ func piece(uuid string, first, count uint32) extent.Piece {
 func fresh(n int, pieces ...extent.Piece) lease.Lease {
 	return lease.Lease{ID: fmt.Sprintf("aaaaaaaaaaaaaa%c%c", 'a'+n/26%26, 'a'+n%26), Tenant: "acme", SizeBytes: 1 << 20,
 		LogicalBlock: 512, UID: 1000, Pieces: pieces, Slot: n, OpenedAt: noon,
-		Origin: lease.Origin{BootID: boot, KeeperID: "k", EngineID: "e"}, State: lease.Opening, Space: lease.Held}
+		Origin: lease.Origin{BootID: boot, KeeperID: "k", EngineID: "e"}, State: lease.Opening, Space: lease.Held,
+		Proof: lease.Proof{KeyMode: "node", KeyCommit: strings.Repeat("c0", 32), KeySalt: strings.Repeat("5a", 35),
+			TenantSalt: strings.Repeat("7e", 32), KeyGeneratedNs: 5}}
 }
 
 // erased returns l after its key was destroyed.
@@ -123,7 +125,7 @@ func TestLife(t *testing.T) {
 	must(t, b.AddDrive(Drive{UUID: uuidA, Path: "/dev/a1"}))
 	want.Drives = []Drive{{UUID: uuidA, Path: "/dev/a1", State: Enrolling}}
 	check()
-	must(t, b.FinishDrive(drive(uuidA)))
+	must(t, b.FinishDrive(drive(uuidA), Testimony{}))
 	want.Drives = []Drive{drive(uuidA)}
 	want.Drives[0].State = Ready
 	check()
@@ -138,7 +140,7 @@ func TestLife(t *testing.T) {
 
 	l := fresh(0, piece(uuidA, 10, 5), piece(uuidA, 0, 1))
 	l.Key = "k1"
-	opened, err := b.OpenLease(l)
+	opened, err := b.OpenLease(l, Testimony{})
 	must(t, err)
 	l.OpenSeq = 2 // after ENROL
 	want.Live = []lease.Lease{l}
@@ -147,7 +149,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("OpenLease (-want +got):\n%s", diff)
 	}
 
-	closed, err := b.CloseLease(erased(l), false)
+	closed, err := b.CloseLease(erased(l), false, Testimony{})
 	must(t, err)
 	l = erased(l)
 	l.CloseSeq, l.Space = 3, lease.Cleaning
@@ -172,17 +174,17 @@ func TestLife(t *testing.T) {
 func TestAskingAgain(t *testing.T) {
 	b := open(t, filepath.Join(t.TempDir(), "state"))
 	enrol(t, b, uuidA)
-	must(t, b.FinishDrive(drive(uuidA)))
+	must(t, b.FinishDrive(drive(uuidA), Testimony{}))
 	for n, free := range []bool{true, false} {
 		l := fresh(n, piece(uuidA, uint32(10*n), 10))
-		l, err := b.OpenLease(l)
+		l, err := b.OpenLease(l, Testimony{})
 		must(t, err)
-		if _, err := b.OpenLease(fresh(n, piece(uuidA, 50, 1))); !errors.Is(err, ErrExists) || !errors.Is(err, ErrUnchanged) {
+		if _, err := b.OpenLease(fresh(n, piece(uuidA, 50, 1)), Testimony{}); !errors.Is(err, ErrExists) || !errors.Is(err, ErrUnchanged) {
 			t.Fatalf("opening lease %s twice: %v", l.ID, err)
 		}
 		var first lease.Lease
 		for i := range 3 {
-			got, err := b.CloseLease(erased(l), free)
+			got, err := b.CloseLease(erased(l), free, Testimony{})
 			must(t, err)
 			if i == 0 {
 				first = got
@@ -199,7 +201,7 @@ func TestAskingAgain(t *testing.T) {
 			}
 		}
 	}
-	if _, err := b.CloseLease(erased(fresh(9)), true); !errors.Is(err, ErrNotFound) || !errors.Is(err, ErrUnchanged) {
+	if _, err := b.CloseLease(erased(fresh(9)), true, Testimony{}); !errors.Is(err, ErrNotFound) || !errors.Is(err, ErrUnchanged) {
 		t.Errorf("closing an unknown lease: %v", err)
 	}
 	if _, err := b.FreeSpace("zzzzzzzzzzzzzzzz"); !errors.Is(err, ErrNotFound) {
@@ -217,7 +219,7 @@ func TestSpaceHasOneHolder(t *testing.T) {
 	b := open(t, filepath.Join(t.TempDir(), "state"))
 	enrol(t, b, uuidA, uuidB)
 	must(t, b.AddDrive(Drive{UUID: strings.Repeat("c3", 16)}))
-	first, err := b.OpenLease(fresh(0, piece(uuidA, 10, 10), piece(uuidB, 0, 100)))
+	first, err := b.OpenLease(fresh(0, piece(uuidA, 10, 10), piece(uuidB, 0, 100)), Testimony{})
 	must(t, err)
 	refused := func() {
 		t.Helper()
@@ -226,23 +228,23 @@ func TestSpaceHasOneHolder(t *testing.T) {
 			piece(uuidA, 99, 2), piece(uuidA, 100, 1), piece(uuidA, 5, 0), piece(uuidB, 99, 1), piece(uuidA, 1<<31, 1<<31),
 			piece(strings.Repeat("c3", 16), 0, 1), piece(strings.Repeat("d4", 16), 0, 1), piece("", 0, 1), piece(strings.ToUpper(uuidA), 0, 1),
 		} {
-			_, err := b.OpenLease(fresh(1, piece(uuidA, 30, 1), p))
+			_, err := b.OpenLease(fresh(1, piece(uuidA, 30, 1), p), Testimony{})
 			if !errors.Is(err, ErrUnchanged) {
 				t.Errorf("J2: %v+%d of %q: %v", p.First, p.Count, p.Drive, err)
 			}
 		}
-		if _, err := b.OpenLease(fresh(1, piece(uuidA, 40, 2), piece(uuidA, 41, 1))); !errors.Is(err, ErrOverlap) {
+		if _, err := b.OpenLease(fresh(1, piece(uuidA, 40, 2), piece(uuidA, 41, 1)), Testimony{}); !errors.Is(err, ErrOverlap) {
 			t.Errorf("J2: a lease overlaps itself: %v", err)
 		}
 	}
 	refused()
-	_, err = b.CloseLease(erased(first), false)
+	_, err = b.CloseLease(erased(first), false, Testimony{})
 	must(t, err)
 	refused() // the record is durable, but I/O may be in flight
 	_, err = b.FreeSpace(first.ID)
 	must(t, err)
 	for i, p := range []extent.Piece{piece(uuidA, 9, 1), piece(uuidA, 20, 1), piece(uuidA, 10, 10), piece(uuidB, 0, 100)} {
-		_, err := b.OpenLease(fresh(2+i, p))
+		_, err := b.OpenLease(fresh(2+i, p), Testimony{})
 		must(t, err)
 	}
 	load(t, reopen(t, b))
@@ -256,7 +258,7 @@ func TestIdempotencyKeys(t *testing.T) {
 		l := fresh(n, piece(uuidA, uint32(n), 1))
 		l.Tenant, l.Key = tenant, key
 		n++
-		return b.OpenLease(l)
+		return b.OpenLease(l, Testimony{})
 	}
 	l, err := try("acme", "k")
 	must(t, err)
@@ -268,7 +270,7 @@ func TestIdempotencyKeys(t *testing.T) {
 	}
 	l = erased(l)
 	l.Result = lease.Failed
-	_, err = b.CloseLease(l, true)
+	_, err = b.CloseLease(l, true, Testimony{})
 	must(t, err)
 	if _, err := try("acme", "k"); err != nil {
 		t.Errorf("the key of an opening that failed: %v", err)
@@ -282,9 +284,9 @@ func TestEndedLeasesAreForgotten(t *testing.T) {
 	for n := range 10 {
 		l := fresh(n, piece(uuidA, 0, 1))
 		l.Key = fmt.Sprint(n)
-		l, err := b.OpenLease(l)
+		l, err := b.OpenLease(l, Testimony{})
 		must(t, err)
-		_, err = b.CloseLease(erased(l), n%2 == 0)
+		_, err = b.CloseLease(erased(l), n%2 == 0, Testimony{})
 		must(t, err)
 		_, err = b.FreeSpace(l.ID)
 		must(t, err)
@@ -326,10 +328,10 @@ func TestManyAtOnce(t *testing.T) {
 	for n := range callers {
 		wg.Go(func() {
 			// Three callers want each place.
-			l, err := b.OpenLease(fresh(n, piece(uuidA, uint32(n/3), 1)))
+			l, err := b.OpenLease(fresh(n, piece(uuidA, uint32(n/3), 1)), Testimony{})
 			if err == nil {
 				won[n] = true
-				_, err = b.CloseLease(erased(l), false)
+				_, err = b.CloseLease(erased(l), false, Testimony{})
 				must(t, err)
 			} else if !errors.Is(err, ErrOverlap) || !errors.Is(err, ErrUnchanged) {
 				t.Error(err)

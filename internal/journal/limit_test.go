@@ -20,7 +20,7 @@ func TestLimits(t *testing.T) {
 	l := fresh(0, piece(uuidA, 0, 1))
 	l.OpenLimits = limit.Limits{IOPS: 100}
 	l.Limits = l.OpenLimits
-	want, err := b.OpenLease(l)
+	want, err := b.OpenLease(l, Testimony{})
 	must(t, err)
 	records, err := b.Records(0, 100)
 	must(t, err)
@@ -42,7 +42,7 @@ func TestLimits(t *testing.T) {
 	must(t, err)
 	for _, free := range []bool{false, true} {
 		// What control believes of the limits is not asked.
-		if got, err := b.CloseLease(erased(l), free); err != nil || got.Limits != (limit.Limits{IOPS: 9}) {
+		if got, err := b.CloseLease(erased(l), free, Testimony{}); err != nil || got.Limits != (limit.Limits{IOPS: 9}) {
 			t.Errorf("closed: %+v, %v", got, err)
 		}
 		if _, err := b.LimitLease(l.ID, limit.Limits{IOPS: 8}); !errors.Is(err, ErrNotFound) || !errors.Is(err, ErrUnchanged) {
@@ -61,12 +61,12 @@ func TestLimitsRefused(t *testing.T) {
 	for _, l := range []lease.Lease{{Limits: senseless}, {OpenLimits: senseless}} {
 		next := fresh(0, piece(uuidA, 0, 1))
 		next.Limits, next.OpenLimits = l.Limits, l.OpenLimits
-		if _, err := b.OpenLease(next); !errors.Is(err, ErrUnchanged) {
+		if _, err := b.OpenLease(next, Testimony{}); !errors.Is(err, ErrUnchanged) {
 			t.Errorf("opening with %+v: %v", l, err)
 		}
 	}
 	l := fresh(0, piece(uuidA, 0, 1))
-	_, err := b.OpenLease(l)
+	_, err := b.OpenLease(l, Testimony{})
 	must(t, err)
 	if _, err := b.LimitLease(l.ID, senseless); !errors.Is(err, ErrUnchanged) {
 		t.Errorf("senseless limits: %v", err)

@@ -11,10 +11,15 @@ import (
 
 	"vacate/internal/extent"
 	"vacate/internal/lease"
+	"vacate/proof"
 )
 
-// tailRecords is how many of the newest records Load checks the chain of.
+// tailRecords is how many of the newest records stay, and Load checks the chain
+// of.
 const tailRecords = 1024
+
+// past reports whether record seq may have been forgotten.
+func (t *tables) past(seq uint64) bool { return seq+tailRecords < t.meta.NextSeq }
 
 // Load implements [Store]. It trusts nothing: whatever does not fit together is
 // ErrCorrupt.
@@ -22,7 +27,7 @@ func (b *Bolt) Load() (*State, error) {
 	var s *State
 	err := b.view("reading the journal", func(t *tables) error {
 		s = &State{}
-		for _, step := range []func(*State) error{t.loadDrives, t.loadLive, t.loadEnded, t.checkExtents, t.checkKeys, t.checkRecords} {
+		for _, step := range []func(*State) error{t.loadDrives, t.loadLive, t.loadEnded, t.checkExtents, t.checkKeys, t.checkRecords, t.checkSpool} {
 			if err := step(s); err != nil {
 				return err
 			}
@@ -99,15 +104,16 @@ func (t *tables) loadEnded(s *State) error {
 
 // checkSeqs checks that a lease's records are there and are its own.
 func (t *tables) checkSeqs(l lease.Lease) error {
-	for seq, typ := range map[uint64]RecordType{l.OpenSeq: OPEN, l.CloseSeq: CLOSE} {
-		if seq == 0 && typ == CLOSE {
+	for seq, typ := range map[uint64]proof.Type{l.OpenSeq: proof.OPEN, l.CloseSeq: proof.CLOSE} {
+		b := t.tx.Bucket(recordsBucket).Get(seqKey(seq))
+		if seq == 0 && typ == proof.CLOSE || b == nil && l.CloseSeq != 0 && t.past(seq) {
 			continue
 		}
-		r, found, err := get[Record](t, recordsBucket, seqKey(seq))
+		r, err := ParseRecord(b)
 		if err != nil {
-			return err
+			return fmt.Errorf("lease %s: record %d: %w", l.ID, seq, err)
 		}
-		if !found || r.Type != typ || r.LeaseID != l.ID || r.NodeSeq != seq {
+		if r.Type != typ || r.LeaseID != l.ID || r.NodeSeq != seq {
 			return fmt.Errorf("lease %s: record %d is not its %s", l.ID, seq, typ)
 		}
 	}
@@ -186,8 +192,10 @@ func (t *tables) checkRecords(*State) error {
 	c := t.tx.Bucket(recordsBucket).Cursor()
 	seq, hash := t.meta.NextSeq, t.meta.LastHash
 	k, v := c.Last()
-	for range tailRecords {
-		if k == nil {
+	whole := true // the walk went back to the first record
+	for n := 0; ; n++ {
+		if k == nil || n == tailRecords {
+			whole = k == nil && n < tailRecords
 			break
 		}
 		r, err := ParseRecord(v)
@@ -200,7 +208,7 @@ func (t *tables) checkRecords(*State) error {
 		seq, hash = r.NodeSeq, r.PrevHash
 		k, v = c.Prev()
 	}
-	if k == nil && (seq != 1 || hash != zeroHash) {
+	if whole && (seq != 1 || hash != proof.ZeroHash) {
 		return fmt.Errorf("%w: the records before number %d are missing", ErrCorrupt, seq)
 	}
 	return nil

@@ -84,6 +84,8 @@ func Open(opt Options) (*Bolt, error) {
 		calls: make(chan *call, batchCalls),
 		quit:  make(chan struct{}),
 		ended: make(chan struct{}),
+
+		appended: make(chan struct{}, 1),
 	}
 	go b.commit()
 	if err := b.begin(fresh); err != nil {

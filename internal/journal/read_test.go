@@ -22,7 +22,7 @@ func TestRead(t *testing.T) {
 	}
 	b := open(t, dir)
 	enrol(t, b, uuidA)
-	l, err := b.OpenLease(fresh(1, piece(uuidA, 0, 2)))
+	l, err := b.OpenLease(fresh(1, piece(uuidA, 0, 2)), Testimony{})
 	must(t, err)
 	want, id := load(t, b), b.NodeID()
 	if _, _, err := Read(opt); !errors.Is(err, ErrLocked) {
@@ -42,7 +42,7 @@ func TestRead(t *testing.T) {
 		t.Errorf("reading changed the journal: %v", err)
 	}
 	b = open(t, dir) // nothing holds it
-	_, err = b.CloseLease(erased(l), true)
+	_, err = b.CloseLease(erased(l), true, Testimony{})
 	must(t, err)
 	must(t, b.Close())
 	must(t, os.WriteFile(opt.path(), before[len(before)/2:], 0o600))

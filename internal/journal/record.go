@@ -1,201 +1,200 @@
 package journal
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"bytes"
 	"fmt"
-	"strings"
 
 	"vacate/internal/extent"
 	"vacate/internal/lease"
+	"vacate/proof"
 )
 
-// A RecordType says what a record is about.
-type RecordType string
+// A record is stored as its payload: the exact bytes of the statement that is
+// signed and logged ([proof.EncodePayload]). Records of journal version 1 are JSON
+// of their own; they are read, and none is written any more.
 
-// The types of records.
-const (
-	OPEN   RecordType = "OPEN"   // a lease got its space; written before key or export exist
-	RESIZE RecordType = "RESIZE" // a lease got more space; written before it is used
-	CLOSE  RecordType = "CLOSE"  // a lease ended
-	ENROL  RecordType = "ENROL"  // a drive was taken into use
-)
-
-// A Record is what one node observed. Its bytes in the journal are the record:
-// whoever checks hashes them, and never encodes again. It is not signed and
-// carries no claims yet; both come with the log.
-type Record struct {
-	V        int        `json:"v"`
-	Type     RecordType `json:"type"`
-	NodeID   string     `json:"nodeId"`
-	NodeSeq  uint64     `json:"nodeSeq"`           // 1, 2, 3, … on each node
-	PrevHash string     `json:"prevHash"`          // SHA-256 of the record before; zeros in the first
-	LeaseID  string     `json:"leaseId,omitempty"` // OPEN, RESIZE, CLOSE
-	OpenSeq  uint64     `json:"openSeq,omitempty"` // RESIZE, CLOSE: number of its OPEN
-	Bytes    int64      `json:"bytes"`             // of the volume, or of the drive's data area
-	Space    []Space    `json:"space"`             // of the volume, in its order, or all of the drive
-	Cipher   string     `json:"cipher,omitempty"`
-	KeyBits  int        `json:"keyBits,omitempty"`
-	Events   []Event    `json:"events"`
-	Drained  bool       `json:"drained"` // CLOSE: nothing was in flight to the drives
-	Claims   []string   `json:"claims"`  // none in this version
-	Result   string     `json:"result,omitempty"`
-}
-
-// Space is extents of one drive.
-type Space struct {
-	Drive   string         `json:"drive"` // the drive's UUID: a pseudonym
-	Extents []extent.Range `json:"extents"`
-}
-
-// An Event is something that was observed at a time. What nobody observed has no
-// event.
-type Event struct {
-	Type        string `json:"type"`        // "key_generated", "gate_closed", "key_destroyed"
-	MonotonicNs int64  `json:"monotonicNs"` // CLOCK_BOOTTIME
-	BootID      string `json:"bootId"`      // on this boot
+// A Testimony is what control adds to a record, beside what the journal knows.
+type Testimony struct {
+	Beacon     *proof.Beacon // the newest checkpoint that control knows of, or nil
+	Claims     []string      // what the record claims; names of package proof
+	NotClaimed []string      // what it says that it does not
+	Annex      []byte        // of a CLOSE: stored with it, byte for byte; empty: none
 }
 
 // Stored is a record and its number.
 type Stored struct {
-	Seq  uint64
-	JSON []byte
+	Seq      uint64
+	JSON     []byte // the payload, or the record of version 1: the bytes that the next one's PrevHash is of
+	Envelope []byte // the signed payload, the leaf of the log; only in a [Spool]'s answers and questions
 }
-
-const (
-	cipherName = "AES-256-XTS"
-	keyBits    = 512 // both halves
-)
-
-// zeroHash stands before the first record.
-var zeroHash = strings.Repeat("0", 2*sha256.Size)
 
 // Hash is what the next record's PrevHash must be.
-func Hash(record []byte) string {
-	sum := sha256.Sum256(record)
-	return hex.EncodeToString(sum[:])
-}
+func Hash(record []byte) string { return proof.PayloadHash(record) }
 
-// ParseRecord decodes a record, strictly.
-func ParseRecord(b []byte) (Record, error) { return decode[Record](b) }
-
-func openRecord(l lease.Lease) Record {
-	return Record{Type: OPEN, LeaseID: l.ID, Bytes: l.SizeBytes, Space: space(l.Pieces),
-		Cipher: cipherName, KeyBits: keyBits}
-}
-
-func closeRecord(l lease.Lease) Record {
-	r := Record{Type: CLOSE, LeaseID: l.ID, OpenSeq: l.OpenSeq, Bytes: l.SizeBytes, Space: space(l.Pieces),
-		Cipher: cipherName, KeyBits: keyBits, Result: string(l.Result)}
-	if e := l.Erasure; e != nil {
-		r.Drained = e.Drained
-		for _, ev := range []Event{
-			{"key_generated", e.KeyGeneratedNs, e.BootID},
-			{"gate_closed", e.GateClosedNs, e.BootID},
-			{"key_destroyed", e.KeyDestroyedNs, e.BootID},
-		} {
-			if ev.MonotonicNs != 0 && (ev.Type != "key_destroyed" || e.ReadBack) {
-				r.Events = append(r.Events, ev)
-			}
+// ParseRecord decodes a record, strictly. V says whether it is a payload (2) or a
+// record of version 1, which was never signed and claims nothing.
+func ParseRecord(b []byte) (proof.Record, error) {
+	if bytes.HasPrefix(b, []byte(`{"v":`)) {
+		old, err := decode[recordV1](b)
+		if err != nil {
+			return proof.Record{}, err
 		}
+		return old.record(), nil
+	}
+	return proof.ParsePayload(b)
+}
+
+// recordV1 is a record of version 1.
+type recordV1 struct {
+	V        int        `json:"v"`
+	Type     proof.Type `json:"type"`
+	NodeID   string     `json:"nodeId"`
+	NodeSeq  uint64     `json:"nodeSeq"`
+	PrevHash string     `json:"prevHash"`
+	LeaseID  string     `json:"leaseId,omitempty"`
+	OpenSeq  uint64     `json:"openSeq,omitempty"`
+	Bytes    int64      `json:"bytes"`
+	Space    []spaceV1  `json:"space"`
+	Cipher   string     `json:"cipher,omitempty"`
+	KeyBits  int        `json:"keyBits,omitempty"`
+
+	Events  []proof.Event `json:"events"`
+	Drained bool          `json:"drained"`
+	Claims  []string      `json:"claims"`
+	Result  string        `json:"result,omitempty"`
+}
+
+type spaceV1 struct {
+	Drive   string         `json:"drive"`
+	Extents []extent.Range `json:"extents"`
+}
+
+func (o recordV1) record() proof.Record {
+	r := proof.Record{V: o.V, Type: o.Type, NodeID: o.NodeID, NodeSeq: o.NodeSeq, PrevHash: o.PrevHash, LeaseID: o.LeaseID, OpenSeq: o.OpenSeq,
+		Bytes: o.Bytes, Cipher: o.Cipher, KeyBits: o.KeyBits, Events: o.Events, Drained: o.Drained, Claims: o.Claims, Result: o.Result}
+	for _, s := range o.Space {
+		x := proof.Space{Drive: s.Drive}
+		for _, e := range s.Extents {
+			x.Extents = append(x.Extents, proof.Range(e))
+		}
+		r.Space = append(r.Space, x)
 	}
 	return r
 }
 
-func enrolRecord(d Drive) Record {
-	return Record{Type: ENROL, Bytes: int64(d.Extents) * d.ExtentBytes,
-		Space: []Space{{Drive: d.UUID, Extents: []extent.Range{{First: 0, Count: d.Extents}}}}}
+// testified adds to a record what control says.
+func testified(r proof.Record, te Testimony) proof.Record {
+	r.Beacon, r.Claims, r.NotClaimed = te.Beacon, te.Claims, te.NotClaimed
+	return r
 }
 
-// An Auditor reads a node's records in order and finds what must not be: a gap
-// or a fork of the numbers, a lease opened twice or closed twice or never opened,
-// a RESIZE that takes space away, a CLOSE of other space than its OPEN's and
-// RESIZEs', space of open leases that overlaps, and so space that was leased again
-// before its CLOSE.
-type Auditor struct {
-	node string
-	next uint64 // 0 before the first record
-	hash string
-	open map[string]Record // OPEN records without CLOSE, with the space of the last RESIZE
-	seen map[string]bool   // all leases
+// committed adds to a record what a lease's records commit to.
+func (t *tables) committed(r proof.Record, l lease.Lease) (proof.Record, error) {
+	p := l.Proof
+	r.LeaseID, r.Bytes = l.ID, l.SizeBytes
+	r.KeyMode, r.KeyCommit, r.NodeCommit, r.ShareCommit = proof.KeyMode(p.KeyMode), p.KeyCommit, p.NodeCommit, p.ShareCommit
+	r.Cipher, r.KeyBits = proof.CipherXTS, proof.XTSBits
+	if p.TenantSalt != "" && l.Tenant != "" {
+		salt, err := parseHex(p.TenantSalt, proof.SaltLen)
+		if err != nil {
+			return r, fmt.Errorf("salt of the tenant's name: %w", err)
+		}
+		r.TenantCommit = proof.TenantCommit(l.ID, salt, l.Tenant)
+	}
+	if !p.EraseBy.IsZero() {
+		r.EraseBy = proof.FormatTime(p.EraseBy)
+	}
+	var err error
+	if r.Space, err = t.space(l.Pieces); err != nil || l.OpenSeq == 0 {
+		return r, err
+	}
+	r.OpenSeq = l.OpenSeq
+	if t.tx.Bucket(spoolBucket) == nil {
+		return r, nil
+	}
+	placed, found, err := get[placedValue](t, placedBucket, seqKey(l.OpenSeq))
+	if found {
+		r.OpenLeafIndex = &placed.Index
+	}
+	return r, err
 }
 
-// Add takes the next record's bytes.
-func (a *Auditor) Add(b []byte) error {
-	r, err := ParseRecord(b)
+func (t *tables) openRecord(l lease.Lease, te Testimony) (proof.Record, error) {
+	r := testified(proof.Record{Type: proof.OPEN}, te)
+	if l.Proof.KeyGeneratedNs > 0 {
+		r.Events = []proof.Event{{Type: proof.EventKeyGenerated, MonotonicNs: l.Proof.KeyGeneratedNs, BootID: l.Origin.BootID}}
+	}
+	return t.committed(r, l)
+}
+
+// closeRecord is law L6: what nobody observed has no event.
+func (t *tables) closeRecord(l lease.Lease, te Testimony) (proof.Record, error) {
+	r := testified(proof.Record{Type: proof.CLOSE, Result: string(l.Result)}, te)
+	if len(te.Annex) > 0 {
+		r.AnnexDigest = proof.PayloadHash(te.Annex)
+	}
+	if e := l.Erasure; e != nil {
+		r.Drained = e.Drained
+		for _, ev := range []proof.Event{
+			{Type: proof.EventKeyGenerated, MonotonicNs: e.KeyGeneratedNs, BootID: e.BootID},
+			{Type: proof.EventGateClosed, MonotonicNs: e.GateClosedNs, BootID: e.BootID},
+			{Type: proof.EventKeyDestroyed, MonotonicNs: e.KeyDestroyedNs, BootID: e.BootID},
+		} {
+			if ev.MonotonicNs != 0 && (ev.Type != proof.EventKeyDestroyed || e.ReadBack) {
+				r.Events = append(r.Events, ev)
+			}
+		}
+	}
+	return t.committed(r, l)
+}
+
+func enrolRecord(d Drive, te Testimony) (proof.Record, error) {
+	s, err := DriveSpace(d)
+	return testified(proof.Record{Type: proof.ENROL, Bytes: int64(d.Extents) * d.ExtentBytes, Space: []proof.Space{s}}, te), err
+}
+
+// DriveSpace is all of a drive, as its records have it.
+func DriveSpace(d Drive) (proof.Space, error) {
+	s := proof.Space{Drive: d.UUID, Extents: []proof.Range{{First: 0, Count: d.Extents}}}
+	var err error
+	s.Commit, err = driveCommit(d)
+	return s, err
+}
+
+// driveCommit commits to what the drive said that it is; empty for one that was
+// enrolled before there were salts.
+func driveCommit(d Drive) (string, error) {
+	if d.Salt == "" {
+		return "", nil
+	}
+	salt, err := parseHex(d.Salt, proof.SaltLen)
 	if err != nil {
-		return err
+		return "", fmt.Errorf("salt of drive %s: %w", d.UUID, err)
 	}
-	if a.next == 0 {
-		*a = Auditor{node: r.NodeID, next: 1, hash: zeroHash, open: map[string]Record{}, seen: map[string]bool{}}
-	}
-	switch {
-	case r.NodeID != a.node:
-		return fmt.Errorf("record %d is of node %s, those before of %s", r.NodeSeq, r.NodeID, a.node)
-	case r.NodeSeq != a.next:
-		return fmt.Errorf("record %d stands where %d should", r.NodeSeq, a.next)
-	case r.PrevHash != a.hash:
-		return fmt.Errorf("record %d follows a record with hash %s, the one before it has %s", r.NodeSeq, r.PrevHash, a.hash)
-	}
-	switch r.Type {
-	case OPEN:
-		err = a.opened(r)
-	case CLOSE:
-		err = a.closed(r)
-	case RESIZE:
-		err = a.resized(r)
-	case ENROL:
-	default:
-		err = fmt.Errorf("record %d has unknown type %q", r.NodeSeq, r.Type)
-	}
-	a.next++
-	a.hash = Hash(b)
-	return err
+	return proof.DriveCommit(d.UUID, salt, d.Kind, d.Model, d.Serial), nil
 }
 
-// Open returns how many leases have an OPEN and no CLOSE.
-func (a *Auditor) Open() int { return len(a.open) }
-
-func (a *Auditor) opened(r Record) error {
-	if a.seen[r.LeaseID] {
-		return fmt.Errorf("record %d opens lease %s again", r.NodeSeq, r.LeaseID)
-	}
-	for id, o := range a.open {
-		if overlap(r.Space, o.Space) {
-			return fmt.Errorf("record %d gives lease %s space that lease %s has not given back", r.NodeSeq, r.LeaseID, id)
+// space groups a lease's pieces by drive, in the volume's order.
+func (t *tables) space(pieces []extent.Piece) ([]proof.Space, error) {
+	var s []proof.Space
+	for _, p := range pieces {
+		if n := len(s); n > 0 && s[n-1].Drive == p.Drive {
+			s[n-1].Extents = append(s[n-1].Extents, proof.Range(p.Range))
+			continue
 		}
-	}
-	a.seen[r.LeaseID] = true
-	a.open[r.LeaseID] = r
-	return nil
-}
-
-func (a *Auditor) closed(r Record) error {
-	o, ok := a.open[r.LeaseID]
-	if !ok {
-		return fmt.Errorf("record %d closes lease %s, which is not open", r.NodeSeq, r.LeaseID)
-	}
-	if r.OpenSeq != o.NodeSeq || r.Bytes != o.Bytes || string(encode(r.Space)) != string(encode(o.Space)) {
-		return fmt.Errorf("record %d closes lease %s, but not what record %d opened", r.NodeSeq, r.LeaseID, o.NodeSeq)
-	}
-	delete(a.open, r.LeaseID)
-	return nil
-}
-
-func overlap(a, b []Space) bool {
-	for _, x := range a {
-		for _, y := range b {
-			if x.Drive != y.Drive {
-				continue
-			}
-			for _, r := range x.Extents {
-				for _, s := range y.Extents {
-					if r.Overlaps(s) {
-						return true
-					}
-				}
-			}
+		key, err := driveKey(p.Drive)
+		if err != nil {
+			return nil, err
 		}
+		d, _, err := get[driveValue](t, drivesBucket, key)
+		if err != nil {
+			return nil, err
+		}
+		commit, err := driveCommit(d.Drive)
+		if err != nil {
+			return nil, err
+		}
+		s = append(s, proof.Space{Drive: p.Drive, Commit: commit, Extents: []proof.Range{proof.Range(p.Range)}})
 	}
-	return false
+	return s, nil
 }

@@ -7,6 +7,7 @@ import (
 
 	"vacate/internal/extent"
 	"vacate/internal/lease"
+	"vacate/proof"
 )
 
 // ResizeLease implements [Store].
@@ -33,7 +34,13 @@ func (b *Bolt) ResizeLease(id string, size int64, pieces []extent.Piece) (lease.
 		}
 		out.OpenBytes = cmp.Or(old.OpenBytes, old.SizeBytes)
 		out.SizeBytes, out.Pieces = size, pieces
-		t.append(resizeRecord(out))
+		r, err := t.committed(proof.Record{Type: proof.RESIZE, Claims: []string{proof.ClaimAsserted}}, out)
+		if err != nil {
+			return err
+		}
+		if _, err := t.append(r); err != nil {
+			return err
+		}
 		t.put(leasesBucket, []byte(id), encode(leaseValue{Version, out}))
 		return nil
 	})
@@ -64,38 +71,4 @@ func (t *tables) extend(l lease.Lease, pieces []extent.Piece) error {
 	t.put(extentsBucket, extentKey(uuid, pieces[n].First),
 		encode(extentValue{V: Version, Count: pieces[n].Count, Lease: l.ID, State: lease.Held}))
 	return nil
-}
-
-func resizeRecord(l lease.Lease) Record {
-	return Record{Type: RESIZE, LeaseID: l.ID, OpenSeq: l.OpenSeq, Bytes: l.SizeBytes, Space: space(l.Pieces)}
-}
-
-// resized takes a RESIZE record: the lease keeps what it had, and has more that
-// nobody else has.
-func (a *Auditor) resized(r Record) error {
-	o, ok := a.open[r.LeaseID]
-	if !ok {
-		return fmt.Errorf("record %d resizes lease %s, which is not open", r.NodeSeq, r.LeaseID)
-	}
-	_, moved := extent.Beyond(piecesOf(o.Space), piecesOf(r.Space))
-	if moved != nil || r.OpenSeq != o.NodeSeq || r.Bytes <= o.Bytes {
-		return fmt.Errorf("record %d resizes lease %s, and takes something away from what record %d opened", r.NodeSeq, r.LeaseID, o.NodeSeq)
-	}
-	for id, other := range a.open {
-		if id != r.LeaseID && overlap(r.Space, other.Space) {
-			return fmt.Errorf("record %d gives lease %s space that lease %s has not given back", r.NodeSeq, r.LeaseID, id)
-		}
-	}
-	o.Bytes, o.Space = r.Bytes, r.Space
-	a.open[r.LeaseID] = o
-	return nil
-}
-
-func piecesOf(all []Space) (pieces []extent.Piece) {
-	for _, s := range all {
-		for _, r := range s.Extents {
-			pieces = append(pieces, extent.Piece{Drive: s.Drive, Range: r})
-		}
-	}
-	return pieces
 }

@@ -9,6 +9,7 @@ import (
 
 	"vacate/internal/extent"
 	"vacate/internal/lease"
+	"vacate/proof"
 )
 
 // The buckets.
@@ -33,6 +34,8 @@ type tables struct {
 	meta  metaValue
 	dirty bool  // meta has to be stored
 	err   error // the first that bbolt returned to put or delete
+	now   func() time.Time
+	wrote bool // a record
 }
 
 // openTables reads the meta value. In a file that has none yet, only create may
@@ -76,7 +79,7 @@ func (t *tables) create(nodeID string, now time.Time) error {
 			return err
 		}
 	}
-	t.meta = metaValue{V: Version, NodeID: nodeID, CreatedAt: now, NextSeq: 1, LastHash: zeroHash}
+	t.meta = metaValue{V: Version, NodeID: nodeID, CreatedAt: now, NextSeq: 1, LastHash: proof.ZeroHash}
 	t.dirty = true
 	return nil
 }
@@ -126,18 +129,20 @@ func each[T any](t *tables, bucket []byte, yield func(key []byte, v T) error) er
 }
 
 // append numbers a record, chains it to the one before, and stores it.
-func (t *tables) append(r Record) uint64 {
-	r.V, r.NodeID, r.NodeSeq, r.PrevHash = Version, t.meta.NodeID, t.meta.NextSeq, t.meta.LastHash
-	if r.Events == nil {
-		r.Events = []Event{}
+func (t *tables) append(r proof.Record) (uint64, error) {
+	r.NodeID, r.NodeSeq, r.PrevHash = t.meta.NodeID, t.meta.NextSeq, t.meta.LastHash
+	b, err := proof.EncodePayload(r)
+	if err != nil {
+		return 0, err
 	}
-	r.Claims = []string{}
-	b := encode(r)
 	t.put(recordsBucket, seqKey(r.NodeSeq), b)
+	if err := t.spooled(r); err != nil {
+		return 0, err
+	}
 	t.meta.NextSeq++
 	t.meta.LastHash = Hash(b)
-	t.dirty = true
-	return r.NodeSeq
+	t.dirty, t.wrote = true, true
+	return r.NodeSeq, nil
 }
 
 // hold gives a lease its extents, where nobody holds them.

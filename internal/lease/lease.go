@@ -64,6 +64,8 @@ type Lease struct {
 
 	Exports Exports `json:"exports,omitzero"` // ways to reach its volume; all its life
 
+	Proof Proof `json:"proof,omitzero"` // what its records commit to
+
 	OpenedAt  time.Time `json:"openedAt,omitzero"`  // the node's wall clock, as all times here
 	ExpiresAt time.Time `json:"expiresAt,omitzero"` // zero: never
 	ClosedAt  time.Time `json:"closedAt,omitzero"`  // when it was erased or found lost

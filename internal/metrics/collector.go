@@ -61,6 +61,24 @@ var perLease = []counted[ipc.LeaseStats]{
 	{desc("vacate_lease_expelled_total", "Programs that were disconnected from the vhost-user export because of what they had sent.", "lease"), prometheus.CounterValue, func(l ipc.LeaseStats) float64 { return float64(l.Expelled) }},
 }
 
+var perNode = []counted[*Proof]{
+	{desc("vacate_spool_records", "Records that wait for the log."), prometheus.GaugeValue, func(p *Proof) float64 { return float64(p.Spool) }},
+	{desc("vacate_spool_limit_records", "Records that may wait for the log before no lease is opened."), prometheus.GaugeValue, func(p *Proof) float64 { return float64(p.SpoolMax) }},
+	{desc("vacate_spool_age_seconds", "Since when the oldest record waits for the log; 0 if none does."), prometheus.GaugeValue, func(p *Proof) float64 { return p.Age.Seconds() }},
+	{desc("vacate_records_signed_total", "Records that were signed."), prometheus.CounterValue, func(p *Proof) float64 { return float64(p.Signed) }},
+	{desc("vacate_records_logged_total", "Records that the log has taken."), prometheus.CounterValue, func(p *Proof) float64 { return float64(p.Sent) }},
+	{desc("vacate_log_size_records", "Records in the log, as its newest checkpoint says."), prometheus.GaugeValue, func(p *Proof) float64 { return float64(p.Size) }},
+	{desc("vacate_log_quorum", "1 while the newest checkpoint has the cosignatures that the policy wants, else 0."), prometheus.GaugeValue, func(p *Proof) float64 { return truth(p.Quorum) }},
+	{desc("vacate_log_failing", "1 while signing, sending or certifying does not work, else 0."), prometheus.GaugeValue, func(p *Proof) float64 { return truth(p.Failing) }},
+	{desc("vacate_certificates", "Certificates that are kept."), prometheus.GaugeValue, func(p *Proof) float64 { return float64(p.Certificates) }},
+	{desc("vacate_certificates_made_total", "Certificates that were made final."), prometheus.CounterValue, func(p *Proof) float64 { return float64(p.Certified) }},
+	{desc("vacate_certificates_without_quorum", "Certificates that lack the quorum of witnesses."), prometheus.GaugeValue, func(p *Proof) float64 { return float64(p.NoQuorum) }},
+	{desc("vacate_certificates_due", "Leases that have ended and have no final certificate."), prometheus.GaugeValue, func(p *Proof) float64 { return float64(p.Due) }},
+	{desc("vacate_deadlines_met", "Leases that were erased by their time, of those whose certificate is kept."), prometheus.GaugeValue, func(p *Proof) float64 { return float64(p.Met) }},
+	{desc("vacate_deadlines_missed", "Leases that were not."), prometheus.GaugeValue, func(p *Proof) float64 { return float64(p.Missed) }},
+	{desc("vacate_deadlines_pending", "Leases that have a time to be erased by, and are open."), prometheus.GaugeValue, func(p *Proof) float64 { return float64(p.Pending) }},
+}
+
 // A collector asks the daemon for a snapshot at each scrape.
 type collector struct{ cfg Config }
 
@@ -69,6 +87,9 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descInfo, descUp, descStarts, descReady, descLeases, descConnections, descRefused,
 		descDriveUp, descDriveSize, descDriveFree, descDriveLeased, descDriveQuarantine} {
 		ch <- d
+	}
+	for _, m := range perNode {
+		ch <- m.desc
 	}
 	for _, m := range perDrive {
 		ch <- m.desc
@@ -100,6 +121,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descDriveFree, float64(d.Free), d.Path, d.UUID)
 		gauge(descDriveLeased, float64(d.Leased), d.Path, d.UUID)
 		gauge(descDriveQuarantine, float64(d.Quarantine), d.Path, d.UUID)
+	}
+	if snap.Proof != nil {
+		for _, m := range perNode {
+			ch <- prometheus.MustNewConstMetric(m.desc, m.kind, m.of(snap.Proof))
+		}
 	}
 	if snap.Engine == nil {
 		return

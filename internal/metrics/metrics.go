@@ -27,6 +27,7 @@ type Snapshot struct {
 	Drives []Drive
 	Engine *ipc.Stats // nil while there is no engine
 
+	Proof      *Proof            // nil where nothing is signed
 	Generation uint64            // of the engine: 1 for its keeper's first
 	Versions   map[string]string // by process
 }
@@ -36,6 +37,23 @@ type Drive struct {
 	UUID, Path                     string
 	Up                             bool // takes leases
 	Size, Free, Leased, Quarantine int64
+}
+
+// Proof is what becomes of records and certificates.
+type Proof struct {
+	Spool    uint64        // records that wait for the log
+	SpoolMax int           // and that may
+	Age      time.Duration // of the oldest of them
+	Size     uint64        // of the log, as its newest checkpoint says
+	Quorum   bool          // the witnesses that the policy wants have cosigned that
+	Failing  bool          // the last try to sign, send or certify went wrong
+
+	Signed, Sent, Certified uint64 // since control started
+	Certificates            int    // that are kept
+	NoQuorum                int    // of these, without the quorum of witnesses
+	Due                     int    // leases that have ended, and whose certificate is not final
+
+	Met, Missed, Pending uint64 // leases with a time to be erased by
 }
 
 // Config is what [New] needs.

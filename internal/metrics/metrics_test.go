@@ -20,6 +20,8 @@ func full() Snapshot {
 	return Snapshot{
 		Ready: true, Generation: 3, Versions: map[string]string{"keeper": "v1", "engine": "v2", "control": "v2"}, Leases: map[string]int{"open": 1, "lost": 0},
 		Drives: []Drive{{UUID: "d1", Path: "/dev/x", Up: true, Size: 100, Free: 60, Leased: 30, Quarantine: 10}},
+		Proof: &Proof{Spool: 1, SpoolMax: 2, Age: 3 * time.Second, Size: 4, Quorum: true, Failing: false, Signed: 5, Sent: 6, Certified: 7,
+			Certificates: 8, NoQuorum: 9, Due: 10, Met: 11, Missed: 12, Pending: 13},
 		Engine: &ipc.Stats{Connections: 2, Refused: 3,
 			Leases: []ipc.LeaseStats{{Lease: "l1", Connections: 2, Reads: 4, Writes: 5, Discards: 6, Flushes: 7, ReadBytes: 8, WriteBytes: 9, Errors: 10, Written: 11, Queues: 12, BrokenQueues: 13, Expelled: 14}},
 			Drives: []ipc.DriveStats{{UUID: "d1", Reads: 1, Writes: 2, ReadBytes: 3, WriteBytes: 4, Flushes: 5, Errors: 6}}},
@@ -80,8 +82,10 @@ func TestDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	units := []string{"_total", "_bytes", "_seconds", "_info"}
-	counts := []string{"vacate_ready", "vacate_engine_up", "vacate_drive_up", "vacate_leases", "vacate_connections", "vacate_lease_connections", "vacate_lease_queues"}
+	units := []string{"_total", "_bytes", "_seconds", "_info", "_records"}
+	counts := []string{"vacate_ready", "vacate_engine_up", "vacate_drive_up", "vacate_leases", "vacate_connections", "vacate_lease_connections", "vacate_lease_queues",
+		"vacate_log_quorum", "vacate_log_failing", "vacate_certificates", "vacate_certificates_without_quorum", "vacate_certificates_due",
+		"vacate_deadlines_met", "vacate_deadlines_missed", "vacate_deadlines_pending"}
 	for line := range strings.Lines(string(b)) {
 		cells := strings.Split(line, "|")
 		if len(cells) < 4 || !strings.HasPrefix(strings.TrimSpace(cells[1]), "`vacate_") {

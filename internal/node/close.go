@@ -96,6 +96,13 @@ func (n *Node) runClose(e *entry) {
 	}
 	fail.At(fail.ControlErased)
 	reason := n.quietSoon(e)
+	n.mu.Lock()
+	never := e.unwritten
+	n.mu.Unlock()
+	if never {
+		n.discard(e, reason)
+		return
+	}
 	if !n.record(e, reason) {
 		return
 	}
@@ -142,7 +149,7 @@ func (n *Node) erased(e *entry, er ipc.Erasure) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	e.trouble = ""
-	e.l.Erasure = &lease.Erasure{BootID: n.hello.BootID, KeyGeneratedNs: e.keyNs, GateClosedNs: er.GateClosedNs,
+	e.l.Erasure = &lease.Erasure{BootID: n.hello.BootID, KeyGeneratedNs: e.madeNs(n.hello.BootID), GateClosedNs: er.GateClosedNs,
 		CiphersDoneNs: er.CiphersDoneNs, KeyDestroyedNs: er.KeyDestroyedNs, ReadBack: er.ReadBack}
 	result, text := n.verdict(e)
 	n.over(e, result, text, lease.KeyGone)
@@ -281,11 +288,15 @@ func (n *Node) quiet(ctx context.Context, e *entry) error {
 // first, or when there is nothing to record.
 func (n *Node) record(e *entry, pending error) bool {
 	var b backoff
+	n.mu.Lock()
+	words := e.l
+	n.mu.Unlock()
+	te := n.lastWords(words, pending == nil) // once: whoever asks again must say the same
 	for {
 		n.mu.Lock()
 		l := e.l
 		n.mu.Unlock()
-		stored, err := n.cfg.Store.CloseLease(l, pending == nil)
+		stored, err := n.cfg.Store.CloseLease(l, pending == nil, te)
 		switch {
 		case err == nil:
 			n.mu.Lock()
@@ -316,12 +327,13 @@ func (n *Node) unbindFailed(l lease.Lease) {
 	}
 }
 
-// discard drops a lease that turned out not to be in the journal: its opening
-// failed there, and no engine was asked.
+// discard drops a lease that is not in the journal: its opening failed before, or
+// there.
 func (n *Node) discard(e *entry, pending error) {
 	if pending != nil && !n.waitQuiet(e) {
 		return
 	}
+	n.removeSockets(e)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	e.l.Space = lease.Free

@@ -37,6 +37,9 @@ import (
 //	E8: after ResizeLease a lease has this size, in this engine and in those that
 //	    take its place. It waits for what is in flight. One that was cut off has left
 //	    the old size or the new one, which Leases tells.
+//	E9: a lease that is opened with Hold is not served before ServeLease, which may
+//	    be asked again. An engine that takes over has destroyed the key of a lease
+//	    that was not served, and has it no more.
 type Engine interface {
 	Hello(ctx context.Context) (ipc.Hello, error)
 	Inspect(ctx context.Context, req ipc.InspectRequest) (ipc.Inspection, error)
@@ -46,6 +49,8 @@ type Engine interface {
 	// OpenLease is given the listening sockets of the exports, in the order of
 	// [lease.Exports.Kinds]. They stay the caller's.
 	OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listeners ...*os.File) (ipc.LeaseOpened, error)
+	ServeLease(ctx context.Context, id string) error
+	ReleaseLease(ctx context.Context, req ipc.LeaseReleaseRequest) (ipc.LeaseReleased, error)
 	LimitLease(ctx context.Context, req ipc.LeaseLimitRequest) error
 	ResizeLease(ctx context.Context, req ipc.LeaseResizeRequest) error
 	CloseLease(ctx context.Context, id string) (ipc.Erasure, error)

@@ -12,6 +12,8 @@ import (
 	"vacate/internal/extent"
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
+	"vacate/internal/lease"
+	"vacate/proof"
 )
 
 // EnrollRequest names a drive to take into use.
@@ -92,7 +94,11 @@ func (n *Node) unused(path string) error {
 }
 
 func (n *Node) enrol(ctx context.Context, req EnrollRequest, uuid string) (*drive, error) {
-	j := journal.Drive{UUID: uuid, Path: req.Path, State: journal.Enrolling}
+	salt, err := n.salt()
+	if err != nil {
+		return nil, err
+	}
+	j := journal.Drive{UUID: uuid, Path: req.Path, Salt: salt, State: journal.Enrolling}
 	if err := n.storeFailed(n.cfg.Store.AddDrive(j)); err != nil {
 		return nil, err
 	}
@@ -104,7 +110,7 @@ func (n *Node) enrol(ctx context.Context, req EnrollRequest, uuid string) (*driv
 	d := newDrive(j)
 	n.drives[uuid] = d
 	n.mu.Unlock()
-	_, err := n.cfg.Engine.Enroll(ctx, ipc.EnrollRequest{Path: req.Path, Node: n.cfg.Store.NodeID(), UUID: uuid,
+	_, err = n.cfg.Engine.Enroll(ctx, ipc.EnrollRequest{Path: req.Path, Node: n.cfg.Store.NodeID(), UUID: uuid,
 		Epoch: firstEpoch, Force: req.Force, Confirm: req.Confirm})
 	if nothingWritten(err) || codeOf(err) == ipc.CodeNotFound || codeOf(err) == ipc.CodeBusy {
 		n.dropDrive(d, err)
@@ -139,10 +145,10 @@ func (n *Node) resolveEnrolment(ctx context.Context, d *drive, engineID string) 
 		return false
 	}
 	// The path stays as it was typed: /dev/disk/by-id/… survives a reboot.
-	j.Serial, j.Model = info.Serial, info.Model
+	j.Serial, j.Model, j.Kind = info.Serial, info.Model, info.Kind
 	j.ExtentBytes, j.Extents, j.Epoch, j.State = info.ExtentBytes, info.Extents, firstEpoch, journal.Ready
 	j.EnrolledAt = n.cfg.Clock().UTC().Round(0)
-	if err := n.storeFailed(n.cfg.Store.FinishDrive(j)); err != nil {
+	if err := n.storeFailed(n.cfg.Store.FinishDrive(j, n.testimony(proof.ENROL, lease.Lease{}))); err != nil {
 		n.noteEnrolling(d, err)
 		return false
 	}

@@ -18,12 +18,14 @@ type entry struct {
 	resizing chan struct{} // likewise, while somebody resizes it (resize.go)
 
 	l         lease.Lease
-	keyNs     int64       // when its key was generated, where this node saw it
 	openErr   error       // what its opening ended with
 	abandoned bool        // who opened it has left without a way to find it again
 	unsure    bool        // it is the journal's, and no engine has said yet what became of it
+	unwritten bool        // its OPEN record is surely not in the journal
+	serving   bool        // a goroutine has the engine serve it, after a restart of control
 	closing   bool        // a goroutine is closing it, or waits for its space
 	ttl       *time.Timer // nil without one
+	end       time.Time   // monotonic: when its time is over; see arm
 	trouble   string      // why closing does not get on
 }
 
@@ -52,6 +54,14 @@ func (e *entry) disarm() {
 	}
 }
 
+// madeNs is when its key came to be, on the boot of that id; 0: nobody saw it.
+func (e *entry) madeNs(bootID string) int64 {
+	if e.l.Origin.BootID != bootID {
+		return 0
+	}
+	return e.l.Proof.KeyGeneratedNs
+}
+
 // view is the lease as others see it.
 func (e *entry) view() lease.Lease {
 	l := e.l
@@ -70,24 +80,6 @@ func (n *Node) move(e *entry, events ...lease.Event) {
 		}
 	}
 	n.publish(e.view())
-}
-
-// arm starts the time to live of an open lease. From then on the wall clock has
-// no say in it, and it never gets more than its whole time, however far the wall
-// clock was put back since it was opened. REQUIRES: n.mu is held.
-func (n *Node) arm(e *entry) {
-	if e.l.ExpiresAt.IsZero() {
-		return
-	}
-	left := min(max(0, e.l.ExpiresAt.Sub(n.cfg.Clock())), e.l.TTL)
-	e.ttl = time.AfterFunc(left, func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if e.l.State == lease.Open {
-			n.cfg.Log.Info("time to live is over", "lease_id", e.l.ID)
-			n.startClose(e)
-		}
-	})
 }
 
 // forget takes the entry out of the maps: its space, slot and key are free.

@@ -42,6 +42,11 @@ func life(w *world) {
 			try(w.n.Resize(w.ctx, ids[i], size, false))
 		}
 	}
+	release := func(i int) {
+		if w.n != nil && i < len(ids) {
+			try(w.n.ReleaseKey(w.ctx, ids[i], make([]byte, recipientLen)))
+		}
+	}
 	again := func() { // control ends and starts
 		w.stop()
 		if err := w.start(); err != nil { // it would be started again
@@ -66,6 +71,7 @@ func life(w *world) {
 	shut(0)
 	open(OpenRequest{SizeBytes: 3 * mib, Tenant: "three", Key: "k3"}) // on what the first had
 	grow(2, 3*mib+4096)
+	release(2)
 	again()
 	w.e.With("/a", func(d *nodesim.Disk) { d.Hangs = true })
 	shut(2) // erased, not drained
@@ -116,8 +122,11 @@ func settle(w *world) {
 	w.e.Reboot()
 }
 
-// inStep checks that the engine holds what the journal has.
+// inStep checks that the engine holds what the journal has, and serves it.
 func inStep(w *world) {
+	if held := w.e.Held(); len(held) > 0 {
+		w.t.Errorf("leases that nobody serves: %v", held)
+	}
 	for id, held := range w.e.Limits() {
 		if l, err := w.n.Get(id); err == nil && l.Limits != held {
 			w.t.Errorf("lease %s is held to %+v, and the journal has %+v", id, held, l.Limits)
@@ -203,7 +212,7 @@ func TestEveryFault(t *testing.T) {
 	}
 	for _, want := range []string{"AddDrive", "FinishDrive", "IntendEpochs", "ConfirmEpochs", "journal OpenLease", "journal CloseLease", "FreeSpace",
 		"journal LimitLease", "engine LimitLease", "journal ResizeLease", "engine ResizeLease",
-		"Hello", "Inspect", "Enroll", "OpenDrive", "engine OpenLease", "engine CloseLease", "Drain", "Leases", "Make", "Remove", "Clean"} {
+		"Hello", "Inspect", "Enroll", "OpenDrive", "engine OpenLease", "ServeLease", "journal ReleaseLease", "engine ReleaseLease", "engine CloseLease", "Drain", "Leases", "Make", "Remove", "Clean"} {
 		if !slices.Contains(calls, want) {
 			t.Errorf("the life never calls %s", want)
 		}

@@ -41,6 +41,9 @@ func randomLife(w *world, r *rand.Rand) {
 			if r.IntN(3) == 0 {
 				req.Drive = path()
 			}
+			if r.IntN(4) == 0 {
+				req.EraseBy = w.clock.Now().Add(time.Duration(r.Int64N(int64(5 * time.Minute))))
+			}
 			_, _ = w.n.Open(w.ctx, req)
 		},
 		func() {
@@ -99,10 +102,15 @@ func randomLife(w *world, r *rand.Rand) {
 				_, _ = w.n.Limit(w.ctx, all[r.IntN(len(all))].ID, limit.Limits{IOPS: uint64(r.IntN(3))})
 			}
 		},
+		func() {
+			if all := w.n.List(false); len(all) > 0 {
+				_, _ = w.n.ReleaseKey(w.ctx, all[r.IntN(len(all))].ID, make([]byte, recipientLen))
+			}
+		},
 	}
-	weights := []int{2, 8, 6, 3, 2, 1, 2, 2, 1, 1, 1, 1, 1, 6, 1, 2, 8, 2}
+	weights := []int{2, 8, 6, 3, 2, 1, 2, 2, 1, 1, 1, 1, 1, 6, 1, 2, 8, 2, 2}
 	for range 60 {
-		n := r.IntN(50) // the sum of the weights
+		n := r.IntN(52) // the sum of the weights
 		for i, weight := range weights {
 			if n -= weight; n < 0 {
 				steps[i]()

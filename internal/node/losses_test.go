@@ -10,9 +10,9 @@ import (
 
 	"vacate/internal/extent"
 	"vacate/internal/ipc"
-	"vacate/internal/journal"
 	"vacate/internal/lease"
 	"vacate/internal/node/nodesim"
+	"vacate/proof"
 )
 
 // drive is one drive as it is shown.
@@ -34,7 +34,7 @@ func (w *world) lost(id string) {
 		w.t.Errorf("it is shown as %q, %+v", l.Text, l.Erasure)
 	}
 	_, recs := w.audit(id)
-	if len(recs) != 2 || recs[1].Result != string(lease.LostDrive) || !slices.ContainsFunc(recs[1].Events, func(e journal.Event) bool { return e.Type == "key_destroyed" }) {
+	if len(recs) != 2 || recs[1].Result != string(lease.LostDrive) || !slices.ContainsFunc(recs[1].Events, func(e proof.Event) bool { return e.Type == "key_destroyed" }) {
 		w.t.Errorf("records: %+v", recs)
 	}
 }

@@ -3,7 +3,8 @@
 //
 // # Order
 //
-//	open    journal: lease, extents, OPEN record → sockets → engine: key, export
+//	open    sockets → engine: key → journal: lease, extents, OPEN record → engine:
+//	        export
 //	resize  journal: size, more extents, RESIZE record → engine: larger volume
 //	close   engine: key destroyed → drained, or its deadline passed →
 //	        journal: CLOSE record → sockets → extents free
@@ -14,7 +15,9 @@
 //
 // # Invariants
 //
-//	N1: no key exists of a lease that the journal does not hold.
+//	N1: nothing is served of a lease, and so no block of it written, before the
+//	    journal holds it. A key without a lease in the journal is a stranger's: the
+//	    opening that made it destroys it, or the next recovery.
 //	N2: an extent is free only when the CLOSE record of the lease that had it is
 //	    durable, and no I/O of it can be in flight: this engine says so, and holds
 //	    the fence of the drive, which rules out earlier ones.
@@ -39,6 +42,7 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
 	"vacate/internal/lease"
+	"vacate/proof"
 )
 
 // Config is what a node is made of. Zero means the default, where there is one.
@@ -58,6 +62,19 @@ type Config struct {
 	RetryMax      time.Duration // 5 s
 	MaxWatches    int           // 128
 	Queues        int           // of a vhost-user export that asks for no number; one a processor, at most 8
+
+	// EraseMargin is how long before the time by which a lease must be erased it is
+	// closed; half of what is left when it is opened, if that is less. 1 minute.
+	EraseMargin time.Duration
+
+	// Beacon returns the newest checkpoint of the log that is proven, or nil: records
+	// name it. It must not wait. May be nil.
+	Beacon func() *proof.Beacon
+
+	// Annex returns what belongs to the CLOSE record of a lease and not into the log.
+	// Where it fails the record says so by not having one: erasure and record wait for
+	// nothing. May be nil.
+	Annex func(l lease.Lease, drives []DriveFacts) ([]byte, error)
 
 	// ForceForward is danger_zone's: paths of drives that get the flush class
 	// "forward", whatever was probed.
@@ -87,6 +104,7 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.CloseWait, 30*time.Second)
 	def(&c.DriveWait, 10*time.Second)
 	def(&c.RetryMin, 20*time.Millisecond)
+	def(&c.EraseMargin, time.Minute)
 	def(&c.RetryMax, 5*time.Second)
 	if c.MaxWatches == 0 {
 		c.MaxWatches = 128

@@ -12,17 +12,22 @@ import (
 	"vacate/internal/journal"
 	"vacate/internal/lease"
 	"vacate/internal/limit"
+	"vacate/internal/plant"
+	"vacate/proof"
 )
 
 // This file opens leases:
 //
 //	1. admit: id, space and slot are taken in memory.
-//	2. The journal holds the lease, its extents and its OPEN record, durably.
-//	3. Folder and sockets are made, one for each export.
-//	4. The engine makes key, map and exports.
+//	2. Folder and sockets are made, one for each export; the engine makes key, map
+//	   and path, serves nothing, and says what the key was committed to.
+//	3. The journal holds the lease, its extents and its OPEN record, with the
+//	   commitment, durably.
+//	4. The engine serves it.
 //
-// When 2 surely did nothing, 1 is taken back. When 3, 4, or perhaps 2, fail, the
-// lease is closed like any other, with the result "failed".
+// When 2 fails, or 3 surely did nothing, the key is destroyed and 1 is taken back:
+// such a lease never was. When 4, or perhaps 3, fails, it is closed like any other,
+// with the result "failed".
 
 // OpenRequest says what volume is wanted.
 type OpenRequest struct {
@@ -35,6 +40,16 @@ type OpenRequest struct {
 	Key          string        // idempotency key; see Open
 	Limits       limit.Limits  // how fast the volume may be used
 	Exports      lease.Exports // ways to reach it; of a vhost-user export, 0 queues are Config.Queues
+
+	// EraseBy is when its key has to be destroyed at the latest: the OPEN record
+	// promises it, and the lease is closed a margin before. Parts of a second are cut
+	// off; zero: no promise.
+	EraseBy time.Time
+
+	// Prepared is the id of a lease that was prepared: the one that is opened; Sealed
+	// is the tenant's half of its key. Empty: the engine makes all of the key.
+	Prepared string
+	Sealed   string // bytes
 }
 
 func (r *OpenRequest) check() error {
@@ -63,6 +78,12 @@ func (r *OpenRequest) check() error {
 	if err := r.Exports.Check(); err != nil {
 		return invalid("exports", "%v", err)
 	}
+	if (r.Prepared == "") != (r.Sealed == "") || r.Prepared != "" && !lease.ValidID(r.Prepared) {
+		return invalid(r.Prepared, "a tenant's share is the id of the lease that was prepared, and what was sealed to it")
+	}
+	if !r.EraseBy.IsZero() {
+		r.EraseBy = r.EraseBy.UTC().Truncate(time.Second)
+	}
 	return checkLimits(r.Limits)
 }
 
@@ -86,7 +107,8 @@ func checkSize(bytes int64) error {
 // same reports whether l is what r asks for.
 func (r OpenRequest) same(l lease.Lease) bool {
 	return r.SizeBytes == cmp.Or(l.OpenBytes, l.SizeBytes) && r.Tenant == l.Tenant && r.Drive == l.Drive && r.LogicalBlock == l.LogicalBlock &&
-		r.UID == l.UID && r.TTL == l.TTL && r.Limits == l.OpenLimits && r.Exports == l.Exports
+		r.UID == l.UID && r.TTL == l.TTL && r.Limits == l.OpenLimits && r.Exports == l.Exports && r.EraseBy.Equal(l.Proof.EraseBy) &&
+		(r.Prepared == "" && l.Proof.KeyMode != ipc.KeyModeSplit || r.Prepared == l.ID)
 }
 
 // Open opens a lease and returns when it is open. With an idempotency key, a
@@ -136,7 +158,7 @@ func (n *Node) Open(ctx context.Context, req OpenRequest) (lease.Lease, error) {
 // admit takes id, slot and space, and starts the opening. Where the idempotency
 // key is known it returns the opening that has it, or (e is nil) the lease.
 func (n *Node) admit(req OpenRequest) (e *entry, done lease.Lease, err error) {
-	id, err := lease.NewID(n.cfg.Rand)
+	id, salt, err := n.identity(req)
 	if err != nil {
 		return nil, done, err
 	}
@@ -150,8 +172,13 @@ func (n *Node) admit(req OpenRequest) (e *entry, done lease.Lease, err error) {
 	if err := n.taking(); err != nil {
 		return nil, done, err
 	}
-	if n.leases[id] != nil {
-		return nil, done, fmt.Errorf("node: the random lease id %s is taken", id) // once in 2^80
+	if _, over := n.past.byID[id]; over || n.leases[id] != nil {
+		return nil, done, &Error{Kind: Refused, Object: id, Text: fmt.Sprintf("there is, or was, a lease %s", id), Next: "prepare another"}
+	}
+	now := n.cfg.Clock().UTC().Round(0)
+	ends, err := n.ends(req, now)
+	if err != nil {
+		return nil, done, err
 	}
 	slot, err := n.freeSlot()
 	if err != nil {
@@ -165,7 +192,6 @@ func (n *Node) admit(req OpenRequest) (e *entry, done lease.Lease, err error) {
 	if err != nil {
 		return nil, done, err
 	}
-	now := n.cfg.Clock().UTC().Round(0)
 	l := lease.Lease{
 		ID: id, Tenant: req.Tenant, SizeBytes: req.SizeBytes, LogicalBlock: req.LogicalBlock, UID: req.UID,
 		Pieces: pieces, Slot: slot, Key: req.Key, Drive: req.Drive, TTL: req.TTL, Limits: req.Limits, OpenLimits: req.Limits,
@@ -173,14 +199,17 @@ func (n *Node) admit(req OpenRequest) (e *entry, done lease.Lease, err error) {
 		Origin: lease.Origin{BootID: n.hello.BootID, KeeperID: n.hello.KeeperID, EngineID: n.hello.EngineID, Generation: n.hello.Generation},
 		State:  lease.Opening, Space: lease.Held,
 	}
-	if req.TTL > 0 {
-		l.ExpiresAt = now.Add(req.TTL)
+	l.Proof = lease.Proof{KeyMode: ipc.KeyModeNode, TenantSalt: salt, EraseBy: req.EraseBy}
+	if req.Prepared != "" {
+		l.Proof.KeyMode = ipc.KeyModeSplit
 	}
+	l.ExpiresAt = ends
 	n.takeSlot(slot)
 	e = newEntry(l)
+	e.unwritten = true
 	n.leases[id] = e
 	n.bindKey(l)
-	n.goLocked(func() { n.finishOpen(e) })
+	n.goLocked(func() { n.finishOpen(e, req.Sealed) })
 	return e, done, nil
 }
 
@@ -267,21 +296,33 @@ func (n *Node) abandon(e *entry) {
 }
 
 // finishOpen carries out steps 2 to 4.
-func (n *Node) finishOpen(e *entry) {
+func (n *Node) finishOpen(e *entry, sealed string) {
 	n.mu.Lock()
 	l := e.l
 	n.mu.Unlock()
-	stored, err := n.cfg.Store.OpenLease(l)
-	if err != nil && errors.Is(n.storeFailed(err), journal.ErrUnchanged) {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.unbindKey(e.l)
-		n.forget(e)
-		e.openErr = &Error{Kind: Unavailable, Object: l.ID, Text: "the journal could not be written, so no lease was opened", Err: err,
-			Next: journalNext}
+	opened, err := n.makeKey(l, sealed)
+	if err != nil {
+		n.failOpen(e, err)
 		return
 	}
+	fail.At(fail.ControlKeyed)
+	n.mu.Lock()
+	e.l.Proof = commitments(e.l.Proof, opened)
+	l = e.l
+	e.unwritten = false // perhaps
+	n.mu.Unlock()
+	if plant.Is(plant.ServedEarly) {
+		_ = n.cfg.Engine.ServeLease(n.ctx, l.ID) //nolint:errcheck // a planted bug
+	}
+	stored, err := n.cfg.Store.OpenLease(l, n.testimony(proof.OPEN, l))
 	if err != nil {
+		err = n.storeFailed(err)
+		if errors.Is(err, journal.ErrUnchanged) {
+			n.mu.Lock()
+			e.unwritten = true
+			n.mu.Unlock()
+			err = &Error{Kind: Unavailable, Object: l.ID, Text: "the journal could not be written, so no lease was opened", Err: err, Next: journalNext}
+		}
 		n.failOpen(e, err)
 		return
 	}
@@ -290,26 +331,13 @@ func (n *Node) finishOpen(e *entry) {
 	e.l.OpenSeq = stored.OpenSeq
 	n.publish(e.l)
 	n.mu.Unlock()
-
-	listeners, err := n.cfg.Sockets.Make(l.ID, l.UID, l.Exports.Kinds()...)
-	if err != nil {
-		n.failOpen(e, err)
-		return
-	}
-	// Not bound to the caller's patience: E1 and E2 hold for calls that have ended.
-	opened, err := n.cfg.Engine.OpenLease(n.ctx, ipc.LeaseOpenRequest{Lease: l.ID, Slot: l.Slot, SizeBytes: l.SizeBytes,
-		LogicalBlock: l.LogicalBlock, Pieces: l.Pieces, UID: l.UID, Limits: l.Limits, Exports: ipc.Exports(l.Exports)}, listeners...)
-	if cerr := closeAll(listeners); err == nil {
-		err = cerr
-	}
-	if err != nil {
+	if err := n.cfg.Engine.ServeLease(n.ctx, l.ID); err != nil {
 		n.failOpen(e, err)
 		return
 	}
 	fail.At(fail.ControlOpened)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	e.keyNs = opened.KeyGeneratedNs
 	n.cfg.Log.Info("lease open", "lease_id", l.ID, "size_bytes", l.SizeBytes)
 	n.move(e, lease.Opened)
 	e.finishOpening(nil)
@@ -317,6 +345,28 @@ func (n *Node) finishOpen(e *entry) {
 	if e.abandoned {
 		n.startClose(e)
 	}
+}
+
+// makeKey is step 2.
+func (n *Node) makeKey(l lease.Lease, sealed string) (ipc.LeaseOpened, error) {
+	listeners, err := n.cfg.Sockets.Make(l.ID, l.UID, l.Exports.Kinds()...)
+	if err != nil {
+		return ipc.LeaseOpened{}, err
+	}
+	req := ipc.LeaseOpenRequest{Lease: l.ID, Slot: l.Slot, SizeBytes: l.SizeBytes, LogicalBlock: l.LogicalBlock, Pieces: l.Pieces, UID: l.UID,
+		Limits: l.Limits, Exports: ipc.Exports(l.Exports), Hold: true}
+	if sealed != "" {
+		req.Share = &ipc.Share{Prepared: l.ID, Sealed: []byte(sealed)}
+	}
+	// Not bound to the caller's patience: E1 and E2 hold for calls that have ended.
+	opened, err := n.cfg.Engine.OpenLease(n.ctx, req, listeners...)
+	if cerr := closeAll(listeners); err == nil {
+		err = cerr
+	}
+	if err == nil && (opened.KeyCommit == "" || opened.KeyMode != l.Proof.KeyMode) {
+		err = fmt.Errorf("the engine made a key of mode %q, committed to by %q", opened.KeyMode, opened.KeyCommit)
+	}
+	return opened, err
 }
 
 // failOpen closes a lease whose opening did not succeed, or not surely.
@@ -328,7 +378,9 @@ func (n *Node) failOpen(e *entry, err error) {
 	n.cfg.Log.Warn("opening failed", "lease_id", e.l.ID, "error", err)
 	n.move(e, lease.OpenFailed)
 	shown := fmt.Errorf("opening lease %s: %w", e.l.ID, err)
-	if errors.Is(err, ipc.ErrGone) {
+	if known := (*Error)(nil); errors.As(err, &known) {
+		shown = known
+	} else if errors.Is(err, ipc.ErrGone) {
 		shown = &Error{Kind: Recovering, Object: e.l.ID, Text: "the engine ended while the lease was opened, and the opening is undone", Err: err,
 			Next: "try again: the next engine takes over in a moment"}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"vacate/internal/extent"
+	"vacate/internal/ipc"
 	"vacate/internal/lease"
 	"vacate/internal/node/nodesim"
 )
@@ -144,32 +146,78 @@ func TestIdempotency(t *testing.T) {
 	})
 }
 
-// TestOpeningThatFails gives back everything, and the key may try again.
+// TestOpeningThatFails gives back everything, and the key may try again. Before its
+// record it never was; after, its record says how it ended.
 func TestOpeningThatFails(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		w.up()
-		w.edit = func(c *Config) { c.Sockets = noSockets{c.Sockets} }
-		w.restart()
-		req := OpenRequest{SizeBytes: 2 * mib, Key: "k"}
-		_, err := w.n.Open(w.ctx, req)
-		if !errors.Is(err, errNoSockets) {
-			t.Fatal(err)
-		}
-		w.expectFree(12)
-		ended := w.n.List(true)
-		if len(ended) != 1 || ended[0].State != lease.Closed || ended[0].Result != lease.Failed || !strings.Contains(ended[0].Text, "no sockets") {
-			t.Errorf("the lease that never was: %+v", ended)
-		}
-		_, own := w.audit(ended[0].ID)
-		if len(own) != 2 || len(own[1].Events) != 0 || own[1].Result != "failed" {
-			t.Errorf("records %+v", own)
-		}
-		w.edit = nil
-		w.restart()
-		if l, err := w.n.Open(w.ctx, req); err != nil || l.ID == ended[0].ID {
-			t.Errorf("the key cannot try again: %+v, %v", l, err)
-		}
-	})
+	for _, tt := range []struct {
+		name    string
+		fails   func(c *Config, e *nodesim.Engine)
+		records []string // results of its records
+		says    string
+	}{
+		{"no sockets", func(c *Config, _ *nodesim.Engine) { c.Sockets = noSockets{c.Sockets} }, nil, "no sockets"},
+		{"no key", func(c *Config, e *nodesim.Engine) { c.Engine = noKeys{Engine: e} }, nil, "no keys"},
+		{"another key", func(c *Config, e *nodesim.Engine) { c.Engine = noKeys{Engine: e, other: true} }, nil, "committed to"},
+		{"not served", func(c *Config, e *nodesim.Engine) { c.Engine = noService{e} }, []string{"", "failed"}, "no service"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				w.up()
+				w.edit = func(c *Config) { tt.fails(c, w.e) }
+				w.restart()
+				req := OpenRequest{SizeBytes: 2 * mib, Key: "k"}
+				_, err := w.n.Open(w.ctx, req)
+				if err == nil || !strings.Contains(err.Error(), tt.says) {
+					t.Fatal(err)
+				}
+				w.expectFree(12)
+				if len(w.e.Keys()) != 0 || len(w.socks.IDs()) != 0 {
+					t.Errorf("keys %v, sockets %v", w.e.Keys(), w.socks.IDs())
+				}
+				var got []string
+				ended := w.n.List(true)
+				for _, l := range ended {
+					if l.State != lease.Closed || l.Result != lease.Failed || !strings.Contains(l.Text, tt.says) {
+						t.Errorf("the lease that never was: %+v", l)
+					}
+					_, own := w.audit(l.ID)
+					for _, r := range own {
+						got = append(got, r.Result)
+					}
+				}
+				if !slices.Equal(got, tt.records) {
+					t.Errorf("results of its records %q, want %q", got, tt.records)
+				}
+				w.edit = nil
+				w.restart()
+				if l, err := w.n.Open(w.ctx, req); err != nil || l.State != lease.Open {
+					t.Errorf("the key cannot try again: %+v, %v", l, err)
+				}
+			})
+		})
+	}
+}
+
+// noKeys is an engine that makes none, or one that nobody asked for.
+type noKeys struct {
+	*nodesim.Engine
+	other bool
+}
+
+func (e noKeys) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listeners ...*os.File) (ipc.LeaseOpened, error) {
+	if !e.other {
+		return ipc.LeaseOpened{}, &ipc.RemoteError{Code: ipc.CodeBusy, Text: "no keys today"}
+	}
+	o, err := e.Engine.OpenLease(ctx, req, listeners...)
+	o.KeyMode = ipc.KeyModeSplit
+	return o, err
+}
+
+// noService is an engine that serves nothing.
+type noService struct{ *nodesim.Engine }
+
+func (noService) ServeLease(context.Context, string) error {
+	return &ipc.RemoteError{Code: ipc.CodeInternal, Text: "no service today"}
 }
 
 // TestOpeningThatMayHaveFailed has a journal that says no: whatever it did,
@@ -179,9 +227,9 @@ func TestOpeningThatMayHaveFailed(t *testing.T) {
 		t.Run(mode.String(), func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
 				w.up()
-				w.f.Strike(1, mode, false)
+				w.f.Strike(3, mode, false)
 				_, err := w.n.Open(w.ctx, OpenRequest{SizeBytes: 12 * mib, Key: "k"})
-				if !errors.Is(err, nodesim.ErrStruck) || w.f.Calls()[0] != "journal OpenLease" {
+				if !errors.Is(err, nodesim.ErrStruck) || w.f.Calls()[2] != "journal OpenLease" {
 					t.Fatal(err, w.f.Calls())
 				}
 				w.expectFree(12)

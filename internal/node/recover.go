@@ -15,6 +15,8 @@ import (
 // took the place of another:
 //
 //	lease in          becomes
+//	both, held        served: control ended after its record was durable. (What was
+//	                  held when an engine ended, the next one does not have.)
 //	both              open, as it was: control was restarted, or an engine took
 //	                  over. It may still wait for the fence of its drives there,
 //	                  which holds up its I/O and nothing else. It is held to the
@@ -111,6 +113,11 @@ func (n *Node) reconcile(list ipc.LeaseList, before map[string]bool) bool {
 			e.closing = true
 			closeOnce(e.settled)
 			n.goLocked(func() { n.awaitQuiet(e) })
+		case ok && s.Held && !s.Erased && s.Slot == e.l.Slot && e.l.State == lease.Opening:
+			if !e.serving {
+				e.serving = true
+				n.goLocked(func() { n.serve(e) })
+			}
 		case ok && !s.Erased && s.Slot == e.l.Slot:
 			if e.l.State == lease.Opening { // as the journal has it
 				n.move(e, lease.Opened)
@@ -130,6 +137,37 @@ func (n *Node) reconcile(list ipc.LeaseList, before map[string]bool) bool {
 	n.ready = true
 	n.kickLocked()
 	return true
+}
+
+// serve has the engine serve a lease that it holds and whose OPEN record is durable,
+// as the control that opened it had begun to.
+func (n *Node) serve(e *entry) {
+	var b backoff
+	for {
+		changed := n.kicked()
+		err := n.cfg.Engine.ServeLease(n.ctx, e.l.ID) // ID never changes
+		n.mu.Lock()
+		over := e.closing
+		switch {
+		case over:
+		case err == nil:
+			n.move(e, lease.Opened)
+			n.arm(e)
+			e.unsure = false
+		case codeOf(err) != "":
+			n.cfg.Log.Warn("a lease could not be served after a restart", "lease_id", e.l.ID, "error", err)
+			n.startClose(e)
+		}
+		e.serving = !over && err != nil && codeOf(err) == ""
+		again := e.serving
+		n.mu.Unlock()
+		if !again {
+			return
+		}
+		if !b.wait(n, changed) {
+			return
+		}
+	}
 }
 
 func isClosed(c chan struct{}) bool {

@@ -29,18 +29,18 @@ type fullStore struct {
 
 var errDiskFull = errors.Join(errors.New("no space left on device"), journal.ErrUnchanged)
 
-func (s fullStore) OpenLease(l lease.Lease) (lease.Lease, error) {
+func (s fullStore) OpenLease(l lease.Lease, te journal.Testimony) (lease.Lease, error) {
 	if s.full.Load() {
 		return l, errDiskFull
 	}
-	return s.Store.OpenLease(l)
+	return s.Store.OpenLease(l, te)
 }
 
-func (s fullStore) CloseLease(l lease.Lease, free bool) (lease.Lease, error) {
+func (s fullStore) CloseLease(l lease.Lease, free bool, te journal.Testimony) (lease.Lease, error) {
 	if s.full.Load() {
 		return l, errDiskFull
 	}
-	return s.Store.CloseLease(l, free)
+	return s.Store.CloseLease(l, free, te)
 }
 
 func (s fullStore) IntendEpochs(uuids []string) error {
@@ -182,8 +182,8 @@ func TestControlRestarts(t *testing.T) {
 			t.Errorf("%d records, sockets %v, keys %v", got, w.socks.IDs(), w.e.Keys())
 		}
 		c := w.close(l.ID)
-		if _, own := w.audit(l.ID); len(own[1].Events) != 2 || c.Erasure.KeyGeneratedNs != 0 {
-			t.Errorf("nobody remembers when the key was made, and the record says %+v", own[1].Events)
+		if _, own := w.audit(l.ID); len(own[1].Events) != 3 || own[1].Events[0] != own[0].Events[0] || c.Erasure.KeyGeneratedNs == 0 {
+			t.Errorf("the OPEN says that the key was made %+v, the CLOSE %+v", own[0].Events, own[1].Events)
 		}
 	})
 }
@@ -285,9 +285,9 @@ type brokenStore struct {
 	broken *atomic.Bool
 }
 
-func (s brokenStore) CloseLease(l lease.Lease, free bool) (lease.Lease, error) {
+func (s brokenStore) CloseLease(l lease.Lease, free bool, te journal.Testimony) (lease.Lease, error) {
 	if s.broken.Load() {
 		return l, journal.ErrBroken
 	}
-	return s.Store.CloseLease(l, free)
+	return s.Store.CloseLease(l, free, te)
 }

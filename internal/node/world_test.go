@@ -14,6 +14,7 @@ import (
 	"vacate/internal/journal"
 	"vacate/internal/lease"
 	"vacate/internal/node/nodesim"
+	"vacate/proof"
 )
 
 const mib = 1 << 20
@@ -57,7 +58,7 @@ func newWorld(t testing.TB, dir string) *world {
 	f := &nodesim.Faults{}
 	w := &world{t: t, ctx: context.Background(), f: f, dir: dir, socks: &nodesim.Sockets{F: f}, clock: &nodesim.Clock{},
 		e: nodesim.NewEngine(f, disk("/a", 8), disk("/b", 4))}
-	w.e.Holds, w.e.HasSpace = w.holds, w.hasSpace
+	w.e.Holds, w.e.HasSpace, w.e.Released = w.holds, w.hasSpace, w.released
 	return w
 }
 
@@ -69,6 +70,12 @@ func (w *world) holds(id string) bool {
 		return false
 	}
 	return slices.ContainsFunc(s.Live, func(l lease.Lease) bool { return l.ID == id && l.CloseSeq == 0 })
+}
+
+// released says whether the journal has it that the key of a lease was given away.
+func (w *world) released(id string) bool {
+	l, err := w.bolt.Lease(id)
+	return err == nil && l.Proof.Released
 }
 
 // hasSpace is rule N2's question.
@@ -193,7 +200,7 @@ func (w *world) expectFree(mibs int64) {
 }
 
 // audit replays the records of the journal, and returns those of one lease.
-func (w *world) audit(id string) (all int, own []journal.Record) {
+func (w *world) audit(id string) (all int, own []proof.Record) {
 	w.t.Helper()
 	recs, err := w.bolt.Records(0, 1<<20)
 	if err != nil {

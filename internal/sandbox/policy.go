@@ -89,7 +89,7 @@ func limited(pid uint32) []call {
 		{"tgkill", []check{is(0, pid)}},
 		{"kill", []check{is(0, pid)}},
 		{"fcntl", []check{is(1, syscall.F_GETFL, syscall.F_SETFL, syscall.F_GETFD, syscall.F_SETFD, syscall.F_DUPFD, fDupFDCloexec,
-			syscall.F_GETLK, syscall.F_SETLK, fOFDGetLk, fOFDSetLk, fGetSeals, fAddSeals)}},
+			syscall.F_GETLK, syscall.F_SETLK, syscall.F_SETLKW, fOFDGetLk, fOFDSetLk, fGetSeals, fAddSeals)}},
 		{"prlimit64", []check{zero(2)}},
 		{"prctl", []check{is(0, prSetVMA, prGetDumpable)}},
 	}
@@ -134,10 +134,19 @@ func streams() []check {
 	return []check{is(0, syscall.AF_UNIX), is(1, stream, stream|syscall.SOCK_CLOEXEC, stream|syscall.SOCK_NONBLOCK, stream|flags)}
 }
 
-// controlPolicy is control's: it keeps its journal, makes the leases' sockets and
-// answers the API's.
-func controlPolicy(pid int) policy {
-	return policy{
+// internet are the streams to other hosts that control may make, where it has a log
+// or witnesses there. Which ports they may reach is Landlock's to say: the filter
+// cannot look into addresses.
+func internet() []check {
+	all := streams()
+	all[0].vals = append(all[0].vals, syscall.AF_INET, syscall.AF_INET6)
+	return all
+}
+
+// controlPolicy is control's: it keeps its journal and log, makes the leases' sockets
+// and answers the API's. With network it connects to others.
+func controlPolicy(pid int, network bool) policy {
+	p := policy{
 		allow: inOrder(
 			[]string{"futex", "epoll_pwait", "read", "write", "nanosleep", "pread64", "pwrite64"},
 			[]string{"mkdirat", "unlinkat", "linkat", "renameat", "renameat2",
@@ -153,4 +162,14 @@ func controlPolicy(pid int) policy {
 		},
 		kill: danger,
 	}
+	if network {
+		p.allow = append(p.allow, "connect")
+		p.refuse = slices.DeleteFunc(p.refuse, func(name string) bool { return name == "connect" })
+		for i := range p.when {
+			if p.when[i].name == "socket" {
+				p.when[i].checks = internet()
+			}
+		}
+	}
+	return p
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
@@ -20,6 +22,7 @@ const (
 	useFile                        = readFiles | ll.AccessFSWriteFile
 	useDrives                      = useFile | readTree | ll.AccessFSIoctlDev
 	keepFiles                      = useFile | readTree | ll.AccessFSTruncate | ll.AccessFSMakeReg | ll.AccessFSRemoveFile
+	keepTree                       = keepFiles | ll.AccessFSMakeDir | ll.AccessFSRemoveDir
 	listNames                      = ll.AccessFSReadDir | ll.AccessFSRemoveFile
 	keepNames                      = readTree | ll.AccessFSMakeDir | ll.AccessFSMakeSock | ll.AccessFSRemoveDir | ll.AccessFSRemoveFile
 )
@@ -30,10 +33,10 @@ type rule struct {
 	access landlock.AccessFSSet
 }
 
-// restrict lets this process open nothing but what rules allow, reach no network,
-// signal nobody outside, and connect to no socket: as much of that as the kernel
-// has. It returns the version of Landlock, and what is missing.
-func restrict(rules []rule) (abi int, missing []string, err error) {
+// restrict lets this process open nothing but what rules allow, reach no network
+// but these TCP ports, signal nobody outside, and connect to no socket: as much of
+// that as the kernel has. It returns the version of Landlock, and what is missing.
+func restrict(rules []rule, ports []uint16) (abi int, missing []string, err error) {
 	abi = sys.LandlockABI()
 	if abi == 0 {
 		return 0, []string{"landlock: this kernel has none, or its list of security modules (lsm=) leaves it out"}, nil
@@ -53,6 +56,9 @@ func restrict(rules []rule) (abi int, missing []string, err error) {
 			access &= useFile | ll.AccessFSIoctlDev | ll.AccessFSTruncate
 		}
 		all = append(all, landlock.PathAccess(access, r.path))
+	}
+	for _, port := range ports {
+		all = append(all, landlock.ConnectTCP(port))
 	}
 	if err := landlock.V11.BestEffort().Restrict(all...); err != nil {
 		return 0, nil, fmt.Errorf("restricting what can be opened: %w", err)
@@ -91,4 +97,22 @@ func unreachable(path string, err error) string {
 		return fmt.Sprintf("access to %s: %v: uid %d cannot enter the folders above it without CAP_DAC_OVERRIDE, which is given up", path, err, os.Geteuid())
 	}
 	return fmt.Sprintf("access to %s: %v", path, err)
+}
+
+// resolverFiles are what names of hosts are looked up in, and where. The file of
+// name servers may be replaced while the process runs, where a service keeps it
+// beneath /run: then its folder may be read.
+func resolverFiles() []rule {
+	var rules []rule
+	for _, name := range []string{"/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf"} {
+		real, err := filepath.EvalSymlinks(name)
+		if err != nil {
+			continue // a host without it does without
+		}
+		if strings.HasPrefix(real, "/run/") {
+			real = filepath.Dir(real)
+		}
+		rules = append(rules, rule{real, readTree})
+	}
+	return rules
 }

@@ -63,6 +63,12 @@ type ControlOptions struct {
 	LeasesDir string   // leases' sockets: folders and sockets are made and removed
 	RunDir    string   // its files are listed and removed, and not opened
 	Locks     []string // files that are opened to see who holds them
+	// LogDir is the folder of the log that is kept here: files and folders are made,
+	// changed and removed. Empty: there is none.
+	LogDir string
+	// Ports are those to which control connects, over TCP: of a log and of witnesses
+	// elsewhere, and of who knows their addresses. None: it connects to nobody.
+	Ports []uint16
 	// AnyFile leaves Landlock out: the state folder is yet to be mounted, and
 	// Landlock knows only what is there when it is applied.
 	AnyFile bool
@@ -115,7 +121,7 @@ func Engine(o EngineOptions) (Report, error) {
 	for _, file := range o.DriveFiles {
 		rules = append(rules, rule{file, useFile})
 	}
-	return apply("engine", rules, enginePolicy(os.Getpid()), EngineKeeps...)
+	return apply("engine", rules, nil, enginePolicy(os.Getpid()), EngineKeeps...)
 }
 
 // Control confines this process to what control does. It is called when the
@@ -134,14 +140,20 @@ func Control(o ControlOptions) (Report, error) {
 	for _, path := range o.Locks {
 		rules = append(rules, rule{path, useFile})
 	}
+	if o.LogDir != "" {
+		rules = append(rules, rule{o.LogDir, keepTree})
+	}
+	if len(o.Ports) > 0 {
+		rules = append(rules, resolverFiles()...)
+	}
 	if o.AnyFile {
 		rules = nil
 	}
-	return apply("control", rules, controlPolicy(os.Getpid()), ControlKeeps...)
+	return apply("control", rules, o.Ports, controlPolicy(os.Getpid(), len(o.Ports) > 0), ControlKeeps...)
 }
 
 // apply does the four steps, and looks whether they took.
-func apply(who string, rules []rule, p policy, keep ...sys.Capability) (r Report, err error) {
+func apply(who string, rules []rule, ports []uint16, p policy, keep ...sys.Capability) (r Report, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("confining %s: %w", who, err)
@@ -156,7 +168,7 @@ func apply(who string, rules []rule, p policy, keep ...sys.Capability) (r Report
 	}
 	if rules == nil {
 		r.Missing = append(r.Missing, "landlock: left out until the state folder can be used and control is started anew")
-	} else if r.Landlock, r.Missing, err = restrict(rules); err != nil {
+	} else if r.Landlock, r.Missing, err = restrict(rules, ports); err != nil {
 		return r, err
 	}
 	why, err := filter(p)

@@ -62,6 +62,7 @@ func leaseMessage(l lease.Lease, paths map[string]string) *vacatev1.Lease {
 		Id: l.ID, Tenant: l.Tenant, SizeBytes: l.SizeBytes, State: states[l.State], LogicalBlock: uint32(l.LogicalBlock), Uid: l.UID,
 		OpenedAt: timestamp(l.OpenedAt), ExpiresAt: timestamp(l.ExpiresAt), ClosedAt: timestamp(l.ClosedAt),
 		Result: string(l.Result), Text: l.Text, Space: string(l.Space), OpenSeq: l.OpenSeq, CloseSeq: l.CloseSeq,
+		EraseBy: timestamp(l.Proof.EraseBy), KeyMode: l.Proof.KeyMode, KeyCommit: l.Proof.KeyCommit, KeyReleased: l.Proof.Released,
 	}
 	if l.Limits != (limit.Limits{}) {
 		m.Limits = &vacatev1.Limits{Iops: l.Limits.IOPS, IopsBurst: l.Limits.IOPSBurst,

@@ -56,11 +56,7 @@ func connectError(err error) error {
 	if !ok {
 		code = connect.CodeInternal
 	}
-	text := err.Error()
-	if e.Next != "" {
-		text = strings.TrimSuffix(text, ": "+e.Next) // it has a field of its own
-	}
-	out := connect.NewError(code, errors.New(text))
+	out := connect.NewError(code, errors.New(textOf(err, e)))
 	detail, derr := connect.NewErrorDetail(&vacatev1.Problem{
 		Kind: string(e.Kind), Object: e.Object, Next: e.Next, Findings: findingMessages(e.Findings)})
 	if derr != nil {
@@ -68,6 +64,14 @@ func connectError(err error) error {
 	}
 	out.AddDetail(detail)
 	return out
+}
+
+// textOf is the text of err without what to do next, which has a field of its own.
+func textOf(err error, e *node.Error) string {
+	if e.Next == "" {
+		return err.Error()
+	}
+	return strings.TrimSuffix(err.Error(), ": "+e.Next)
 }
 
 // toError finds out what kind of error err is.

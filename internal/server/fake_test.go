@@ -33,6 +33,8 @@ const (
 	idOwn   = "aaaaaaaaaaaaaaaa" // uidTenant's
 	idOther = "bbbbbbbbbbbbbbbb" // uidOther's
 	idPast  = "cccccccccccccccc" // uidTenant's, closed
+
+	idOtherPast = "dddddddddddddddd" // uidOther's, closed
 )
 
 // A fakeNode keeps leases in a map.
@@ -66,7 +68,8 @@ func fakeLease(id string, uid uint32, state lease.State) lease.Lease {
 
 func newFakeNode() *fakeNode {
 	n := &fakeNode{leases: make(map[string]lease.Lease), watches: make(map[*fakeWatch]bool), engine: true}
-	for _, l := range []lease.Lease{fakeLease(idOwn, uidTenant, lease.Open), fakeLease(idOther, uidOther, lease.Open), fakeLease(idPast, uidTenant, lease.Closed)} {
+	for _, l := range []lease.Lease{fakeLease(idOwn, uidTenant, lease.Open), fakeLease(idOther, uidOther, lease.Open), fakeLease(idPast, uidTenant, lease.Closed),
+		fakeLease(idOtherPast, uidOther, lease.Closed)} {
 		n.leases[l.ID] = l
 	}
 	return n
@@ -263,6 +266,7 @@ func (n *fakeNode) Stop(_ context.Context, erase bool) ([]lease.Lease, error) {
 type daemon struct {
 	t      *testing.T
 	node   *fakeNode
+	proof  fakeProof
 	server *Server
 	sock   string
 	stop   context.CancelFunc
@@ -283,7 +287,7 @@ func start(t *testing.T, change ...func(*Config)) *daemon {
 	d := &daemon{t: t, node: newFakeNode(), sock: filepath.Join(dir, "s"), ended: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	d.stop = cancel
-	cfg := Config{Node: d.node, UID: 7, Operators: []uint32{uidOperator}, Auditors: []uint32{uidAuditor},
+	cfg := Config{Node: d.node, Proof: &d.proof, UID: 7, Operators: []uint32{uidOperator}, Auditors: []uint32{uidAuditor},
 		Processes: Processes{Control: "v1", Keeper: "v0", LastUpgrade: "done", Binary: "/usr/bin/vacate"}, Upgrade: func() error { return nil },
 		Log: slog.New(slog.DiscardHandler), End: cancel}
 	for _, f := range change {

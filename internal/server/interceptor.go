@@ -139,6 +139,26 @@ func subject(req, res any) []slog.Attr {
 		return attrs
 	case *vacatev1.DriveServiceEnrollRequest:
 		return []slog.Attr{slog.String("drive", r.GetPath()), slog.Bool("plan", r.GetPlan()), slog.Bool("force", r.GetForce())}
+	case *vacatev1.LeaseServicePrepareRequest:
+		if res, ok := res.(*vacatev1.LeaseServicePrepareResponse); ok {
+			return []slog.Attr{slog.String("lease_id", res.GetLeaseId())}
+		}
+	case *vacatev1.LeaseServiceReleaseKeyRequest:
+		return []slog.Attr{slog.String("lease_id", r.GetId())}
+	case *vacatev1.LeaseServiceRawBlocksRequest:
+		return []slog.Attr{slog.String("lease_id", r.GetId()), slog.Int("blocks", len(r.GetBlocks()))}
+	case *vacatev1.CertificateServiceGetRequest:
+		return []slog.Attr{slog.String("lease_id", r.GetLeaseId())}
+	case *vacatev1.CertificateServiceReceiptRequest:
+		return []slog.Attr{slog.String("lease_id", r.GetLeaseId())}
+	case *vacatev1.TenantServiceCloseRequest:
+		attrs := []slog.Attr{slog.String("tenant", r.GetTenant()), slog.Bool("plan", r.GetPlan())}
+		if res, ok := res.(*vacatev1.TenantServiceCloseResponse); ok {
+			attrs = append(attrs, slog.Int("leases", len(res.GetLeases())), slog.Int("failures", len(res.GetFailures())))
+		}
+		return attrs
+	case *vacatev1.TrustServiceRotateRequest:
+		return []slog.Attr{slog.String("key_role", r.GetRole()), slog.Bool("plan", r.GetPlan())}
 	case *vacatev1.NodeServiceStopRequest:
 		return []slog.Attr{slog.Bool("erase", r.GetErase()), slog.Bool("plan", r.GetPlan())}
 	}

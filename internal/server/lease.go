@@ -40,11 +40,35 @@ func (h leases) Open(ctx context.Context, req *vacatev1.LeaseServiceOpenRequest)
 				Next: "give a second or more, or leave it out for a lease that lives until it is closed"}
 		}
 	}
+	if err := promise(req, &r); err != nil {
+		return nil, err
+	}
 	l, err := h.s.cfg.Node.Open(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	return &vacatev1.LeaseServiceOpenResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
+	res := &vacatev1.LeaseServiceOpenResponse{Lease: h.s.leaseMessages(ctx, l)[0]}
+	res.Receipt, res.ReceiptWhy = h.s.receipt(ctx, l.ID)
+	return res, nil
+}
+
+// promise is what the caller wants to be in the OPEN record: by when the key is
+// gone, and that the tenant has a share in it.
+func promise(req *vacatev1.LeaseServiceOpenRequest, r *node.OpenRequest) error {
+	if by := req.GetEraseBy(); by != nil {
+		if err := by.CheckValid(); err != nil {
+			return &node.Error{Kind: node.Invalid, Object: "erase_by", Text: "the time to erase by is none", Err: err}
+		}
+		r.EraseBy = by.AsTime()
+	}
+	if s := req.GetShare(); s != nil {
+		if s.GetLeaseId() == "" || len(s.GetSealed()) == 0 {
+			return &node.Error{Kind: node.Invalid, Object: "share", Text: "a share names the lease that was prepared, and has what was sealed",
+				Next: "give what `vacate tenant share` wrote"}
+		}
+		r.Prepared, r.Sealed = s.GetLeaseId(), string(s.GetSealed())
+	}
+	return nil
 }
 
 // exportsOf are the exports that a caller asks for. What they may be together,
@@ -135,11 +159,8 @@ func (h leases) Close(ctx context.Context, req *vacatev1.LeaseServiceCloseReques
 // Watch implements LeaseService: all leases first, then each that changes. A
 // caller that reads slowly misses changes, and is then sent all leases again.
 func (h leases) Watch(ctx context.Context, req *vacatev1.LeaseServiceWatchRequest, stream *connect.ServerStream[vacatev1.LeaseServiceWatchResponse]) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := untilEnd(ctx)
 	defer cancel()
-	if end, ok := ctx.Value(endKey{}).(context.Context); ok {
-		defer context.AfterFunc(end, cancel)()
-	}
 	for _, id := range req.GetIds() {
 		if _, err := h.s.find(ctx, id); err != nil {
 			return err

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -62,6 +63,18 @@ var probes = map[string]probe{
 		return res.GetLease(), err
 	}),
 	"Lease.Watch": {other: watchTwo},
+	"Lease.Prepare": onNothing(func(ctx context.Context, c *client.Client) error {
+		_, err := c.Leases.Prepare(ctx, &vacatev1.LeaseServicePrepareRequest{})
+		return err
+	}),
+	"Lease.ReleaseKey": onID(func(ctx context.Context, c *client.Client, id string) error {
+		_, err := c.Leases.ReleaseKey(ctx, &vacatev1.LeaseServiceReleaseKeyRequest{Id: id, Recipient: []byte("key")})
+		return err
+	}),
+	"Lease.RawBlocks": onID(func(ctx context.Context, c *client.Client, id string) error {
+		_, err := c.Leases.RawBlocks(ctx, &vacatev1.LeaseServiceRawBlocksRequest{Id: id, Blocks: []uint64{0}})
+		return err
+	}),
 	"Drive.Enroll": onNothing(func(ctx context.Context, c *client.Client) error {
 		_, err := c.Drives.Enroll(ctx, &vacatev1.DriveServiceEnrollRequest{Path: "/dev/x", Plan: true})
 		return err
@@ -86,6 +99,76 @@ var probes = map[string]probe{
 		_, err := c.Node.Stop(ctx, &vacatev1.NodeServiceStopRequest{Plan: true})
 		return err
 	}),
+}
+
+func init() { maps.Copy(probes, proofProbes) }
+
+// proofProbes are those of the services of proof.proto.
+var proofProbes = map[string]probe{
+	"Certificate.Get": onPast(func(ctx context.Context, c *client.Client, id string) error {
+		_, err := c.Certificates.Get(ctx, &vacatev1.CertificateServiceGetRequest{LeaseId: id})
+		return err
+	}),
+	"Certificate.Receipt": onID(func(ctx context.Context, c *client.Client, id string) error {
+		_, err := c.Certificates.Receipt(ctx, &vacatev1.CertificateServiceReceiptRequest{LeaseId: id})
+		return err
+	}),
+	"Certificate.List": {other: func(ctx context.Context, c *client.Client) (seen []*vacatev1.Lease, err error) {
+		res, err := c.Certificates.List(ctx, &vacatev1.CertificateServiceListRequest{})
+		for _, e := range res.GetCertificates() {
+			l := &vacatev1.Lease{Id: e.GetLeaseId(), Uid: uidTenant}
+			if e.GetLeaseId() == idOtherPast {
+				l.Id, l.Uid = idOther, uidOther
+			}
+			seen = append(seen, l)
+		}
+		return seen, err
+	}},
+	"Tenant.Close": {other: func(ctx context.Context, c *client.Client) ([]*vacatev1.Lease, error) {
+		res, err := c.Tenants.Close(ctx, &vacatev1.TenantServiceCloseRequest{Tenant: "acme", Plan: true})
+		return res.GetLeases(), err
+	}},
+	"Trust.Policy": onNothing(func(ctx context.Context, c *client.Client) error {
+		_, err := c.Trust.Policy(ctx, &vacatev1.TrustServicePolicyRequest{})
+		return err
+	}),
+	"Trust.Keys": onNothing(func(ctx context.Context, c *client.Client) error {
+		_, err := c.Trust.Keys(ctx, &vacatev1.TrustServiceKeysRequest{})
+		return err
+	}),
+	"Trust.Rotate": onNothing(func(ctx context.Context, c *client.Client) error {
+		_, err := c.Trust.Rotate(ctx, &vacatev1.TrustServiceRotateRequest{Role: "node", Plan: true})
+		return err
+	}),
+	"Trust.Statement": onNothing(func(ctx context.Context, c *client.Client) error {
+		_, err := c.Trust.Statement(ctx, &vacatev1.TrustServiceStatementRequest{})
+		return err
+	}),
+	"Log.Status": onNothing(func(ctx context.Context, c *client.Client) error {
+		_, err := c.Log.Status(ctx, &vacatev1.LogServiceStatusRequest{})
+		return err
+	}),
+	"Log.Records": onNothing(func(ctx context.Context, c *client.Client) error {
+		_, err := c.Log.Records(ctx, &vacatev1.LogServiceRecordsRequest{})
+		return err
+	}),
+}
+
+// onID is a call on a lease that shows none.
+func onID(f func(ctx context.Context, c *client.Client, id string) error) probe {
+	return onIDs(idOther, idOwn, f)
+}
+
+// onPast is a call on a lease that has ended.
+func onPast(f func(ctx context.Context, c *client.Client, id string) error) probe {
+	return onIDs(idOtherPast, idPast, f)
+}
+
+func onIDs(other, own string, f func(ctx context.Context, c *client.Client, id string) error) probe {
+	with := func(id string) func(context.Context, *client.Client) ([]*vacatev1.Lease, error) {
+		return func(ctx context.Context, c *client.Client) ([]*vacatev1.Lease, error) { return nil, f(ctx, c, id) }
+	}
+	return probe{with(other), with(own)}
 }
 
 // watchTwo watches until idOther or a change of idOwn was seen. The fake lists
@@ -145,7 +228,7 @@ func documented(t *testing.T) map[string]map[Role]Access {
 func TestRoleTable(t *testing.T) {
 	table := documented(t)
 	calls := 0
-	for _, file := range []protoreflect.FileDescriptor{vacatev1.File_vacate_v1_lease_proto, vacatev1.File_vacate_v1_drive_proto, vacatev1.File_vacate_v1_node_proto} {
+	for _, file := range []protoreflect.FileDescriptor{vacatev1.File_vacate_v1_lease_proto, vacatev1.File_vacate_v1_drive_proto, vacatev1.File_vacate_v1_node_proto, vacatev1.File_vacate_v1_proof_proto} {
 		for i := range file.Services().Len() {
 			svc := file.Services().Get(i)
 			for j := range svc.Methods().Len() {
@@ -222,6 +305,12 @@ func checkOwn(t *testing.T, d *daemon, p probe, role Role, other error) {
 	}
 	d.node.mu.Lock()
 	delete(d.node.leases, idOther)
+	delete(d.node.leases, idOtherPast)
+	for _, id := range []string{idOwn, idPast} { // an operator may own some, too
+		l := d.node.leases[id]
+		l.UID = uidOf[role]
+		d.node.leases[id] = l
+	}
 	d.node.mu.Unlock()
 	if _, none := p.other(t.Context(), d.as(uidOf[role])); none == nil || none.Error() != other.Error() {
 		t.Errorf("another's lease and none can be told apart: %q, %q", other, none)

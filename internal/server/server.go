@@ -45,6 +45,7 @@ const (
 // Config is what a [Server] needs. Zero means the default, where there is one.
 type Config struct {
 	Node      Node         // required
+	Proof     Proof        // records, log, certificates, keys; nil: their calls are "unavailable"
 	UID       uint32       // the daemon's own uid
 	Operators []uint32     // further uids that may call everything
 	Auditors  []uint32     // uids that may see everything
@@ -111,6 +112,10 @@ func New(cfg Config) (*Server, error) {
 	s.mux.Handle(vacatev1connect.NewLeaseServiceHandler(leases{s}, opts...))
 	s.mux.Handle(vacatev1connect.NewDriveServiceHandler(drives{s}, opts...))
 	s.mux.Handle(vacatev1connect.NewNodeServiceHandler(nodes{s}, opts...))
+	s.mux.Handle(vacatev1connect.NewCertificateServiceHandler(certificates{s}, opts...))
+	s.mux.Handle(vacatev1connect.NewTenantServiceHandler(tenants{s}, opts...))
+	s.mux.Handle(vacatev1connect.NewTrustServiceHandler(trust{s}, opts...))
+	s.mux.Handle(vacatev1connect.NewLogServiceHandler(translog{s}, opts...))
 	return s, nil
 }
 

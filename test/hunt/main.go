@@ -28,6 +28,7 @@ var hunts = []hunt{
 	{"keeper", "kill the keeper: what was open is recorded as lost, its space reads zeros, nothing else changes", keeperHunt},
 	{"late-write", "kill engines with writes in flight: none lands after a successor's, or in another lease", lateWrite},
 	{"power", "cut the power of a machine with leases open: nothing is left on its disks, and the node says so", power.Run},
+	{"spool", "kill control while it signs and logs records: the log has each once, in order, and each lease its certificate", spool},
 	{"leak", "live many leases on one small drive: nothing is read that was not written, nothing is left in memory", leak},
 }
 

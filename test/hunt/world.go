@@ -377,6 +377,7 @@ var finds = map[string][]string{
 	plant.WipeBeforeCiphers:                     {"ended by itself"},
 	plant.InflightUnwritten:                     {"have had no answer", "wrong bytes", "answered twice"},
 	plant.AnswerEarly:                           {"or twice", "the reply to"},
+	plant.SentEarly:                             {lostMark},
 	plant.ResubmitLeftOut:                       {"have had no answer", "was not ended"},
 }
 

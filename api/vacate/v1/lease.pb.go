@@ -140,7 +140,17 @@ type Lease struct {
 	// Number of the CLOSE record; 0 until it is durable.
 	CloseSeq uint64 `protobuf:"varint,20,opt,name=close_seq,json=closeSeq,proto3" json:"close_seq,omitempty"`
 	// How fast the volume may be used; unset: as fast as it can.
-	Limits        *Limits `protobuf:"bytes,21,opt,name=limits,proto3" json:"limits,omitempty"`
+	Limits *Limits `protobuf:"bytes,21,opt,name=limits,proto3" json:"limits,omitempty"`
+	// By when the lease's key will be destroyed at the latest, as its OPEN record
+	// promises; unset where none was promised.
+	EraseBy *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=erase_by,json=eraseBy,proto3" json:"erase_by,omitempty"`
+	// Who made the key: "node", "split" (node and tenant), "tenant"; empty for a
+	// lease of an older version.
+	KeyMode string `protobuf:"bytes,23,opt,name=key_mode,json=keyMode,proto3" json:"key_mode,omitempty"`
+	// The commitment to the key in the OPEN record, 64 hexadecimal digits, or empty.
+	KeyCommit string `protobuf:"bytes,24,opt,name=key_commit,json=keyCommit,proto3" json:"key_commit,omitempty"`
+	// The key was released to the tenant while the lease was open.
+	KeyReleased   bool `protobuf:"varint,25,opt,name=key_released,json=keyReleased,proto3" json:"key_released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,6 +330,34 @@ func (x *Lease) GetLimits() *Limits {
 		return x.Limits
 	}
 	return nil
+}
+
+func (x *Lease) GetEraseBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EraseBy
+	}
+	return nil
+}
+
+func (x *Lease) GetKeyMode() string {
+	if x != nil {
+		return x.KeyMode
+	}
+	return ""
+}
+
+func (x *Lease) GetKeyCommit() string {
+	if x != nil {
+		return x.KeyCommit
+	}
+	return ""
+}
+
+func (x *Lease) GetKeyReleased() bool {
+	if x != nil {
+		return x.KeyReleased
+	}
+	return false
 }
 
 // Limits are how much a volume grants in a second. What is over it waits; nothing
@@ -817,7 +855,12 @@ type LeaseServiceOpenRequest struct {
 	// of the host, at most 8. Only with that export.
 	Queues uint32 `protobuf:"varint,10,opt,name=queues,proto3" json:"queues,omitempty"`
 	// The vhost-user export refuses writes. Only with that export.
-	ReadOnly      bool `protobuf:"varint,11,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	ReadOnly bool `protobuf:"varint,11,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// Destroy the key by this time, and promise it in the OPEN record: the lease is
+	// closed by itself a while before. At least a minute ahead; unset: no promise.
+	EraseBy *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=erase_by,json=eraseBy,proto3" json:"erase_by,omitempty"`
+	// The tenant's share of the key; unset: the node makes the key alone.
+	Share         *Share `protobuf:"bytes,13,opt,name=share,proto3" json:"share,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -929,18 +972,94 @@ func (x *LeaseServiceOpenRequest) GetReadOnly() bool {
 	return false
 }
 
+func (x *LeaseServiceOpenRequest) GetEraseBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EraseBy
+	}
+	return nil
+}
+
+func (x *LeaseServiceOpenRequest) GetShare() *Share {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+// Share is a tenant's share of a key, sealed for one lease.
+type Share struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id that Prepare gave: the lease will have it.
+	LeaseId string `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	// What `vacate tenant share` wrote.
+	Sealed        []byte `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Share) Reset() {
+	*x = Share{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Share) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Share) ProtoMessage() {}
+
+func (x *Share) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Share.ProtoReflect.Descriptor instead.
+func (*Share) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Share) GetLeaseId() string {
+	if x != nil {
+		return x.LeaseId
+	}
+	return ""
+}
+
+func (x *Share) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
 // LeaseServiceOpenResponse carries the open lease.
 type LeaseServiceOpenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The lease.
-	Lease         *Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	Lease *Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	// The receipt, for the tenant: the signed OPEN record with the salts of its
+	// commitments, exact bytes. With it the tenant can later demand this lease's
+	// certificate, and nobody can say that there was no such lease. Confidential.
+	Receipt []byte `protobuf:"bytes,2,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	// Why there is no receipt, in words; empty where there is one. The lease is open
+	// all the same, and CertificateService.Receipt may give it later.
+	ReceiptWhy    string `protobuf:"bytes,3,opt,name=receipt_why,json=receiptWhy,proto3" json:"receipt_why,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LeaseServiceOpenResponse) Reset() {
 	*x = LeaseServiceOpenResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[7]
+	mi := &file_vacate_v1_lease_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1071,7 @@ func (x *LeaseServiceOpenResponse) String() string {
 func (*LeaseServiceOpenResponse) ProtoMessage() {}
 
 func (x *LeaseServiceOpenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[7]
+	mi := &file_vacate_v1_lease_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,12 +1084,331 @@ func (x *LeaseServiceOpenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceOpenResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceOpenResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{7}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LeaseServiceOpenResponse) GetLease() *Lease {
 	if x != nil {
 		return x.Lease
+	}
+	return nil
+}
+
+func (x *LeaseServiceOpenResponse) GetReceipt() []byte {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+func (x *LeaseServiceOpenResponse) GetReceiptWhy() string {
+	if x != nil {
+		return x.ReceiptWhy
+	}
+	return ""
+}
+
+// LeaseServicePrepareRequest asks for a lease's id and key to seal to.
+type LeaseServicePrepareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServicePrepareRequest) Reset() {
+	*x = LeaseServicePrepareRequest{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServicePrepareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServicePrepareRequest) ProtoMessage() {}
+
+func (x *LeaseServicePrepareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServicePrepareRequest.ProtoReflect.Descriptor instead.
+func (*LeaseServicePrepareRequest) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{9}
+}
+
+// LeaseServicePrepareResponse carries them.
+type LeaseServicePrepareResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id.
+	LeaseId string `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	// What the tenant is given: id and key to seal to, signed by the node's key (a
+	// DSSE envelope, exact bytes), so that the tenant can tell who asks.
+	Prepared []byte `protobuf:"bytes,2,opt,name=prepared,proto3" json:"prepared,omitempty"`
+	// When the key to seal to dies.
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServicePrepareResponse) Reset() {
+	*x = LeaseServicePrepareResponse{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServicePrepareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServicePrepareResponse) ProtoMessage() {}
+
+func (x *LeaseServicePrepareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServicePrepareResponse.ProtoReflect.Descriptor instead.
+func (*LeaseServicePrepareResponse) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *LeaseServicePrepareResponse) GetLeaseId() string {
+	if x != nil {
+		return x.LeaseId
+	}
+	return ""
+}
+
+func (x *LeaseServicePrepareResponse) GetPrepared() []byte {
+	if x != nil {
+		return x.Prepared
+	}
+	return nil
+}
+
+func (x *LeaseServicePrepareResponse) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+// LeaseServiceReleaseKeyRequest says whose key is released to whom.
+type LeaseServiceReleaseKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease's id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The tenant's public key to seal to, made for this only.
+	Recipient     []byte `protobuf:"bytes,2,opt,name=recipient,proto3" json:"recipient,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceReleaseKeyRequest) Reset() {
+	*x = LeaseServiceReleaseKeyRequest{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceReleaseKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceReleaseKeyRequest) ProtoMessage() {}
+
+func (x *LeaseServiceReleaseKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceReleaseKeyRequest.ProtoReflect.Descriptor instead.
+func (*LeaseServiceReleaseKeyRequest) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *LeaseServiceReleaseKeyRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LeaseServiceReleaseKeyRequest) GetRecipient() []byte {
+	if x != nil {
+		return x.Recipient
+	}
+	return nil
+}
+
+// LeaseServiceReleaseKeyResponse carries the key.
+type LeaseServiceReleaseKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease's key, sealed to the recipient.
+	Sealed        []byte `protobuf:"bytes,1,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceReleaseKeyResponse) Reset() {
+	*x = LeaseServiceReleaseKeyResponse{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceReleaseKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceReleaseKeyResponse) ProtoMessage() {}
+
+func (x *LeaseServiceReleaseKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceReleaseKeyResponse.ProtoReflect.Descriptor instead.
+func (*LeaseServiceReleaseKeyResponse) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *LeaseServiceReleaseKeyResponse) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+// LeaseServiceRawBlocksRequest names blocks.
+type LeaseServiceRawBlocksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease's id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Numbers of blocks of 4096 bytes within the volume, at most 256.
+	Blocks        []uint64 `protobuf:"varint,2,rep,packed,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceRawBlocksRequest) Reset() {
+	*x = LeaseServiceRawBlocksRequest{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceRawBlocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceRawBlocksRequest) ProtoMessage() {}
+
+func (x *LeaseServiceRawBlocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceRawBlocksRequest.ProtoReflect.Descriptor instead.
+func (*LeaseServiceRawBlocksRequest) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *LeaseServiceRawBlocksRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LeaseServiceRawBlocksRequest) GetBlocks() []uint64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+// LeaseServiceRawBlocksResponse carries blocks.
+type LeaseServiceRawBlocksResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For each number 4096 bytes of ciphertext; empty for a block that this lease
+	// has not written.
+	Blocks        [][]byte `protobuf:"bytes,1,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceRawBlocksResponse) Reset() {
+	*x = LeaseServiceRawBlocksResponse{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceRawBlocksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceRawBlocksResponse) ProtoMessage() {}
+
+func (x *LeaseServiceRawBlocksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceRawBlocksResponse.ProtoReflect.Descriptor instead.
+func (*LeaseServiceRawBlocksResponse) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *LeaseServiceRawBlocksResponse) GetBlocks() [][]byte {
+	if x != nil {
+		return x.Blocks
 	}
 	return nil
 }
@@ -988,7 +1426,7 @@ type LeaseServiceListRequest struct {
 
 func (x *LeaseServiceListRequest) Reset() {
 	*x = LeaseServiceListRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[8]
+	mi := &file_vacate_v1_lease_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1438,7 @@ func (x *LeaseServiceListRequest) String() string {
 func (*LeaseServiceListRequest) ProtoMessage() {}
 
 func (x *LeaseServiceListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[8]
+	mi := &file_vacate_v1_lease_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1451,7 @@ func (x *LeaseServiceListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceListRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceListRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{8}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LeaseServiceListRequest) GetTenant() string {
@@ -1041,7 +1479,7 @@ type LeaseServiceListResponse struct {
 
 func (x *LeaseServiceListResponse) Reset() {
 	*x = LeaseServiceListResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[9]
+	mi := &file_vacate_v1_lease_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1491,7 @@ func (x *LeaseServiceListResponse) String() string {
 func (*LeaseServiceListResponse) ProtoMessage() {}
 
 func (x *LeaseServiceListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[9]
+	mi := &file_vacate_v1_lease_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1504,7 @@ func (x *LeaseServiceListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceListResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceListResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{9}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaseServiceListResponse) GetLeases() []*Lease {
@@ -1087,7 +1525,7 @@ type LeaseServiceGetRequest struct {
 
 func (x *LeaseServiceGetRequest) Reset() {
 	*x = LeaseServiceGetRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[10]
+	mi := &file_vacate_v1_lease_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1537,7 @@ func (x *LeaseServiceGetRequest) String() string {
 func (*LeaseServiceGetRequest) ProtoMessage() {}
 
 func (x *LeaseServiceGetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[10]
+	mi := &file_vacate_v1_lease_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1550,7 @@ func (x *LeaseServiceGetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceGetRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceGetRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{10}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeaseServiceGetRequest) GetId() string {
@@ -1133,7 +1571,7 @@ type LeaseServiceGetResponse struct {
 
 func (x *LeaseServiceGetResponse) Reset() {
 	*x = LeaseServiceGetResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[11]
+	mi := &file_vacate_v1_lease_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1583,7 @@ func (x *LeaseServiceGetResponse) String() string {
 func (*LeaseServiceGetResponse) ProtoMessage() {}
 
 func (x *LeaseServiceGetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[11]
+	mi := &file_vacate_v1_lease_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1596,7 @@ func (x *LeaseServiceGetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceGetResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceGetResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{11}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LeaseServiceGetResponse) GetLease() *Lease {
@@ -1181,7 +1619,7 @@ type LeaseServiceLimitRequest struct {
 
 func (x *LeaseServiceLimitRequest) Reset() {
 	*x = LeaseServiceLimitRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[12]
+	mi := &file_vacate_v1_lease_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1631,7 @@ func (x *LeaseServiceLimitRequest) String() string {
 func (*LeaseServiceLimitRequest) ProtoMessage() {}
 
 func (x *LeaseServiceLimitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[12]
+	mi := &file_vacate_v1_lease_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1644,7 @@ func (x *LeaseServiceLimitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceLimitRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceLimitRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{12}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LeaseServiceLimitRequest) GetId() string {
@@ -1234,7 +1672,7 @@ type LeaseServiceLimitResponse struct {
 
 func (x *LeaseServiceLimitResponse) Reset() {
 	*x = LeaseServiceLimitResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[13]
+	mi := &file_vacate_v1_lease_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1684,7 @@ func (x *LeaseServiceLimitResponse) String() string {
 func (*LeaseServiceLimitResponse) ProtoMessage() {}
 
 func (x *LeaseServiceLimitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[13]
+	mi := &file_vacate_v1_lease_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1697,7 @@ func (x *LeaseServiceLimitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceLimitResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceLimitResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{13}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LeaseServiceLimitResponse) GetLease() *Lease {
@@ -1285,7 +1723,7 @@ type LeaseServiceResizeRequest struct {
 
 func (x *LeaseServiceResizeRequest) Reset() {
 	*x = LeaseServiceResizeRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[14]
+	mi := &file_vacate_v1_lease_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1735,7 @@ func (x *LeaseServiceResizeRequest) String() string {
 func (*LeaseServiceResizeRequest) ProtoMessage() {}
 
 func (x *LeaseServiceResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[14]
+	mi := &file_vacate_v1_lease_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1748,7 @@ func (x *LeaseServiceResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceResizeRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceResizeRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{14}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LeaseServiceResizeRequest) GetId() string {
@@ -1346,7 +1784,7 @@ type LeaseServiceResizeResponse struct {
 
 func (x *LeaseServiceResizeResponse) Reset() {
 	*x = LeaseServiceResizeResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[15]
+	mi := &file_vacate_v1_lease_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1796,7 @@ func (x *LeaseServiceResizeResponse) String() string {
 func (*LeaseServiceResizeResponse) ProtoMessage() {}
 
 func (x *LeaseServiceResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[15]
+	mi := &file_vacate_v1_lease_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1809,7 @@ func (x *LeaseServiceResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceResizeResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceResizeResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{15}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LeaseServiceResizeResponse) GetLease() *Lease {
@@ -1392,7 +1830,7 @@ type LeaseServiceCloseRequest struct {
 
 func (x *LeaseServiceCloseRequest) Reset() {
 	*x = LeaseServiceCloseRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[16]
+	mi := &file_vacate_v1_lease_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1842,7 @@ func (x *LeaseServiceCloseRequest) String() string {
 func (*LeaseServiceCloseRequest) ProtoMessage() {}
 
 func (x *LeaseServiceCloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[16]
+	mi := &file_vacate_v1_lease_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1855,7 @@ func (x *LeaseServiceCloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceCloseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceCloseRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{16}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LeaseServiceCloseRequest) GetId() string {
@@ -1438,7 +1876,7 @@ type LeaseServiceCloseResponse struct {
 
 func (x *LeaseServiceCloseResponse) Reset() {
 	*x = LeaseServiceCloseResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[17]
+	mi := &file_vacate_v1_lease_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1888,7 @@ func (x *LeaseServiceCloseResponse) String() string {
 func (*LeaseServiceCloseResponse) ProtoMessage() {}
 
 func (x *LeaseServiceCloseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[17]
+	mi := &file_vacate_v1_lease_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1901,7 @@ func (x *LeaseServiceCloseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceCloseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceCloseResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{17}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LeaseServiceCloseResponse) GetLease() *Lease {
@@ -1486,7 +1924,7 @@ type LeaseServiceWatchRequest struct {
 
 func (x *LeaseServiceWatchRequest) Reset() {
 	*x = LeaseServiceWatchRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[18]
+	mi := &file_vacate_v1_lease_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1936,7 @@ func (x *LeaseServiceWatchRequest) String() string {
 func (*LeaseServiceWatchRequest) ProtoMessage() {}
 
 func (x *LeaseServiceWatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[18]
+	mi := &file_vacate_v1_lease_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1949,7 @@ func (x *LeaseServiceWatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceWatchRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceWatchRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{18}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LeaseServiceWatchRequest) GetIds() []string {
@@ -1539,7 +1977,7 @@ type LeaseServiceWatchResponse struct {
 
 func (x *LeaseServiceWatchResponse) Reset() {
 	*x = LeaseServiceWatchResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[19]
+	mi := &file_vacate_v1_lease_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1989,7 @@ func (x *LeaseServiceWatchResponse) String() string {
 func (*LeaseServiceWatchResponse) ProtoMessage() {}
 
 func (x *LeaseServiceWatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[19]
+	mi := &file_vacate_v1_lease_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +2002,7 @@ func (x *LeaseServiceWatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceWatchResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceWatchResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{19}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LeaseServiceWatchResponse) GetLease() *Lease {
@@ -1578,7 +2016,7 @@ var File_vacate_v1_lease_proto protoreflect.FileDescriptor
 
 const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\n" +
-	"\x15vacate/v1/lease.proto\x12\tvacate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x05\n" +
+	"\x15vacate/v1/lease.proto\x12\tvacate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x06\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1d\n" +
@@ -1603,7 +2041,12 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x05space\x18\x12 \x01(\tR\x05space\x12\x19\n" +
 	"\bopen_seq\x18\x13 \x01(\x04R\aopenSeq\x12\x1b\n" +
 	"\tclose_seq\x18\x14 \x01(\x04R\bcloseSeq\x12)\n" +
-	"\x06limits\x18\x15 \x01(\v2\x11.vacate.v1.LimitsR\x06limits\"\x98\x01\n" +
+	"\x06limits\x18\x15 \x01(\v2\x11.vacate.v1.LimitsR\x06limits\x125\n" +
+	"\berase_by\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\aeraseBy\x12\x19\n" +
+	"\bkey_mode\x18\x17 \x01(\tR\akeyMode\x12\x1d\n" +
+	"\n" +
+	"key_commit\x18\x18 \x01(\tR\tkeyCommit\x12!\n" +
+	"\fkey_released\x18\x19 \x01(\bR\vkeyReleased\"\x98\x01\n" +
 	"\x06Limits\x12\x12\n" +
 	"\x04iops\x18\x01 \x01(\x04R\x04iops\x12\x1d\n" +
 	"\n" +
@@ -1644,7 +2087,7 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x06queues\x18\n" +
 	" \x01(\rR\x06queues\x12#\n" +
 	"\rbroken_queues\x18\v \x01(\x04R\fbrokenQueues\x12\x1a\n" +
-	"\bexpelled\x18\f \x01(\x04R\bexpelled\"\xfa\x02\n" +
+	"\bexpelled\x18\f \x01(\x04R\bexpelled\"\xd9\x03\n" +
 	"\x17LeaseServiceOpenRequest\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12\x16\n" +
@@ -1658,10 +2101,34 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\aexports\x18\t \x03(\tR\aexports\x12\x16\n" +
 	"\x06queues\x18\n" +
 	" \x01(\rR\x06queues\x12\x1b\n" +
-	"\tread_only\x18\v \x01(\bR\breadOnlyB\x06\n" +
-	"\x04_uid\"B\n" +
+	"\tread_only\x18\v \x01(\bR\breadOnly\x125\n" +
+	"\berase_by\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\aeraseBy\x12&\n" +
+	"\x05share\x18\r \x01(\v2\x10.vacate.v1.ShareR\x05shareB\x06\n" +
+	"\x04_uid\":\n" +
+	"\x05Share\x12\x19\n" +
+	"\blease_id\x18\x01 \x01(\tR\aleaseId\x12\x16\n" +
+	"\x06sealed\x18\x02 \x01(\fR\x06sealed\"}\n" +
 	"\x18LeaseServiceOpenResponse\x12&\n" +
-	"\x05lease\x18\x01 \x01(\v2\x10.vacate.v1.LeaseR\x05lease\"V\n" +
+	"\x05lease\x18\x01 \x01(\v2\x10.vacate.v1.LeaseR\x05lease\x12\x18\n" +
+	"\areceipt\x18\x02 \x01(\fR\areceipt\x12\x1f\n" +
+	"\vreceipt_why\x18\x03 \x01(\tR\n" +
+	"receiptWhy\"\x1c\n" +
+	"\x1aLeaseServicePrepareRequest\"\x8f\x01\n" +
+	"\x1bLeaseServicePrepareResponse\x12\x19\n" +
+	"\blease_id\x18\x01 \x01(\tR\aleaseId\x12\x1a\n" +
+	"\bprepared\x18\x02 \x01(\fR\bprepared\x129\n" +
+	"\n" +
+	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"M\n" +
+	"\x1dLeaseServiceReleaseKeyRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\trecipient\x18\x02 \x01(\fR\trecipient\"8\n" +
+	"\x1eLeaseServiceReleaseKeyResponse\x12\x16\n" +
+	"\x06sealed\x18\x01 \x01(\fR\x06sealed\"F\n" +
+	"\x1cLeaseServiceRawBlocksRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06blocks\x18\x02 \x03(\x04R\x06blocks\"7\n" +
+	"\x1dLeaseServiceRawBlocksResponse\x12\x16\n" +
+	"\x06blocks\x18\x01 \x03(\fR\x06blocks\"V\n" +
 	"\x17LeaseServiceListRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12#\n" +
 	"\rinclude_ended\x18\x02 \x01(\bR\fincludeEnded\"D\n" +
@@ -1700,7 +2167,7 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x13LEASE_STATE_CLOSING\x10\x03\x12\x16\n" +
 	"\x12LEASE_STATE_ERASED\x10\x04\x12\x16\n" +
 	"\x12LEASE_STATE_CLOSED\x10\x05\x12\x14\n" +
-	"\x10LEASE_STATE_LOST\x10\x062\xd3\x04\n" +
+	"\x10LEASE_STATE_LOST\x10\x062\xf0\x06\n" +
 	"\fLeaseService\x12O\n" +
 	"\x04Open\x12\".vacate.v1.LeaseServiceOpenRequest\x1a#.vacate.v1.LeaseServiceOpenResponse\x12O\n" +
 	"\x04List\x12\".vacate.v1.LeaseServiceListRequest\x1a#.vacate.v1.LeaseServiceListResponse\x12L\n" +
@@ -1708,7 +2175,11 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x05Limit\x12#.vacate.v1.LeaseServiceLimitRequest\x1a$.vacate.v1.LeaseServiceLimitResponse\x12U\n" +
 	"\x06Resize\x12$.vacate.v1.LeaseServiceResizeRequest\x1a%.vacate.v1.LeaseServiceResizeResponse\x12R\n" +
 	"\x05Close\x12#.vacate.v1.LeaseServiceCloseRequest\x1a$.vacate.v1.LeaseServiceCloseResponse\x12T\n" +
-	"\x05Watch\x12#.vacate.v1.LeaseServiceWatchRequest\x1a$.vacate.v1.LeaseServiceWatchResponse0\x01B\x1fZ\x1dvacate/api/vacate/v1;vacatev1b\x06proto3"
+	"\x05Watch\x12#.vacate.v1.LeaseServiceWatchRequest\x1a$.vacate.v1.LeaseServiceWatchResponse0\x01\x12X\n" +
+	"\aPrepare\x12%.vacate.v1.LeaseServicePrepareRequest\x1a&.vacate.v1.LeaseServicePrepareResponse\x12a\n" +
+	"\n" +
+	"ReleaseKey\x12(.vacate.v1.LeaseServiceReleaseKeyRequest\x1a).vacate.v1.LeaseServiceReleaseKeyResponse\x12^\n" +
+	"\tRawBlocks\x12'.vacate.v1.LeaseServiceRawBlocksRequest\x1a(.vacate.v1.LeaseServiceRawBlocksResponseB\x1fZ\x1dvacate/api/vacate/v1;vacatev1b\x06proto3"
 
 var (
 	file_vacate_v1_lease_proto_rawDescOnce sync.Once
@@ -1723,71 +2194,88 @@ func file_vacate_v1_lease_proto_rawDescGZIP() []byte {
 }
 
 var file_vacate_v1_lease_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vacate_v1_lease_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_vacate_v1_lease_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_vacate_v1_lease_proto_goTypes = []any{
-	(LeaseState)(0),                    // 0: vacate.v1.LeaseState
-	(*Lease)(nil),                      // 1: vacate.v1.Lease
-	(*Limits)(nil),                     // 2: vacate.v1.Limits
-	(*Piece)(nil),                      // 3: vacate.v1.Piece
-	(*Export)(nil),                     // 4: vacate.v1.Export
-	(*Erasure)(nil),                    // 5: vacate.v1.Erasure
-	(*LeaseStats)(nil),                 // 6: vacate.v1.LeaseStats
-	(*LeaseServiceOpenRequest)(nil),    // 7: vacate.v1.LeaseServiceOpenRequest
-	(*LeaseServiceOpenResponse)(nil),   // 8: vacate.v1.LeaseServiceOpenResponse
-	(*LeaseServiceListRequest)(nil),    // 9: vacate.v1.LeaseServiceListRequest
-	(*LeaseServiceListResponse)(nil),   // 10: vacate.v1.LeaseServiceListResponse
-	(*LeaseServiceGetRequest)(nil),     // 11: vacate.v1.LeaseServiceGetRequest
-	(*LeaseServiceGetResponse)(nil),    // 12: vacate.v1.LeaseServiceGetResponse
-	(*LeaseServiceLimitRequest)(nil),   // 13: vacate.v1.LeaseServiceLimitRequest
-	(*LeaseServiceLimitResponse)(nil),  // 14: vacate.v1.LeaseServiceLimitResponse
-	(*LeaseServiceResizeRequest)(nil),  // 15: vacate.v1.LeaseServiceResizeRequest
-	(*LeaseServiceResizeResponse)(nil), // 16: vacate.v1.LeaseServiceResizeResponse
-	(*LeaseServiceCloseRequest)(nil),   // 17: vacate.v1.LeaseServiceCloseRequest
-	(*LeaseServiceCloseResponse)(nil),  // 18: vacate.v1.LeaseServiceCloseResponse
-	(*LeaseServiceWatchRequest)(nil),   // 19: vacate.v1.LeaseServiceWatchRequest
-	(*LeaseServiceWatchResponse)(nil),  // 20: vacate.v1.LeaseServiceWatchResponse
-	(*timestamppb.Timestamp)(nil),      // 21: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 22: google.protobuf.Duration
+	(LeaseState)(0),                        // 0: vacate.v1.LeaseState
+	(*Lease)(nil),                          // 1: vacate.v1.Lease
+	(*Limits)(nil),                         // 2: vacate.v1.Limits
+	(*Piece)(nil),                          // 3: vacate.v1.Piece
+	(*Export)(nil),                         // 4: vacate.v1.Export
+	(*Erasure)(nil),                        // 5: vacate.v1.Erasure
+	(*LeaseStats)(nil),                     // 6: vacate.v1.LeaseStats
+	(*LeaseServiceOpenRequest)(nil),        // 7: vacate.v1.LeaseServiceOpenRequest
+	(*Share)(nil),                          // 8: vacate.v1.Share
+	(*LeaseServiceOpenResponse)(nil),       // 9: vacate.v1.LeaseServiceOpenResponse
+	(*LeaseServicePrepareRequest)(nil),     // 10: vacate.v1.LeaseServicePrepareRequest
+	(*LeaseServicePrepareResponse)(nil),    // 11: vacate.v1.LeaseServicePrepareResponse
+	(*LeaseServiceReleaseKeyRequest)(nil),  // 12: vacate.v1.LeaseServiceReleaseKeyRequest
+	(*LeaseServiceReleaseKeyResponse)(nil), // 13: vacate.v1.LeaseServiceReleaseKeyResponse
+	(*LeaseServiceRawBlocksRequest)(nil),   // 14: vacate.v1.LeaseServiceRawBlocksRequest
+	(*LeaseServiceRawBlocksResponse)(nil),  // 15: vacate.v1.LeaseServiceRawBlocksResponse
+	(*LeaseServiceListRequest)(nil),        // 16: vacate.v1.LeaseServiceListRequest
+	(*LeaseServiceListResponse)(nil),       // 17: vacate.v1.LeaseServiceListResponse
+	(*LeaseServiceGetRequest)(nil),         // 18: vacate.v1.LeaseServiceGetRequest
+	(*LeaseServiceGetResponse)(nil),        // 19: vacate.v1.LeaseServiceGetResponse
+	(*LeaseServiceLimitRequest)(nil),       // 20: vacate.v1.LeaseServiceLimitRequest
+	(*LeaseServiceLimitResponse)(nil),      // 21: vacate.v1.LeaseServiceLimitResponse
+	(*LeaseServiceResizeRequest)(nil),      // 22: vacate.v1.LeaseServiceResizeRequest
+	(*LeaseServiceResizeResponse)(nil),     // 23: vacate.v1.LeaseServiceResizeResponse
+	(*LeaseServiceCloseRequest)(nil),       // 24: vacate.v1.LeaseServiceCloseRequest
+	(*LeaseServiceCloseResponse)(nil),      // 25: vacate.v1.LeaseServiceCloseResponse
+	(*LeaseServiceWatchRequest)(nil),       // 26: vacate.v1.LeaseServiceWatchRequest
+	(*LeaseServiceWatchResponse)(nil),      // 27: vacate.v1.LeaseServiceWatchResponse
+	(*timestamppb.Timestamp)(nil),          // 28: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),            // 29: google.protobuf.Duration
 }
 var file_vacate_v1_lease_proto_depIdxs = []int32{
 	0,  // 0: vacate.v1.Lease.state:type_name -> vacate.v1.LeaseState
 	3,  // 1: vacate.v1.Lease.pieces:type_name -> vacate.v1.Piece
 	4,  // 2: vacate.v1.Lease.exports:type_name -> vacate.v1.Export
-	21, // 3: vacate.v1.Lease.opened_at:type_name -> google.protobuf.Timestamp
-	21, // 4: vacate.v1.Lease.expires_at:type_name -> google.protobuf.Timestamp
-	21, // 5: vacate.v1.Lease.closed_at:type_name -> google.protobuf.Timestamp
+	28, // 3: vacate.v1.Lease.opened_at:type_name -> google.protobuf.Timestamp
+	28, // 4: vacate.v1.Lease.expires_at:type_name -> google.protobuf.Timestamp
+	28, // 5: vacate.v1.Lease.closed_at:type_name -> google.protobuf.Timestamp
 	5,  // 6: vacate.v1.Lease.erasure:type_name -> vacate.v1.Erasure
 	6,  // 7: vacate.v1.Lease.stats:type_name -> vacate.v1.LeaseStats
 	2,  // 8: vacate.v1.Lease.limits:type_name -> vacate.v1.Limits
-	22, // 9: vacate.v1.LeaseServiceOpenRequest.ttl:type_name -> google.protobuf.Duration
-	2,  // 10: vacate.v1.LeaseServiceOpenRequest.limits:type_name -> vacate.v1.Limits
-	1,  // 11: vacate.v1.LeaseServiceOpenResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 12: vacate.v1.LeaseServiceListResponse.leases:type_name -> vacate.v1.Lease
-	1,  // 13: vacate.v1.LeaseServiceGetResponse.lease:type_name -> vacate.v1.Lease
-	2,  // 14: vacate.v1.LeaseServiceLimitRequest.limits:type_name -> vacate.v1.Limits
-	1,  // 15: vacate.v1.LeaseServiceLimitResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 16: vacate.v1.LeaseServiceResizeResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 17: vacate.v1.LeaseServiceCloseResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 18: vacate.v1.LeaseServiceWatchResponse.lease:type_name -> vacate.v1.Lease
-	7,  // 19: vacate.v1.LeaseService.Open:input_type -> vacate.v1.LeaseServiceOpenRequest
-	9,  // 20: vacate.v1.LeaseService.List:input_type -> vacate.v1.LeaseServiceListRequest
-	11, // 21: vacate.v1.LeaseService.Get:input_type -> vacate.v1.LeaseServiceGetRequest
-	13, // 22: vacate.v1.LeaseService.Limit:input_type -> vacate.v1.LeaseServiceLimitRequest
-	15, // 23: vacate.v1.LeaseService.Resize:input_type -> vacate.v1.LeaseServiceResizeRequest
-	17, // 24: vacate.v1.LeaseService.Close:input_type -> vacate.v1.LeaseServiceCloseRequest
-	19, // 25: vacate.v1.LeaseService.Watch:input_type -> vacate.v1.LeaseServiceWatchRequest
-	8,  // 26: vacate.v1.LeaseService.Open:output_type -> vacate.v1.LeaseServiceOpenResponse
-	10, // 27: vacate.v1.LeaseService.List:output_type -> vacate.v1.LeaseServiceListResponse
-	12, // 28: vacate.v1.LeaseService.Get:output_type -> vacate.v1.LeaseServiceGetResponse
-	14, // 29: vacate.v1.LeaseService.Limit:output_type -> vacate.v1.LeaseServiceLimitResponse
-	16, // 30: vacate.v1.LeaseService.Resize:output_type -> vacate.v1.LeaseServiceResizeResponse
-	18, // 31: vacate.v1.LeaseService.Close:output_type -> vacate.v1.LeaseServiceCloseResponse
-	20, // 32: vacate.v1.LeaseService.Watch:output_type -> vacate.v1.LeaseServiceWatchResponse
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	28, // 9: vacate.v1.Lease.erase_by:type_name -> google.protobuf.Timestamp
+	29, // 10: vacate.v1.LeaseServiceOpenRequest.ttl:type_name -> google.protobuf.Duration
+	2,  // 11: vacate.v1.LeaseServiceOpenRequest.limits:type_name -> vacate.v1.Limits
+	28, // 12: vacate.v1.LeaseServiceOpenRequest.erase_by:type_name -> google.protobuf.Timestamp
+	8,  // 13: vacate.v1.LeaseServiceOpenRequest.share:type_name -> vacate.v1.Share
+	1,  // 14: vacate.v1.LeaseServiceOpenResponse.lease:type_name -> vacate.v1.Lease
+	28, // 15: vacate.v1.LeaseServicePrepareResponse.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 16: vacate.v1.LeaseServiceListResponse.leases:type_name -> vacate.v1.Lease
+	1,  // 17: vacate.v1.LeaseServiceGetResponse.lease:type_name -> vacate.v1.Lease
+	2,  // 18: vacate.v1.LeaseServiceLimitRequest.limits:type_name -> vacate.v1.Limits
+	1,  // 19: vacate.v1.LeaseServiceLimitResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 20: vacate.v1.LeaseServiceResizeResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 21: vacate.v1.LeaseServiceCloseResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 22: vacate.v1.LeaseServiceWatchResponse.lease:type_name -> vacate.v1.Lease
+	7,  // 23: vacate.v1.LeaseService.Open:input_type -> vacate.v1.LeaseServiceOpenRequest
+	16, // 24: vacate.v1.LeaseService.List:input_type -> vacate.v1.LeaseServiceListRequest
+	18, // 25: vacate.v1.LeaseService.Get:input_type -> vacate.v1.LeaseServiceGetRequest
+	20, // 26: vacate.v1.LeaseService.Limit:input_type -> vacate.v1.LeaseServiceLimitRequest
+	22, // 27: vacate.v1.LeaseService.Resize:input_type -> vacate.v1.LeaseServiceResizeRequest
+	24, // 28: vacate.v1.LeaseService.Close:input_type -> vacate.v1.LeaseServiceCloseRequest
+	26, // 29: vacate.v1.LeaseService.Watch:input_type -> vacate.v1.LeaseServiceWatchRequest
+	10, // 30: vacate.v1.LeaseService.Prepare:input_type -> vacate.v1.LeaseServicePrepareRequest
+	12, // 31: vacate.v1.LeaseService.ReleaseKey:input_type -> vacate.v1.LeaseServiceReleaseKeyRequest
+	14, // 32: vacate.v1.LeaseService.RawBlocks:input_type -> vacate.v1.LeaseServiceRawBlocksRequest
+	9,  // 33: vacate.v1.LeaseService.Open:output_type -> vacate.v1.LeaseServiceOpenResponse
+	17, // 34: vacate.v1.LeaseService.List:output_type -> vacate.v1.LeaseServiceListResponse
+	19, // 35: vacate.v1.LeaseService.Get:output_type -> vacate.v1.LeaseServiceGetResponse
+	21, // 36: vacate.v1.LeaseService.Limit:output_type -> vacate.v1.LeaseServiceLimitResponse
+	23, // 37: vacate.v1.LeaseService.Resize:output_type -> vacate.v1.LeaseServiceResizeResponse
+	25, // 38: vacate.v1.LeaseService.Close:output_type -> vacate.v1.LeaseServiceCloseResponse
+	27, // 39: vacate.v1.LeaseService.Watch:output_type -> vacate.v1.LeaseServiceWatchResponse
+	11, // 40: vacate.v1.LeaseService.Prepare:output_type -> vacate.v1.LeaseServicePrepareResponse
+	13, // 41: vacate.v1.LeaseService.ReleaseKey:output_type -> vacate.v1.LeaseServiceReleaseKeyResponse
+	15, // 42: vacate.v1.LeaseService.RawBlocks:output_type -> vacate.v1.LeaseServiceRawBlocksResponse
+	33, // [33:43] is the sub-list for method output_type
+	23, // [23:33] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_vacate_v1_lease_proto_init() }
@@ -1802,7 +2290,7 @@ func file_vacate_v1_lease_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vacate_v1_lease_proto_rawDesc), len(file_vacate_v1_lease_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

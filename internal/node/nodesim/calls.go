@@ -129,8 +129,8 @@ func (e *Engine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listen
 		if x := lease.Exports(req.Exports); x.Check() != nil || len(listeners) != len(x.Kinds()) || slices.Contains(listeners, nil) {
 			e.violated("lease %s with the exports %+v (%v) came with %d listeners", req.Lease, x, x.Check(), len(listeners))
 		}
-		if e.Holds != nil && !e.Holds(req.Lease) {
-			e.violated("N1: lease %s is opened, and the journal does not hold it", req.Lease)
+		if !req.Hold {
+			e.violated("N1: lease %s is to be served at once", req.Lease)
 		}
 		for _, p := range req.Pieces {
 			d := e.open[p.Drive]
@@ -155,9 +155,9 @@ func (e *Engine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listen
 		}
 		maps.DeleteFunc(e.ended, func(_ string, old ending) bool { return old.slot == req.Slot })
 		e.clock++
-		e.leases[req.Lease] = &volume{req: req, gone: make(chan struct{})}
+		e.leases[req.Lease] = &volume{req: req, held: true, gone: make(chan struct{})}
 		e.keys[req.Lease] = true
-		return ipc.LeaseOpened{KeyGeneratedNs: e.clock}, nil
+		return e.committed(req), nil
 	})
 }
 
@@ -191,6 +191,7 @@ func (e *Engine) CloseLease(ctx context.Context, id string) (ipc.Erasure, error)
 				return ipc.Erasure{GateClosedNs: e.clock, KeyDestroyedNs: e.clock}, nil
 			}
 			e.clock += 3
+			v.held, v.never = false, v.held
 			v.erasure = &ipc.Erasure{GateClosedNs: e.clock - 2, CiphersDoneNs: e.clock - 1, KeyDestroyedNs: e.clock, ReadBack: true}
 			delete(e.keys, id)
 			if !e.busy(v) {
@@ -233,7 +234,7 @@ func (e *Engine) Leases(ctx context.Context) (ipc.LeaseList, error) {
 		var list ipc.LeaseList
 		for _, id := range slices.Sorted(maps.Keys(e.leases)) {
 			v := e.leases[id]
-			list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: id, Slot: v.req.Slot, Erased: v.erasure != nil, SizeBytes: v.req.SizeBytes, Limits: v.req.Limits})
+			list.Leases = append(list.Leases, ipc.LeaseStatus{Lease: id, Slot: v.req.Slot, Erased: v.erasure != nil, Held: v.held, SizeBytes: v.req.SizeBytes, Limits: v.req.Limits})
 		}
 		return list, nil
 	})

@@ -34,6 +34,8 @@ type ending struct {
 // volume is a lease in the engine.
 type volume struct {
 	req     ipc.LeaseOpenRequest
+	held    bool // it is not served yet
+	never   bool // it was closed before it was
 	erasure *ipc.Erasure
 	gone    chan struct{} // closed when it has drained
 }
@@ -62,8 +64,12 @@ type Engine struct {
 	violations []string
 
 	// Holds says of a lease whether the journal holds its OPEN record and not its
-	// CLOSE: what must be when a key is made.
+	// CLOSE: what must be when it is served.
 	Holds func(id string) bool
+
+	// Released says whether the journal has it that the key of a lease was released:
+	// what must be when it is.
+	Released func(id string) bool
 
 	// HasSpace says whether the journal has this size and these pieces of a lease:
 	// what must be when it gets them.
@@ -97,6 +103,12 @@ func (e *Engine) CrashEngine() {
 	e.engine++
 	e.open = map[string]*Disk{}
 	for id, v := range e.leases { // whoever waits for it on the old engine finds it gone
+		if v.held { // nobody can have written: it is taken back
+			close(v.gone)
+			delete(e.leases, id)
+			delete(e.keys, id)
+			continue
+		}
 		next := &volume{req: v.req, erasure: v.erasure, gone: make(chan struct{})}
 		close(v.gone)
 		e.leases[id] = next
@@ -264,7 +276,7 @@ func (e *Engine) id() string { return fmt.Sprintf("engine-%d", e.engine) }
 // busy reports whether I/O of v may be in flight: a drive of its hangs, or is not
 // fenced yet.
 func (e *Engine) busy(v *volume) bool {
-	return slices.ContainsFunc(v.req.Pieces, func(p extent.Piece) bool { d := e.open[p.Drive]; return d == nil || d.Hangs })
+	return !v.never && slices.ContainsFunc(v.req.Pieces, func(p extent.Piece) bool { d := e.open[p.Drive]; return d == nil || d.Hangs })
 }
 
 func (e *Engine) leave(id string, v *volume) {

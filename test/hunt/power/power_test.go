@@ -193,7 +193,7 @@ func TestAuditRecords(t *testing.T) {
 	if err := j.AddDrive(d); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.FinishDrive(d); err != nil {
+	if err := j.FinishDrive(d, journal.Testimony{}); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := auditRecords(j.Records); err != nil || n != 1 {

@@ -47,6 +47,12 @@ const (
 	LeaseServiceCloseProcedure = "/vacate.v1.LeaseService/Close"
 	// LeaseServiceWatchProcedure is the fully-qualified name of the LeaseService's Watch RPC.
 	LeaseServiceWatchProcedure = "/vacate.v1.LeaseService/Watch"
+	// LeaseServicePrepareProcedure is the fully-qualified name of the LeaseService's Prepare RPC.
+	LeaseServicePrepareProcedure = "/vacate.v1.LeaseService/Prepare"
+	// LeaseServiceReleaseKeyProcedure is the fully-qualified name of the LeaseService's ReleaseKey RPC.
+	LeaseServiceReleaseKeyProcedure = "/vacate.v1.LeaseService/ReleaseKey"
+	// LeaseServiceRawBlocksProcedure is the fully-qualified name of the LeaseService's RawBlocks RPC.
+	LeaseServiceRawBlocksProcedure = "/vacate.v1.LeaseService/RawBlocks"
 )
 
 // LeaseServiceClient is a client for the vacate.v1.LeaseService service.
@@ -75,6 +81,18 @@ type LeaseServiceClient interface {
 	// again whenever its state, its limits or its size change. It ends when the caller
 	// or the daemon goes.
 	Watch(context.Context, *v1.LeaseServiceWatchRequest) (*connect.ServerStreamForClient[v1.LeaseServiceWatchResponse], error)
+	// Prepare reserves the id of a lease to come, and makes a key to which the
+	// tenant seals its share of that lease's key. The key dies when Open uses it, or
+	// after ten minutes.
+	Prepare(context.Context, *v1.LeaseServicePrepareRequest) (*v1.LeaseServicePrepareResponse, error)
+	// ReleaseKey gives an open lease's key away, sealed to a key of the tenant's, so
+	// that it can check by itself that the drive holds nothing but ciphertext under
+	// it. That this was done is recorded first, for good: from then on the lease's
+	// end proves nothing against copies of the key.
+	ReleaseKey(context.Context, *v1.LeaseServiceReleaseKeyRequest) (*v1.LeaseServiceReleaseKeyResponse, error)
+	// RawBlocks reads blocks of an open lease as they are on the drive, not
+	// decrypted.
+	RawBlocks(context.Context, *v1.LeaseServiceRawBlocksRequest) (*v1.LeaseServiceRawBlocksResponse, error)
 }
 
 // NewLeaseServiceClient constructs a client for the vacate.v1.LeaseService service. By default, it
@@ -130,18 +148,39 @@ func NewLeaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(leaseServiceMethods.ByName("Watch")),
 			connect.WithClientOptions(opts...),
 		),
+		prepare: connect.NewClient[v1.LeaseServicePrepareRequest, v1.LeaseServicePrepareResponse](
+			httpClient,
+			baseURL+LeaseServicePrepareProcedure,
+			connect.WithSchema(leaseServiceMethods.ByName("Prepare")),
+			connect.WithClientOptions(opts...),
+		),
+		releaseKey: connect.NewClient[v1.LeaseServiceReleaseKeyRequest, v1.LeaseServiceReleaseKeyResponse](
+			httpClient,
+			baseURL+LeaseServiceReleaseKeyProcedure,
+			connect.WithSchema(leaseServiceMethods.ByName("ReleaseKey")),
+			connect.WithClientOptions(opts...),
+		),
+		rawBlocks: connect.NewClient[v1.LeaseServiceRawBlocksRequest, v1.LeaseServiceRawBlocksResponse](
+			httpClient,
+			baseURL+LeaseServiceRawBlocksProcedure,
+			connect.WithSchema(leaseServiceMethods.ByName("RawBlocks")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // leaseServiceClient implements LeaseServiceClient.
 type leaseServiceClient struct {
-	open   *connect.Client[v1.LeaseServiceOpenRequest, v1.LeaseServiceOpenResponse]
-	list   *connect.Client[v1.LeaseServiceListRequest, v1.LeaseServiceListResponse]
-	get    *connect.Client[v1.LeaseServiceGetRequest, v1.LeaseServiceGetResponse]
-	limit  *connect.Client[v1.LeaseServiceLimitRequest, v1.LeaseServiceLimitResponse]
-	resize *connect.Client[v1.LeaseServiceResizeRequest, v1.LeaseServiceResizeResponse]
-	close  *connect.Client[v1.LeaseServiceCloseRequest, v1.LeaseServiceCloseResponse]
-	watch  *connect.Client[v1.LeaseServiceWatchRequest, v1.LeaseServiceWatchResponse]
+	open       *connect.Client[v1.LeaseServiceOpenRequest, v1.LeaseServiceOpenResponse]
+	list       *connect.Client[v1.LeaseServiceListRequest, v1.LeaseServiceListResponse]
+	get        *connect.Client[v1.LeaseServiceGetRequest, v1.LeaseServiceGetResponse]
+	limit      *connect.Client[v1.LeaseServiceLimitRequest, v1.LeaseServiceLimitResponse]
+	resize     *connect.Client[v1.LeaseServiceResizeRequest, v1.LeaseServiceResizeResponse]
+	close      *connect.Client[v1.LeaseServiceCloseRequest, v1.LeaseServiceCloseResponse]
+	watch      *connect.Client[v1.LeaseServiceWatchRequest, v1.LeaseServiceWatchResponse]
+	prepare    *connect.Client[v1.LeaseServicePrepareRequest, v1.LeaseServicePrepareResponse]
+	releaseKey *connect.Client[v1.LeaseServiceReleaseKeyRequest, v1.LeaseServiceReleaseKeyResponse]
+	rawBlocks  *connect.Client[v1.LeaseServiceRawBlocksRequest, v1.LeaseServiceRawBlocksResponse]
 }
 
 // Open calls vacate.v1.LeaseService.Open.
@@ -203,6 +242,33 @@ func (c *leaseServiceClient) Watch(ctx context.Context, req *v1.LeaseServiceWatc
 	return c.watch.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// Prepare calls vacate.v1.LeaseService.Prepare.
+func (c *leaseServiceClient) Prepare(ctx context.Context, req *v1.LeaseServicePrepareRequest) (*v1.LeaseServicePrepareResponse, error) {
+	response, err := c.prepare.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReleaseKey calls vacate.v1.LeaseService.ReleaseKey.
+func (c *leaseServiceClient) ReleaseKey(ctx context.Context, req *v1.LeaseServiceReleaseKeyRequest) (*v1.LeaseServiceReleaseKeyResponse, error) {
+	response, err := c.releaseKey.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RawBlocks calls vacate.v1.LeaseService.RawBlocks.
+func (c *leaseServiceClient) RawBlocks(ctx context.Context, req *v1.LeaseServiceRawBlocksRequest) (*v1.LeaseServiceRawBlocksResponse, error) {
+	response, err := c.rawBlocks.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LeaseServiceHandler is an implementation of the vacate.v1.LeaseService service.
 type LeaseServiceHandler interface {
 	// Open makes a volume and its exports. The lease is open when this returns.
@@ -229,6 +295,18 @@ type LeaseServiceHandler interface {
 	// again whenever its state, its limits or its size change. It ends when the caller
 	// or the daemon goes.
 	Watch(context.Context, *v1.LeaseServiceWatchRequest, *connect.ServerStream[v1.LeaseServiceWatchResponse]) error
+	// Prepare reserves the id of a lease to come, and makes a key to which the
+	// tenant seals its share of that lease's key. The key dies when Open uses it, or
+	// after ten minutes.
+	Prepare(context.Context, *v1.LeaseServicePrepareRequest) (*v1.LeaseServicePrepareResponse, error)
+	// ReleaseKey gives an open lease's key away, sealed to a key of the tenant's, so
+	// that it can check by itself that the drive holds nothing but ciphertext under
+	// it. That this was done is recorded first, for good: from then on the lease's
+	// end proves nothing against copies of the key.
+	ReleaseKey(context.Context, *v1.LeaseServiceReleaseKeyRequest) (*v1.LeaseServiceReleaseKeyResponse, error)
+	// RawBlocks reads blocks of an open lease as they are on the drive, not
+	// decrypted.
+	RawBlocks(context.Context, *v1.LeaseServiceRawBlocksRequest) (*v1.LeaseServiceRawBlocksResponse, error)
 }
 
 // NewLeaseServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -280,6 +358,24 @@ func NewLeaseServiceHandler(svc LeaseServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(leaseServiceMethods.ByName("Watch")),
 		connect.WithHandlerOptions(opts...),
 	)
+	leaseServicePrepareHandler := connect.NewUnaryHandlerSimple(
+		LeaseServicePrepareProcedure,
+		svc.Prepare,
+		connect.WithSchema(leaseServiceMethods.ByName("Prepare")),
+		connect.WithHandlerOptions(opts...),
+	)
+	leaseServiceReleaseKeyHandler := connect.NewUnaryHandlerSimple(
+		LeaseServiceReleaseKeyProcedure,
+		svc.ReleaseKey,
+		connect.WithSchema(leaseServiceMethods.ByName("ReleaseKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	leaseServiceRawBlocksHandler := connect.NewUnaryHandlerSimple(
+		LeaseServiceRawBlocksProcedure,
+		svc.RawBlocks,
+		connect.WithSchema(leaseServiceMethods.ByName("RawBlocks")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vacate.v1.LeaseService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LeaseServiceOpenProcedure:
@@ -296,6 +392,12 @@ func NewLeaseServiceHandler(svc LeaseServiceHandler, opts ...connect.HandlerOpti
 			leaseServiceCloseHandler.ServeHTTP(w, r)
 		case LeaseServiceWatchProcedure:
 			leaseServiceWatchHandler.ServeHTTP(w, r)
+		case LeaseServicePrepareProcedure:
+			leaseServicePrepareHandler.ServeHTTP(w, r)
+		case LeaseServiceReleaseKeyProcedure:
+			leaseServiceReleaseKeyHandler.ServeHTTP(w, r)
+		case LeaseServiceRawBlocksProcedure:
+			leaseServiceRawBlocksHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -331,4 +433,16 @@ func (UnimplementedLeaseServiceHandler) Close(context.Context, *v1.LeaseServiceC
 
 func (UnimplementedLeaseServiceHandler) Watch(context.Context, *v1.LeaseServiceWatchRequest, *connect.ServerStream[v1.LeaseServiceWatchResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.Watch is not implemented"))
+}
+
+func (UnimplementedLeaseServiceHandler) Prepare(context.Context, *v1.LeaseServicePrepareRequest) (*v1.LeaseServicePrepareResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.Prepare is not implemented"))
+}
+
+func (UnimplementedLeaseServiceHandler) ReleaseKey(context.Context, *v1.LeaseServiceReleaseKeyRequest) (*v1.LeaseServiceReleaseKeyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.ReleaseKey is not implemented"))
+}
+
+func (UnimplementedLeaseServiceHandler) RawBlocks(context.Context, *v1.LeaseServiceRawBlocksRequest) (*v1.LeaseServiceRawBlocksResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.RawBlocks is not implemented"))
 }
