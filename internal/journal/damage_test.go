@@ -119,6 +119,23 @@ func TestDamage(t *testing.T) {
 			}
 		}
 	}
+	found := 0
+	for at := 0; ; at++ { // what leases and their records commit to
+		n := bytes.Index(whole[at:], []byte(`"keyCommit":"`))
+		if n < 0 {
+			break
+		}
+		at += n
+		data := bytes.Clone(whole)
+		data[at+20] ^= 0x13 // "c" to "p", which is no digit, and "0" to "#"
+		if err := use(t, data); err != nil {
+			typed("another keyCommit", err)
+			found++
+		}
+	}
+	if found == 0 {
+		t.Error("another keyCommit is not found anywhere")
+	}
 	flips := 400
 	if testing.Short() {
 		flips = 40

@@ -74,7 +74,10 @@ func (t *tables) loadLive(s *State) error {
 			return err
 		}
 		s.Live = append(s.Live, v.Lease)
-		return t.checkSeqs(v.Lease)
+		if err := t.checkSeqs(v.Lease); err != nil {
+			return err
+		}
+		return t.checkCommitted(v.Lease)
 	})
 	slices.SortFunc(s.Live, func(a, b lease.Lease) int { return cmp.Compare(a.OpenSeq, b.OpenSeq) })
 	return err
@@ -116,6 +119,24 @@ func (t *tables) checkSeqs(l lease.Lease) error {
 		if r.Type != typ || r.LeaseID != l.ID || r.NodeSeq != seq {
 			return fmt.Errorf("lease %s: record %d is not its %s", l.ID, seq, typ)
 		}
+	}
+	return nil
+}
+
+// checkCommitted checks that a live lease commits to what its OPEN record committed
+// to: its CLOSE record will say so again.
+func (t *tables) checkCommitted(l lease.Lease) error {
+	open, err := ParseRecord(t.tx.Bucket(recordsBucket).Get(seqKey(l.OpenSeq)))
+	if err != nil {
+		return fmt.Errorf("lease %s: record %d: %w", l.ID, l.OpenSeq, err)
+	}
+	r, err := t.committed(proof.Record{}, l)
+	if err != nil {
+		return fmt.Errorf("lease %s: %w", l.ID, err)
+	}
+	if r.KeyMode != open.KeyMode || r.KeyCommit != open.KeyCommit || r.NodeCommit != open.NodeCommit || r.ShareCommit != open.ShareCommit ||
+		r.TenantCommit != open.TenantCommit || r.EraseBy != open.EraseBy {
+		return fmt.Errorf("lease %s commits to something else than its OPEN record %d", l.ID, l.OpenSeq)
 	}
 	return nil
 }
