@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -24,6 +25,7 @@ import (
 	"vacate/internal/keyring"
 	"vacate/internal/notary"
 	"vacate/internal/secret"
+	"vacate/internal/sys"
 	"vacate/internal/tpm"
 	"vacate/internal/translog"
 	"vacate/internal/version"
@@ -78,6 +80,10 @@ func (p *process) openProof(store journal.Store) (_ *prover, err error) {
 	}
 	var quoter notary.Quoter
 	var load keyring.TPM
+	boot, err := sys.BootID()
+	if err != nil {
+		return nil, err
+	}
 	if p.cfg.UsesTPM() {
 		t, err := tpm.Open(p.cfg.Proof.TPM)
 		if err != nil {
@@ -106,7 +112,7 @@ func (p *process) openProof(store journal.Store) (_ *prover, err error) {
 	if err := notary.Prepare(p.cfg.CertificatesDir()); err != nil {
 		return nil, err
 	}
-	pr.Notary, err = notary.New(notary.Config{Spool: spool, Append: app.Append, Keys: pr.keys, Log: pr.log, Trust: trust, Quoter: quoter,
+	pr.Notary, err = notary.New(notary.Config{Spool: spool, Append: app.Append, Keys: pr.keys, Log: pr.log, Trust: trust, Quoter: quoter, BootID: hex.EncodeToString(boot[:]),
 		Dir: p.cfg.CertificatesDir(), Keep: p.cfg.Certificates.Keep, SpoolMax: p.cfg.Proof.SpoolMax, Logs: p.log})
 	if err != nil {
 		return nil, err

@@ -211,7 +211,7 @@ func (n *Notary) bundle(ctx context.Context, id string, all []piece, newest publ
 		return nil, err
 	}
 	for _, p := range all {
-		q, err := n.quote(p.record.NodeSeq)
+		q, err := n.quote(p)
 		if err != nil {
 			return nil, err
 		}
@@ -257,8 +257,15 @@ func (n *Notary) beacons(ctx context.Context, id string, all []piece, size uint6
 	return out, nil
 }
 
-// quote is what the TPM said of a record, if it was asked.
-func (n *Notary) quote(seq uint64) ([]proof.Quote, error) {
+// quote is what the TPM said of a record, if it was asked and the policy of now
+// would believe it: a certificate with any other is rejected. There is none where
+// records are not quoted any more, or by another TPM.
+func (n *Notary) quote(p piece) ([]proof.Quote, error) {
+	pin, ok := n.rules().TPM(n.node)
+	if !ok {
+		return nil, nil
+	}
+	seq := p.record.NodeSeq
 	b, _, err := durable.Read(n.path(quoteName(seq)), maxNote)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -269,6 +276,13 @@ func (n *Notary) quote(seq uint64) ([]proof.Quote, error) {
 	q, err := proof.Decode[proof.Quote](b)
 	if err != nil {
 		return nil, fmt.Errorf("the quote of record %d: %w", seq, err)
+	}
+	env, err := proof.ParseEnvelope(p.envelope)
+	if err != nil {
+		return nil, fmt.Errorf("record %d: %w", seq, err)
+	}
+	if _, err := q.Verify(pin, env.Payload); err != nil {
+		return nil, nil //nolint:nilerr // the certificate says that it is not measured
 	}
 	return []proof.Quote{q}, nil
 }

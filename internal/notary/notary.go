@@ -9,8 +9,8 @@
 //  1. The journal holds its payload, durable with what it tells of. Nothing waits
 //     for what follows.
 //  2. It is signed, in order, by the keys that its number belongs to (package
-//     keyring), quoted by the TPM where that is set up, and the envelope stored: it
-//     is made once.
+//     keyring), quoted by the TPM where that is set up and the boot is still that of
+//     the record, and the envelope stored: it is made once.
 //  3. It is added to the log, in order, and its place is noted. Both may be done
 //     again after a crash: the log takes each record once.
 //  4. The log publishes a checkpoint that covers it, cosigned by the witnesses.
@@ -63,6 +63,9 @@ type Config struct {
 	Log    Log
 	Trust  Trust
 	Quoter Quoter // nil: records are not quoted
+	// BootID is this boot, as records' events have it; a quoter needs it. A record of
+	// another boot is not quoted: the TPM could only say how the machine is booted now.
+	BootID string
 
 	// Dir is the folder of the certificates. [Prepare] makes it.
 	Dir  string

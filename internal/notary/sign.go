@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"vacate/internal/fail"
@@ -63,7 +64,7 @@ func (n *Notary) envelope(s journal.Stored) ([]byte, error) {
 			return nil, err
 		}
 	}
-	if n.cfg.Quoter != nil && quoted(r.Type) {
+	if n.cfg.Quoter != nil && n.quotes(r) {
 		q, err := n.cfg.Quoter.Quote(s.JSON)
 		if err != nil {
 			return nil, err
@@ -79,8 +80,13 @@ func (n *Notary) envelope(s journal.Stored) ([]byte, error) {
 	return proof.Sign(s.JSON, n.cfg.Keys.Signers(s.Seq)...)
 }
 
-// quoted tells which records are quoted: those that say what became of a key.
-func quoted(t proof.Type) bool { return t == proof.OPEN || t == proof.CLOSE }
+// quotes tells which records are quoted: those that say what became of a key, unless
+// the machine was started anew since. Such a quote would speak of another boot, and
+// its count of resets would deny a result that was true.
+func (n *Notary) quotes(r proof.Record) bool {
+	other := func(e proof.Event) bool { return e.BootID != n.cfg.BootID }
+	return (r.Type == proof.OPEN || r.Type == proof.CLOSE) && !slices.ContainsFunc(r.Events, other)
+}
 
 // send adds the oldest records that the log does not have.
 func (n *Notary) send(ctx context.Context) (time.Duration, error) {

@@ -2,6 +2,7 @@ package notary
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
@@ -15,6 +16,7 @@ import (
 	"vacate/internal/keyring"
 	"vacate/internal/lease"
 	"vacate/proof"
+	"vacate/proof/prooftest"
 )
 
 // A world is a notary with a journal and a log in memory, and its folders.
@@ -28,6 +30,10 @@ type world struct {
 	now   time.Time
 	size  uint64
 	stop  func()
+
+	quoter *machine         // nil: records are not quoted
+	boot   string           // "": that of the records
+	ak     *proof.PublicKey // that the policy pins; nil: the quoter's
 }
 
 func newWorld(t *testing.T, witnessed bool) *world {
@@ -61,13 +67,28 @@ func (w *world) start() {
 	if w.log.witness != nil {
 		trust.Witnesses = w.log.policyLines()
 	}
-	w.n, err = New(Config{Spool: w.spool, Append: w.spool.append, Keys: w.keys, Log: w.log, Trust: trust,
+	c := Config{Spool: w.spool, Append: w.spool.append, Keys: w.keys, Log: w.log, Trust: trust,
 		Dir: filepath.Join(w.dir, "certificates"), Clock: func() time.Time { return w.now }, SpoolMax: 8,
-		Logs: slog.New(slog.NewTextHandler(w.t.Output(), nil))})
-	if err != nil {
+		Logs: slog.New(slog.NewTextHandler(w.t.Output(), nil))}
+	if w.quoter != nil {
+		w.measure(&c)
+	}
+	if w.n, err = New(c); err != nil {
 		w.t.Fatal(err)
 	}
 	w.stop = func() {}
+}
+
+// measure has records quoted.
+func (w *world) measure(c *Config) {
+	ak, err := proof.NewPublicKey(prooftest.AK().Public())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if w.ak != nil {
+		ak = *w.ak
+	}
+	c.Quoter, c.BootID, c.Trust.TPM = w.quoter, cmp.Or(w.boot, bootID), &proof.PinnedTPM{Node: nodeID, AK: ak}
 }
 
 // run has the notary work until the test ends.
