@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/transparency-dev/tessera"
 	"vacate/proof"
 )
 
@@ -184,27 +183,19 @@ func (l *Log) write(b *batch) error {
 	if err := l.writable(); err != nil {
 		return err
 	}
-	entries := make([]*tessera.Entry, len(b.leaves))
-	for i, leaf := range b.leaves {
-		entries[i] = tessera.NewEntry(leaf.Envelope)
+	n, err := l.reader.IntegratedSize(context.Background())
+	if err != nil {
+		return fmt.Errorf("reading the tree's size: %w", err)
 	}
-	futures := make([]tessera.IndexFuture, len(entries))
-	for i, e := range entries { // nothing slow: they are to become one batch of tessera's
-		futures[i] = l.appender.Add(context.Background(), e)
+	if n != b.first {
+		return fmt.Errorf("the tree has %d records, and had %d: somebody else writes to the log's folder", n, b.first)
 	}
-	var failed error
-	for i, future := range futures { // all of them: nothing may be on its way afterwards
-		at, err := future()
-		if err == nil && at.Index != b.first+uint64(i) {
-			err = fmt.Errorf("record %d of node %s came to index %d, not %d: somebody else writes to the log's folder",
-				b.leaves[i].NodeSeq, b.leaves[i].NodeID, at.Index, b.first+uint64(i))
-		}
-		if err != nil && failed == nil {
-			failed = err
-		}
+	first, err := l.append(b.leaves)
+	if err != nil {
+		return err
 	}
-	if failed != nil {
-		return failed
+	if first != b.first {
+		return fmt.Errorf("records came to index %d, not %d: somebody else writes to the log's folder", first, b.first)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -271,9 +262,6 @@ func (b *batch) decide(ctx context.Context, trial *batch, leaf Leaf) (uint64, er
 		})
 		if err != nil {
 			return 0, err
-		}
-		if want, known := b.want(trial, leaf.NodeID); known && want == leaf.NodeSeq { // the end of a hole
-			trial.next[leaf.NodeID] = want + 1
 		}
 		return same(leaf, at, held)
 	}

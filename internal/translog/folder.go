@@ -2,12 +2,16 @@ package translog
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/transparency-dev/tessera/api/layout"
 )
 
 // treeDir is where tessera keeps the log below [Config.Dir].
@@ -53,4 +57,39 @@ func bounded(r io.Reader, what string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("reading %s: longer than %d bytes", what, limit)
 	}
 	return b, nil
+}
+
+// treeStateFile is tessera's: the size and root of the tree.
+const treeStateFile = stateDir + "/treeState"
+
+// setBack fails where a folder's tree has less than its checkpoint, or other records,
+// which no crash causes: the tree's state is durable before a checkpoint is made
+// of it. To go on would be to sign a second history.
+func setBack(tree string) error {
+	cp, err := os.ReadFile(filepath.Join(tree, layout.CheckpointPath))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a new log
+	} else if err != nil {
+		return err
+	}
+	_, published, root, err := head(cp)
+	if err != nil {
+		return err
+	}
+	raw, err := os.ReadFile(filepath.Join(tree, treeStateFile))
+	if err != nil {
+		return fmt.Errorf("the log has published a checkpoint, and its tree's state cannot be read: bring the folder back as it was: %w", err)
+	}
+	var state struct {
+		Size uint64 `json:"size"`
+		Root []byte `json:"root"`
+	}
+	if err := json.Unmarshal(raw, &state); err != nil {
+		return fmt.Errorf("reading the state of the log's tree: %w", err)
+	}
+	if state.Size < published || state.Size == published && base64.StdEncoding.EncodeToString(state.Root) != root {
+		return fmt.Errorf("the log has published a checkpoint of %d records, and its tree is another, of %d: the folder was put together from copies; bring it back as it was, or begin a new log with another origin",
+			published, state.Size)
+	}
+	return nil
 }

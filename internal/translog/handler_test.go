@@ -290,7 +290,7 @@ func FuzzHead(f *testing.F) {
 	f.Add([]byte("log\n7\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n\n— log AAAA\n"))
 	f.Add([]byte("log\n07\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		origin, _, err := head(b)
+		origin, _, _, err := head(b)
 		if err == nil && (origin == "" || strings.Contains(origin, "\n")) {
 			t.Errorf("origin %q", origin)
 		}

@@ -48,11 +48,7 @@ type index struct {
 // A chain is what a log holds of one node.
 type chain struct {
 	First uint64 `json:"first"` // the first record that the log took
-	Next  uint64 `json:"next"`  // the smallest number after First that is not there
-	// Ahead counts the records after Next. The log takes none such; but where a
-	// disk failed in the middle of a batch, its end may be there without its middle,
-	// until the node has sent it again.
-	Ahead uint64 `json:"ahead"`
+	Next  uint64 `json:"next"`  // the number after that of the last
 }
 
 type indexState struct {
@@ -123,7 +119,7 @@ func place(node string, seq uint64) string {
 // find returns where a record lies.
 func (x *index) find(node string, seq uint64) (at uint64, ok bool, err error) {
 	c, known := x.chains[node]
-	if !known || seq < c.First || c.Ahead == 0 && seq >= c.Next {
+	if !known || seq < c.First || seq >= c.Next {
 		return 0, false, nil
 	}
 	key := place(node, seq)
@@ -149,37 +145,19 @@ func (x *index) find(node string, seq uint64) (at uint64, ok bool, err error) {
 // add notes the record at x.size. Records come in the order of the tree.
 func (x *index) add(node string, seq uint64, leaf []byte) error {
 	c, known := x.chains[node]
-	_, twice, err := x.find(node, seq)
 	switch {
-	case err != nil:
-		return err
 	case !known:
-		c = chain{First: seq, Next: seq + 1}
-	case seq == c.Next:
-		c.Next++
-	case seq > c.Next && !twice:
-		c.Ahead++
-	default:
-		return fmt.Errorf("leaf %d of the log is record %d of node %s, which it held already: keep the folder as it is, somebody has changed it",
-			x.size, seq, node)
+		c = chain{First: seq, Next: seq}
+	case seq != c.Next:
+		return fmt.Errorf("leaf %d of the log is record %d of node %s, whose next is %d: keep the folder as it is, somebody has changed it",
+			x.size, seq, node, c.Next)
 	}
+	c.Next++
 	x.fresh[place(node, seq)] = x.size
 	x.dirty[node] = struct{}{}
+	x.chains[node] = c
 	x.size++
 	x.last = proof.LeafHash(leaf)
-	for c.Ahead > 0 {
-		x.chains[node] = c
-		_, there, err := x.find(node, c.Next)
-		if err != nil {
-			return err
-		}
-		if !there {
-			break
-		}
-		c.Next++
-		c.Ahead--
-	}
-	x.chains[node] = c
 	return nil
 }
 

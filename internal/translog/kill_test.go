@@ -3,29 +3,42 @@ package translog
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/transparency-dev/tessera"
 )
 
 // childEnv makes the test binary add records to the log in this folder until it
-// is killed.
-const childEnv = "VACATE_TEST_LOG"
+// is killed; panicEnv so many while the folder turns bad beneath them.
+const (
+	childEnv = "VACATE_TEST_LOG"
+	panicEnv = "VACATE_TEST_LOG_PANIC"
+)
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(childEnv); dir != "" {
+	dir := os.Getenv(childEnv)
+	if n, err := strconv.ParseUint(os.Getenv(panicEnv), 10, 64); dir != "" && err == nil {
+		addAndPanic(dir, n)
+	} else if dir != "" {
 		addForEver(dir)
-		os.Exit(1)
+	} else {
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	os.Exit(1)
 }
 
 const killNodes = 4
@@ -134,4 +147,61 @@ func TestKill(t *testing.T) {
 	l := openLog(t, testConfig(t, dir))
 	checkLog(t, l, where, 0)
 	t.Logf("%d records were acknowledged, %d are in the log", len(where), l.Size())
+}
+
+// lockIn is what tessera opens before it writes to the log in a folder, or panics.
+func lockIn(dir string) string { return filepath.Join(dir, treeDir, stateDir, "treeState.lock") }
+
+// addAndPanic adds n records to a log that has three, after the folder was found to be
+// writable and before tessera opens its lock there.
+func addAndPanic(dir string, n uint64) {
+	t := &testing.T{}
+	l, err := Open(context.Background(), testConfig(t, dir))
+	if err != nil {
+		fmt.Println("error:", err)
+		return
+	}
+	turn := func(add tessera.AddFn) tessera.AddFn {
+		return func(ctx context.Context, e *tessera.Entry) tessera.IndexFuture {
+			if err := errors.Join(os.Remove(lockIn(dir)), os.Mkdir(lockIn(dir), 0o700)); err != nil && !errors.Is(err, fs.ErrExist) {
+				fmt.Println("error:", err)
+			}
+			return add(ctx, e)
+		}
+	}
+	l.driver, l.publisher = wrapped{l.driver, turn}, &tessera.Appender{Add: turn(l.publisher.Add)}
+	at, err := l.Add(context.Background(), run(t, 1, 4, 4+n))
+	fmt.Println("error: added to a folder that cannot be written:", at, err)
+}
+
+// TestPanic: the folder turns bad in the moment that writable cannot see, and tessera
+// ends the process. Nothing that was in the log is lost, and what was on its way is
+// there once after it was sent again.
+func TestPanic(t *testing.T) {
+	for _, n := range []uint64{1, 5} {
+		dir := t.TempDir()
+		l, err := Open(t.Context(), testConfig(t, dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustAdd(t, l, run(t, 1, 1, 4)...)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), childEnv+"="+dir, panicEnv+"="+strconv.FormatUint(n, 10))
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "panic: open ") || strings.Contains(string(out), "error:") {
+			t.Fatalf("%v, want tessera's panic:\n%s", err, out)
+		}
+		if err := os.Remove(lockIn(dir)); err != nil {
+			t.Fatal(err)
+		}
+		l = openLog(t, testConfig(t, dir))
+		want := []uint64{0, 1, 2, 3, 4, 5, 6, 7}[:3+n]
+		if got := mustAdd(t, l, run(t, 1, 1, 4+n)...); !slices.Equal(got, want) {
+			t.Errorf("sent again: indices %v, want %v", got, want)
+		}
+		checkLog(t, l, nil, 3+n)
+	}
 }

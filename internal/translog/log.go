@@ -46,10 +46,9 @@ const (
 	minInterval           = 100 * time.Millisecond // tessera's
 	defaultRepublish      = 10 * time.Second
 	defaultWitnessTimeout = 2 * time.Second
-	batchAge              = 20 * time.Millisecond // a batch that is not full waits so long
-	flushEvery            = time.Second           // the index is behind the tree at most so long …
-	flushAt               = 8192                  // … and so many records
-	sweepEvery            = time.Minute           // and what is older is swept
+	flushEvery            = time.Second // the index is behind the tree at most so long …
+	flushAt               = 8192        // … and so many records
+	sweepEvery            = time.Minute // and what is older is swept
 	closeTimeout          = 10 * time.Second
 )
 
@@ -105,16 +104,17 @@ func orElse(d, other time.Duration) time.Duration {
 //  2. The committer takes every call that waits, and decides for each leaf: in
 //     the log already, next of its node, or refused. A refused leaf refuses its call.
 //  3. What is left goes to tessera as one batch, which writes entries and tiles,
-//     and then the tree's state: from there on they are in the log.
+//     and then, in one step, the tree's state: from there on they are in the log.
 //  4. The index is brought up to date, and the calls return.
 //
-// There is never more than one batch on its way, so the records of a node cannot
-// overtake each other. Where a batch fails nobody knows how much of it is in the tree:
-// the committer reads what the tree has before it takes the next.
+// There is never more than one batch on its way, and it is in the tree as a whole or
+// not at all, so the records of a node cannot overtake each other. Where a batch fails
+// nobody knows which: the committer reads what the tree has before it takes the next.
 type Log struct {
 	tiles
 	cfg         Config
-	appender    *tessera.Appender
+	driver      driver
+	publisher   *tessera.Appender // its appender that publishes checkpoints
 	reader      tessera.LogReader
 	signer      *signer
 	stopTessera func() error
@@ -201,7 +201,10 @@ func (l *Log) openTree(ctx context.Context) error {
 	if err := l.writable(); err != nil {
 		return err
 	}
-	driver, err := posix.New(ctx, posix.Config{
+	if err := setBack(filepath.Join(l.cfg.Dir, treeDir)); err != nil {
+		return err
+	}
+	posixDriver, err := posix.New(ctx, posix.Config{
 		Path:       filepath.Join(l.cfg.Dir, treeDir),
 		HTTPClient: &http.Client{Transport: &transport{next: l.cfg.WitnessTransport}, CheckRedirect: noRedirect},
 	})
@@ -210,18 +213,18 @@ func (l *Log) openTree(ctx context.Context) error {
 	}
 	opts := tessera.NewAppendOptions().
 		WithCheckpointSigner(l.signer).
-		WithBatching(MaxAdd, batchAge).
+		WithBatching(1, never).
 		WithCheckpointInterval(l.cfg.Interval).
 		WithCheckpointRepublishInterval(l.cfg.Republish).
 		WithShutdownTimeout(closeTimeout).
 		WithWitnesses(group, &tessera.WitnessOptions{Timeout: l.cfg.WitnessTimeout, FailOpen: true})
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	appender, shutdown, reader, err := tessera.NewAppender(own, driver, opts)
+	publisher, shutdown, reader, err := tessera.NewAppender(own, posixDriver, opts)
 	if err != nil {
 		cancel()
 		return err
 	}
-	l.appender, l.reader = appender, reader
+	l.driver, l.publisher, l.reader = posixDriver.(driver), publisher, reader // NewAppender has asserted the same
 	l.stopTessera = func() error {
 		defer cancel()
 		err := shutdown(own)
@@ -334,7 +337,18 @@ func (l *Log) Close() error {
 		<-l.done
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.ended = errors.Join(l.stopTessera(), l.index.close(), l.lock.Close())
+		l.ended = errors.Join(l.awaitCovered(), l.stopTessera(), l.index.close(), l.lock.Close())
 	})
 	return l.ended
+}
+
+// awaitCovered waits until a checkpoint commits to all records.
+func (l *Log) awaitCovered() error {
+	if l.index.size == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_, err := Await(ctx, l, l.index.size-1, minInterval/4)
+	return err
 }

@@ -11,7 +11,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/transparency-dev/tessera"
 	"vacate/proof"
 )
 
@@ -241,91 +240,6 @@ func TestReopen(t *testing.T) {
 	}
 	if _, ok := l.Next(nodeID(1)); ok {
 		t.Error("after an index of another log: its nodes are known")
-	}
-}
-
-// failing makes the appender fail: the nth entry from now on and k after it,
-// with or without its effect ("done" and "lost").
-func failing(l *Log, n, k int, done bool) (restore func()) {
-	add := l.appender.Add
-	broken := errors.New("the disk is broken")
-	count := 0
-	l.appender.Add = func(ctx context.Context, e *tessera.Entry) tessera.IndexFuture {
-		count++
-		if count <= n || count > n+k {
-			return add(ctx, e)
-		}
-		if !done {
-			return func() (tessera.Index, error) { return tessera.Index{}, broken }
-		}
-		f := add(ctx, e)
-		return func() (tessera.Index, error) {
-			_, err := f()
-			return tessera.Index{}, errors.Join(err, broken)
-		}
-	}
-	return func() { l.appender.Add = add }
-}
-
-// TestFaults: entry n of a batch fails, for every n, with and without its
-// effect. The sender sends the same again: all is there once, at the place that is said.
-func TestFaults(t *testing.T) {
-	const size = 5
-	for _, done := range []bool{false, true} {
-		l := openLog(t, testConfig(t, t.TempDir()))
-		where := map[string]uint64{}
-		for n := range size {
-			node := byte(n + 1)
-			mustAdd(t, l, leaf(t, node, 1, 0))
-			restore := failing(l, n, size, done)
-			if _, err := l.Add(t.Context(), run(t, node, 2, 2+size)); err == nil {
-				t.Fatalf("entry %d failed and Add did not", n)
-			}
-			restore()
-			leaves := run(t, node, 1, 2+size+2)
-			for i, at := range mustAdd(t, l, leaves...) {
-				where[place(leaves[i].NodeID, leaves[i].NodeSeq)] = at
-			}
-		}
-		checkLog(t, l, where, size*(1+size+2))
-	}
-}
-
-// TestHole: the middle of a batch was lost and its end was not, which only a
-// disk can do that fails between two writes. The node sends the same again, and the
-// log has every record once; an auditor sees that the order is not the numbers'.
-func TestHole(t *testing.T) {
-	dir := t.TempDir()
-	cfg := testConfig(t, dir)
-	l := openLog(t, cfg)
-	restore := failing(l, 1, 2, false)
-	if _, err := l.Add(t.Context(), run(t, 1, 1, 6)); err == nil {
-		t.Fatal("entries failed and Add did not")
-	}
-	restore()
-	check := func(l *Log) {
-		t.Helper()
-		var gap *GapError
-		if _, err := l.Add(t.Context(), []Leaf{leaf(t, 1, 6, 0)}); !errors.As(err, &gap) || gap.Want != 2 {
-			t.Errorf("%v, want record 2", err)
-		}
-	}
-	check(l)
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	l = openLog(t, cfg)
-	check(l)
-	// Records 4 and 5 came to index 1 and 2.
-	if got := mustAdd(t, l, run(t, 1, 1, 7)...); !slices.Equal(got, []uint64{0, 3, 4, 1, 2, 5}) {
-		t.Errorf("indices %v", got)
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	l = openLog(t, cfg)
-	if got := mustAdd(t, l, run(t, 1, 1, 8)...); !slices.Equal(got, []uint64{0, 3, 4, 1, 2, 5, 6}) {
-		t.Errorf("indices %v", got)
 	}
 }
 

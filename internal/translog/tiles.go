@@ -44,7 +44,7 @@ func (t tiles) size(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	_, n, err := head(cp)
+	_, n, _, err := head(cp)
 	return n, err
 }
 
@@ -220,19 +220,19 @@ func appendLeaf(b, leaf []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(b, uint16(len(leaf))), leaf...)
 }
 
-// head reads origin and size of a checkpoint, and verifies nothing but their
-// form (C2SP tlog-checkpoint).
-func head(cp []byte) (origin string, size uint64, err error) {
+// head reads origin, size and root (base64) of a checkpoint, and verifies nothing but
+// their form (C2SP tlog-checkpoint).
+func head(cp []byte) (origin string, size uint64, root string, err error) {
 	lines := bytes.SplitN(cp, []byte("\n"), 4)
 	if len(lines) < 4 || len(lines[0]) == 0 {
-		return "", 0, errors.New("reading a checkpoint: it has no three lines")
+		return "", 0, "", errors.New("reading a checkpoint: it has no three lines")
 	}
 	size, err = strconv.ParseUint(string(lines[1]), 10, 63)
 	if err != nil || strconv.FormatUint(size, 10) != string(lines[1]) {
-		return "", 0, fmt.Errorf("reading a checkpoint: %.30q is no size", lines[1])
+		return "", 0, "", fmt.Errorf("reading a checkpoint: %.30q is no size", lines[1])
 	}
 	if root, err := base64.StdEncoding.Strict().DecodeString(string(lines[2])); err != nil || len(root) != hashSize {
-		return "", 0, fmt.Errorf("reading a checkpoint: %.60q is no hash", lines[2])
+		return "", 0, "", fmt.Errorf("reading a checkpoint: %.60q is no hash", lines[2])
 	}
-	return string(lines[0]), size, nil
+	return string(lines[0]), size, string(lines[2]), nil
 }

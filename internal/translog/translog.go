@@ -145,7 +145,7 @@ func Await(ctx context.Context, r Reader, index uint64, every time.Duration) ([]
 	for {
 		cp, err := r.Checkpoint(ctx)
 		if err == nil {
-			_, size, err := head(cp)
+			_, size, _, err := head(cp)
 			if err != nil {
 				return nil, err
 			}
