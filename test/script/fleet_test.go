@@ -157,7 +157,7 @@ func (f *fleet) serve(args ...string) served {
 // vacate runs the command line, and returns what it prints as JSON.
 func (f *fleet) vacate(code int, into any, args ...string) string {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, bin, append(args, "-o", "json")...)
 	cmd.Dir = f.dir
@@ -278,7 +278,7 @@ func (f *fleet) add(log served, leaves ...translog.Leaf) {
 		f.t.Fatal(err)
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(f.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 3*time.Minute)
 	defer cancel()
 	at, err := c.Add(ctx, leaves)
 	if err != nil {

@@ -5,12 +5,13 @@
 //
 //	start DIR [NAME=VALUE…]     a daemon with --dev DIR, ready; VACATE_ADDR names its socket
 //	stopd                       erase what is open and end it
+//	ended                       wait until it has ended, as it was told to
 //	exits CODE COMMAND…         run a command, which must end with this exit code
 //	json PATH is TYPE           what the last command printed has this value at PATH
 //	json PATH = VALUE           (as a.0.b): by type, or by value, or put into a
 //	json PATH as NAME           variable
 //	post METHOD BODY            a call as curl would make it: JSON over HTTP
-//	eventually COMMAND…         run a command until it ends with 0, for 20 seconds
+//	eventually COMMAND…         run a command until it ends with 0, for a minute
 package script
 
 import (
@@ -94,7 +95,7 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("there is no condition %q", name)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"start": start, "stopd": stopd, "exits": exits, "json": jsonAt, "post": post, "eventually": eventually,
+			"start": start, "stopd": stopd, "ended": ended, "exits": exits, "json": jsonAt, "post": post, "eventually": eventually,
 		},
 	})
 }
@@ -127,6 +128,19 @@ func stopd(ts *testscript.TestScript, _ bool, _ []string) {
 		ts.Fatalf("no daemon runs")
 	}
 	ts.Check(s.d.Stop())
+	s.d = nil
+}
+
+func ended(ts *testscript.TestScript, _ bool, _ []string) {
+	s := ts.Value(daemonKey{}).(*slot)
+	if s.d == nil {
+		ts.Fatalf("no daemon runs")
+	}
+	select {
+	case <-s.d.Done():
+	case <-time.After(time.Minute):
+		ts.Fatalf("the daemon does not end")
+	}
 	s.d = nil
 }
 
@@ -253,7 +267,7 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: eventually COMMAND [ARG…]")
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := ts.Exec(args[0], args[1:]...)
 		if err == nil {
