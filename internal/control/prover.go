@@ -46,18 +46,9 @@ func (pr *prover) Prepare(ctx context.Context) (server.Prepared, error) {
 	return server.Prepared{LeaseID: id, Document: document, ExpiresAt: expires}, err
 }
 
-// A releaser gives the key of an open lease away, after it has recorded that.
-type releaser interface {
-	ReleaseKey(ctx context.Context, id string, recipient []byte) (sealed []byte, err error)
-}
-
 // ReleaseKey implements [server.Proof].
 func (pr *prover) ReleaseKey(ctx context.Context, id string, recipient []byte) ([]byte, error) {
-	r, ok := any(pr.p.node).(releaser)
-	if !ok {
-		return nil, &node.Error{Kind: node.Unavailable, Object: id, Text: "this node does not release keys"}
-	}
-	return r.ReleaseKey(ctx, id, recipient)
+	return pr.p.node.ReleaseKey(ctx, id, recipient)
 }
 
 // RawBlocks implements [server.Proof].
