@@ -331,20 +331,37 @@ func (n *Node) finishOpen(e *entry, sealed string) {
 	e.l.OpenSeq = stored.OpenSeq
 	n.publish(e.l)
 	n.mu.Unlock()
-	if err := n.cfg.Engine.ServeLease(n.ctx, l.ID); err != nil {
+	if err := n.serveNew(e); err != nil {
 		n.failOpen(e, err)
-		return
 	}
-	fail.At(fail.ControlOpened)
-	n.mu.Lock()
+}
+
+// serveNew is step 4. An engine that took the place of the one which answered may not
+// have the lease: it is asked as well.
+func (n *Node) serveNew(e *entry) error {
+	for {
+		n.mu.Lock()
+		asked := n.hello.EngineID
+		n.mu.Unlock()
+		if err := n.cfg.Engine.ServeLease(n.ctx, e.l.ID); err != nil { // ID never changes
+			return err
+		}
+		fail.At(fail.ControlOpened)
+		n.mu.Lock()
+		if n.hello.EngineID == asked {
+			break
+		}
+		n.mu.Unlock()
+	}
 	defer n.mu.Unlock()
-	n.cfg.Log.Info("lease open", "lease_id", l.ID, "size_bytes", l.SizeBytes)
+	n.cfg.Log.Info("lease open", "lease_id", e.l.ID, "size_bytes", e.l.SizeBytes)
 	n.move(e, lease.Opened)
 	e.finishOpening(nil)
 	n.arm(e)
 	if e.abandoned {
 		n.startClose(e)
 	}
+	return nil
 }
 
 // makeKey is step 2.

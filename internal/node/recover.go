@@ -147,7 +147,8 @@ func (n *Node) serve(e *entry) {
 		changed := n.kicked()
 		err := n.cfg.Engine.ServeLease(n.ctx, e.l.ID) // ID never changes
 		n.mu.Lock()
-		over := e.closing
+		// Closed meanwhile, or listed as open by the next engine: this one did serve it.
+		over := e.closing || e.l.State != lease.Opening
 		switch {
 		case over:
 		case err == nil:
