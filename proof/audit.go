@@ -101,8 +101,9 @@ type Auditor struct {
 	next   uint64                         // index of the next leaf, if none is missing
 	broken bool                           // one is: roots say nothing any more
 	roots  [keptRoots][32]byte            // of the tree with size n at n%keptRoots
-	times  map[uint64]time.Time           // of trees that a quorum of witnesses cosigned, by size
-	heads  map[uint64]Checkpoint          // given, and not yet reached
+	times  map[uint64]time.Time           // by which a quorum of witnesses had cosigned the tree, by its size
+	since  map[Beacon]time.Time           // since when a quorum's cosignatures are known, by the checkpoint that has them
+	heads  map[uint64][]*SignedCheckpoint // given, and not yet reached
 	origin string                         // of the log, once a checkpoint was given
 	early  []foreignBeacon                // judged once the origin is known
 	seen   map[string]map[uint64][32]byte // beacons whose root was compared, by origin; bounded by keptRoots
@@ -122,7 +123,7 @@ type Auditor struct {
 func NewAuditor(p *Policy) *Auditor {
 	rf := compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}
 	a := &Auditor{
-		policy: p, tree: rf.NewEmptyRange(0), times: map[uint64]time.Time{}, heads: map[uint64]Checkpoint{},
+		policy: p, tree: rf.NewEmptyRange(0), times: map[uint64]time.Time{}, since: map[Beacon]time.Time{}, heads: map[uint64][]*SignedCheckpoint{},
 		seen: map[string]map[uint64][32]byte{}, chains: map[string]*chain{}, keys: newKeyring(p), used: map[PinnedKey]uint64{},
 		leases: map[string]*openLease{}, ended: map[string]uint64{}, drives: map[string]*auditedDrive{},
 	}
@@ -159,12 +160,10 @@ func (a *Auditor) grown() {
 	size := a.tree.End()
 	root := a.root()
 	a.roots[size%keptRoots] = root
-	c, given := a.heads[size]
-	if !given {
-		return
+	for _, c := range a.heads[size] {
+		a.head(c, root)
 	}
 	delete(a.heads, size)
-	a.head(c, root)
 }
 
 func (a *Auditor) root() [32]byte {
@@ -179,8 +178,10 @@ func (a *Auditor) root() [32]byte {
 }
 
 // head compares a checkpoint with the root of the tree of its size, and, where it
-// is that, takes note of its time. REQUIRES: then the tree has that size now.
-func (a *Auditor) head(c Checkpoint, root [32]byte) {
+// is that, takes note of its times. REQUIRES: then the tree has that size now, and
+// the policy has opened the checkpoint.
+func (a *Auditor) head(signed *SignedCheckpoint, root [32]byte) {
+	c := signed.Checkpoint
 	if c.Root != root && a.broken {
 		return // Add has said so
 	}
@@ -193,6 +194,7 @@ func (a *Auditor) head(c Checkpoint, root [32]byte) {
 	if !ok {
 		return
 	}
+	a.since[signed.Beacon()], _ = a.policy.QuorumSince(c)
 	if old, known := a.times[c.Size]; !known || t.Before(old) {
 		a.times[c.Size] = t
 	}
@@ -205,7 +207,7 @@ func (a *Auditor) head(c Checkpoint, root [32]byte) {
 // with the index of its size. Checkpoints without a quorum of witnesses are
 // compared all the same.
 func (a *Auditor) AddCheckpoint(note []byte) error {
-	c, _, err := a.policy.OpenCheckpoint(note)
+	c, _, err := a.policy.opened(note)
 	switch {
 	case err != nil:
 		return err
@@ -219,11 +221,11 @@ func (a *Auditor) AddCheckpoint(note []byte) error {
 		a.head(c, a.root())
 		return nil
 	}
-	if old, known := a.heads[c.Size]; known && old.Root != c.Root {
-		a.head(c, old.Root)
+	if given := a.heads[c.Size]; len(given) > 0 && given[0].Root != c.Root {
+		a.head(c, given[0].Root)
 		return nil
 	}
-	a.heads[c.Size] = c
+	a.heads[c.Size] = append(a.heads[c.Size], c)
 	return nil
 }
 
@@ -260,7 +262,7 @@ func (a *Auditor) Summary() Summary { return a.sum }
 
 func (a *Auditor) finishTree(checkpoint []byte) {
 	n := a.tree.End()
-	c, quorum, err := a.policy.OpenCheckpoint(checkpoint)
+	c, quorum, err := a.policy.opened(checkpoint)
 	switch {
 	case err != nil:
 		a.find(Finding{Index: n, Code: FindCheckpoint, Text: "the log's checkpoint: " + err.Error()})
@@ -281,9 +283,9 @@ func (a *Auditor) finishTree(checkpoint []byte) {
 	default:
 		a.head(c, c.Root)
 	}
-	for size, h := range a.heads {
+	for size, given := range a.heads {
 		a.find(Finding{Index: n, Code: FindSplitView, Text: fmt.Sprintf(
-			"a checkpoint of %s with %d leaves exists, and the log has only %d: it was cut off", h.Origin, size, n)})
+			"a checkpoint of %s with %d leaves exists, and the log has only %d: it was cut off", given[0].Origin, size, n)})
 	}
 }
 

@@ -140,6 +140,11 @@ func TestAuditGood(t *testing.T) {
 	}
 }
 
+// foreign is a beacon of a tree that is nobody's.
+func foreign(origin string, size uint64) *proof.Beacon {
+	return &proof.Beacon{Origin: origin, Size: size, Root: prooftest.Base64(prooftest.Hash{}), Digest: proof.ZeroHash}
+}
+
 // TestAudit: what one bundle cannot show, each thing by its name.
 func TestAudit(t *testing.T) {
 	for _, tt := range []struct {
@@ -256,17 +261,17 @@ func TestAudit(t *testing.T) {
 		}},
 		{"beacon newer than the record", []string{proof.FindBeacon}, func(h *history) {
 			r := opening("a", 0, 1)
-			r.Beacon = &proof.Beacon{Origin: prooftest.Origin, Size: 2, Root: prooftest.Base64(prooftest.Hash{})}
+			r.Beacon = foreign(prooftest.Origin, 2)
 			h.log(r)
 		}},
 		{"beacon of another history", []string{proof.FindSplitView}, func(h *history) {
 			r := opening("a", 0, 1)
-			r.Beacon = &proof.Beacon{Origin: prooftest.Origin, Size: 1, Root: prooftest.Base64(prooftest.Hash{})}
+			r.Beacon = foreign(prooftest.Origin, 1)
 			h.log(r)
 		}},
 		{"beacon of a log that nobody pinned", []string{proof.FindBeacon}, func(h *history) {
 			r := opening("a", 0, 1)
-			r.Beacon = &proof.Beacon{Origin: "log.example/other", Size: 1, Root: prooftest.Base64(prooftest.Hash{})}
+			r.Beacon = foreign("log.example/other", 1)
 			h.log(r)
 		}},
 		{"NODE_LOST of a node that is not there", []string{proof.FindBinding}, func(h *history) {

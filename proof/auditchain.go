@@ -80,10 +80,10 @@ func (a *Auditor) validity(index uint64, r *Record, signers []PinnedKey) {
 		if _, seen := a.used[k]; !seen && !k.NotBefore.IsZero() {
 			a.used[k] = index
 		}
-		if r.Beacon == nil || k.NotAfter.IsZero() || r.Beacon.Origin != a.origin {
+		if r.Beacon == nil || k.NotAfter.IsZero() {
 			continue
 		}
-		if t, known := a.times[r.Beacon.Size]; known && t.After(k.NotAfter) {
+		if t, known := a.since[*r.Beacon]; known && t.After(k.NotAfter) {
 			a.about(index, r, FindKeyValidity, "its key was valid until %s, and it names a checkpoint that was cosigned at %s",
 				FormatTime(k.NotAfter), FormatTime(t))
 		}

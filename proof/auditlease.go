@@ -207,8 +207,8 @@ func (a *Auditor) end(index uint64, l *openLease, r *Record) {
 	if err != nil {
 		panic("proof: deadline of a parsed record: " + err.Error())
 	}
-	if b := r.Beacon; b != nil && b.Origin == a.origin {
-		if t, known := a.times[b.Size]; known && t.After(until) {
+	if r.Beacon != nil {
+		if t, known := a.since[*r.Beacon]; known && t.After(until) {
 			a.sum.DeadlinesMissed++
 			a.find(Finding{Index: index, Node: l.open.NodeID, Lease: id, Code: FindLate, Text: fmt.Sprintf(
 				"lease %s was to be erased by %s, and the record of its end names a checkpoint that was cosigned at %s", id, l.open.EraseBy, FormatTime(t))})

@@ -43,7 +43,7 @@ type Entry struct {
 // A BeaconProof shows that a record's beacon was a checkpoint that witnesses
 // saw, and that the tree of the record's own proof goes on from it.
 type BeaconProof struct {
-	Checkpoint  string   `json:"checkpoint"`  // signed note
+	Checkpoint  string   `json:"checkpoint"`  // signed note, exactly what [Beacon].Digest is of
 	Consistency []string `json:"consistency"` // base64 hashes, to the checkpoint of the first record that names it
 }
 

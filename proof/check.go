@@ -231,13 +231,9 @@ func (r *Record) checkResult() error {
 }
 
 func (r *Record) checkOthers() error {
-	if b := r.Beacon; b != nil {
-		root, err := decodeBase64("beacon root", b.Root)
-		if err != nil {
+	if r.Beacon != nil {
+		if err := r.Beacon.check(); err != nil {
 			return err
-		}
-		if len(root) != sha256.Size || b.Size == 0 || b.Size > maxSeq || !validKeyName(b.Origin) {
-			return errors.New("beacon has not the form of a checkpoint")
 		}
 	}
 	if r.EraseBy != "" {
@@ -260,6 +256,17 @@ func (r *Record) checkOthers() error {
 		return errors.Join(checkHex("nodeId of the lost node", l.NodeID, nodeIDLen), checkHex("lastHash", l.LastHash, sha256.Size))
 	}
 	return nil
+}
+
+func (b *Beacon) check() error {
+	root, err := decodeBase64("beacon root", b.Root)
+	if err != nil {
+		return err
+	}
+	if len(root) != sha256.Size || b.Size == 0 || b.Size > maxSeq || !validKeyName(b.Origin) {
+		return errors.New("beacon has not the form of a checkpoint")
+	}
+	return checkHex("beacon digest", b.Digest, sha256.Size)
 }
 
 func (k KeyChange) check() error {

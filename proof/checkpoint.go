@@ -50,11 +50,6 @@ type Cosignature struct {
 	Time    time.Time // UTC, whole seconds, by the witness's clock
 }
 
-// Beacon is the checkpoint as a record names it.
-func (c Checkpoint) Beacon() Beacon {
-	return Beacon{Origin: c.Origin, Size: c.Size, Root: base64.StdEncoding.EncodeToString(c.Root[:])}
-}
-
 // A SignedCheckpoint is a checkpoint with its signature lines, decoded but not
 // verified: nothing in it may be believed before [Policy.CheckLog] and
 // [Policy.CheckWitnesses] have said so.
@@ -62,6 +57,12 @@ type SignedCheckpoint struct {
 	Checkpoint
 	text []byte // what is signed, with its last newline
 	sigs []noteSignature
+}
+
+// Beacon is the checkpoint as a record names it: with all its signature lines, which
+// have to be those that a certificate will carry ([Policy.CanonicalCheckpoint]).
+func (c *SignedCheckpoint) Beacon() Beacon {
+	return Beacon{Origin: c.Origin, Size: c.Size, Root: base64.StdEncoding.EncodeToString(c.Root[:]), Digest: PayloadHash(c.Marshal())}
 }
 
 // A noteSignature is a line "— name base64(id ‖ bytes)" of a signed note.

@@ -242,7 +242,7 @@ func TestAnnexCheck(t *testing.T) {
 func TestHostStatement(t *testing.T) {
 	node := newPerson(t, "node")
 	annex := filledAnnex()
-	s := HostStatement{V: 1, NodeID: annex.NodeID, At: "2026-11-23T12:00:00Z", Beacon: &Beacon{Origin: "o", Size: 1, Root: "x"},
+	s := HostStatement{V: 1, NodeID: annex.NodeID, At: "2026-11-23T12:00:00Z", Beacon: &Beacon{Origin: "o", Size: 1, Root: strings.Repeat("A", 43) + "=", Digest: ZeroHash},
 		Sanitize: annex.Sanitize, CryptoErase: annex.CryptoErase, Host: annex.Host, Media: annex.Media,
 		Config: []NamedFact{{"log", Human()}}, Limits: []string{}}
 	b, err := SignStatement(s, node.key)

@@ -21,7 +21,7 @@ type HostStatement struct {
 	V      int     `json:"v"` // 1
 	NodeID string  `json:"nodeId"`
 	At     string  `json:"at"`               // the node's wall clock, as [FormatTime] has it: it proves nothing
-	Beacon *Beacon `json:"beacon,omitempty"` // the newest checkpoint that it knew: not older than this
+	Beacon *Beacon `json:"beacon,omitempty"` // the newest cosigned checkpoint that it knew: not older than this
 
 	Sanitize    Sanitize    `json:"sanitization"` // of every lease; Verification and Validation are empty
 	CryptoErase CryptoErase `json:"cryptographicErase"`
@@ -73,6 +73,11 @@ func (s HostStatement) check() error {
 	}
 	if _, err := ParseTime(s.At); err != nil {
 		return err
+	}
+	if s.Beacon != nil {
+		if err := s.Beacon.check(); err != nil {
+			return err
+		}
 	}
 	for _, f := range fieldsOf(&s) {
 		if err := f.Fact.check(); err != nil {

@@ -14,7 +14,7 @@ func TestPayloadFields(t *testing.T) {
 	full := Record{V: RecordVersion, NodeID: testNode, NodeSeq: 9, PrevHash: PayloadHash(nil), LeaseID: testLease, OpenSeq: 1, OpenLeafIndex: &index,
 		TenantCommit: PayloadHash(nil), Bytes: 1 << 20, Space: []Space{{Drive: testDrive, Extents: []Range{{0, 1}}}}, Cipher: CipherXTS, KeyBits: XTSBits,
 		KeyMode: ModeSplit, KeyCommit: PayloadHash(nil), NodeCommit: PayloadHash(nil), ShareCommit: PayloadHash(nil),
-		Beacon: &Beacon{testOrigin, 4, strings.Repeat("A", 43) + "="}, EraseBy: "2026-11-23T12:00:00Z",
+		Beacon: &Beacon{testOrigin, 4, strings.Repeat("A", 43) + "=", ZeroHash}, EraseBy: "2026-11-23T12:00:00Z",
 		Events: []Event{{EventKeyGenerated, 5, testBoot}}, Drained: true, Claims: []string{ClaimAsserted}, NotClaimed: []string{"x"},
 		AnnexDigest: PayloadHash(nil), Result: ResultOK, Level: LevelPurge,
 		Keys:     []KeyChange{{Role: RoleNode, New: publicKey(t, testKey("node")).String()}},
@@ -164,6 +164,7 @@ func TestPayloadValues(t *testing.T) {
 		"an unknown result":   func(r *Record) { r.Result = "fine" },
 		"a beacon of nothing": func(r *Record) { r.Beacon.Size = 0 },
 		"a short root":        func(r *Record) { r.Beacon.Root = "AAAA" },
+		"no cosignatures":     func(r *Record) { r.Beacon.Digest = "" },
 		"an origin with a line end": func(r *Record) {
 			r.Beacon.Origin = "a\nb"
 		},

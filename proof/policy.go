@@ -210,15 +210,23 @@ func (p *Policy) CanonicalCheckpoint(note []byte) ([]byte, error) {
 // the quorum of witnesses has cosigned it. What it ignores: see
 // [Policy.CanonicalCheckpoint].
 func (p *Policy) OpenCheckpoint(note []byte) (c Checkpoint, quorum bool, err error) {
-	signed, err := p.canonical(note)
+	signed, quorum, err := p.opened(note)
 	if err != nil {
 		return Checkpoint{}, false, err
 	}
-	c, err = p.CheckWitnesses(signed)
-	if errors.Is(err, ErrQuorum) {
-		return c, false, nil
+	return signed.Checkpoint, quorum, nil
+}
+
+// opened is a checkpoint in its canonical form, with its witnesses.
+func (p *Policy) opened(note []byte) (signed *SignedCheckpoint, quorum bool, err error) {
+	if signed, err = p.canonical(note); err != nil {
+		return nil, false, err
 	}
-	return c, err == nil, err
+	signed.Checkpoint, err = p.CheckWitnesses(signed)
+	if err != nil && !errors.Is(err, ErrQuorum) {
+		return nil, false, err
+	}
+	return signed, err == nil, nil
 }
 
 func (p *Policy) canonical(note []byte) (*SignedCheckpoint, error) {
@@ -252,13 +260,25 @@ func (p *Policy) canonical(note []byte) (*SignedCheckpoint, error) {
 }
 
 // QuorumTime is the earliest time by which, by the witnesses' clocks, a quorum
-// had cosigned the checkpoint: what is in its tree is not younger. False where the
-// policy wants no witnesses, or they are too few.
+// had cosigned the checkpoint: what is in its tree is not younger, if one of every
+// quorum is honest. False where the policy wants no witnesses, or they are too few.
 func (p *Policy) QuorumTime(c Checkpoint) (time.Time, bool) {
+	return p.quorumTime(c, func(a, b Cosignature) int { return a.Time.Compare(b.Time) })
+}
+
+// QuorumSince is the latest time from which on, by the witnesses' clocks, a quorum
+// cosigned the checkpoint: who knows all these cosignatures knows them since then and
+// not longer, if one of every quorum is honest. False as in [Policy.QuorumTime].
+func (p *Policy) QuorumSince(c Checkpoint) (time.Time, bool) {
+	return p.quorumTime(c, func(a, b Cosignature) int { return b.Time.Compare(a.Time) })
+}
+
+// quorumTime is the time of the cosignature that, in an order, makes up a quorum.
+func (p *Policy) quorumTime(c Checkpoint, order func(a, b Cosignature) int) (time.Time, bool) {
 	if !p.NeedsWitnesses() {
 		return time.Time{}, false
 	}
-	by := slices.SortedFunc(slices.Values(c.Cosigned), func(a, b Cosignature) int { return a.Time.Compare(b.Time) })
+	by := slices.SortedFunc(slices.Values(c.Cosigned), order)
 	for i := range by {
 		if p.quorumOf(by[:i+1]) {
 			return by[i].Time, true

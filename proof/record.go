@@ -96,7 +96,7 @@ type Record struct {
 	NodeCommit  string  `json:"nodeCommit,omitempty"`  // split: [ShareCommit] of the node's half
 	ShareCommit string  `json:"shareCommit,omitempty"` // split: of the tenant's
 
-	Beacon  *Beacon `json:"beacon,omitempty"`  // the newest checkpoint that the node knew
+	Beacon  *Beacon `json:"beacon,omitempty"`  // the newest cosigned checkpoint that the node knew
 	EraseBy string  `json:"eraseBy,omitempty"` // RFC 3339, UTC, whole seconds
 
 	Events      []Event     `json:"events"`     // in the order of their times
@@ -153,12 +153,16 @@ type Event struct {
 	BootID      string `json:"bootId"`      // on this boot
 }
 
-// A Beacon is a checkpoint of the log that existed before the record: it proves
-// "not before". The record carries no signature of it; a bundle does.
+// A Beacon is a cosigned checkpoint of the log that existed before the record: it
+// proves "not before". The root alone would not: whoever runs node and log knows it
+// before any witness does. The cosignatures are what nobody could foresee, and
+// Digest is of them too. The record carries no signature; a bundle does, and in
+// exactly the bytes that Digest is of.
 type Beacon struct {
 	Origin string `json:"origin"`
-	Size   uint64 `json:"size"` // 1 ≤ size
-	Root   string `json:"root"` // base64
+	Size   uint64 `json:"size"`   // 1 ≤ size
+	Root   string `json:"root"`   // base64
+	Digest string `json:"digest"` // SHA-256 of [Policy.CanonicalCheckpoint]
 }
 
 // Roles of keys in a [KeyChange].

@@ -8,9 +8,10 @@ import (
 )
 
 // times is step 8. A record is not older than the beacon that it names: it bears
-// the beacon's root, which nobody knew before there was that tree. It is not
-// younger than the first checkpoint that has it and that a quorum cosigned. The
-// node's clock is never read.
+// the hash of the beacon's cosignatures, which nobody could have made before the
+// witnesses did ([Policy.QuorumSince]). It is not younger than the first checkpoint
+// that has it and that a quorum cosigned ([Policy.QuorumTime]). The node's clock is
+// never read.
 func (v *verifier) times() (string, error) {
 	if err := v.timeBeacons(); err != nil {
 		return "", err
@@ -75,8 +76,8 @@ func (v *verifier) timeBeacons() error {
 			return fmt.Errorf("%s: its beacon is of a tree of %d leaves, newer than the record at %d", v.name(i), l.Beacon.Size, l.proof.Index)
 		}
 		for _, b := range v.beacons {
-			if b.head.Beacon() == *l.Beacon {
-				l.from, _ = v.policy.QuorumTime(b.head)
+			if b.named == *l.Beacon {
+				l.from, _ = v.policy.QuorumSince(b.head)
 			}
 		}
 	}

@@ -75,7 +75,8 @@ type Options struct {
 //     nobody whom the policy does not name
 //  3. the leaf is the hash of the envelope's raw bytes, and no leaf is there twice
 //  4. each checkpoint is of one log that the policy names, and signed by its key
-//  5. each checkpoint has the policy's quorum of witnesses, and no other signature
+//  5. each record's checkpoint has the policy's quorum of witnesses, and no
+//     checkpoint has any other signature
 //  6. each leaf is at its index in the tree of its checkpoint
 //  7. the records are of one lease, from its OPEN to its end, in the order of
 //     their numbers, with the same space, size and key; they are the receipt's
@@ -144,6 +145,7 @@ type beacon struct {
 	signed *SignedCheckpoint
 	path   [][32]byte
 	head   Checkpoint // step 5
+	named  Beacon     // as records name it
 	first  int        // the first record that names it
 }
 
@@ -198,11 +200,12 @@ func (v *verifier) parseBeacons() error {
 		if i > 0 && v.beacons[i-1].signed.Size >= c.Size {
 			return fmt.Errorf("beacon %d: %w: beacons stand from the oldest to the newest, each once", i+1, ErrForm)
 		}
-		first := slices.IndexFunc(v.records, func(l logged) bool { return l.Beacon != nil && *l.Beacon == c.Beacon() })
+		named := c.Beacon()
+		first := slices.IndexFunc(v.records, func(l logged) bool { return l.Beacon != nil && *l.Beacon == named })
 		if first < 0 {
-			return fmt.Errorf("beacon %d: no record names it", i+1)
+			return fmt.Errorf("beacon %d: no record names it, with these cosignatures", i+1)
 		}
-		v.beacons = append(v.beacons, beacon{signed: c, path: path, first: first})
+		v.beacons = append(v.beacons, beacon{signed: c, path: path, named: named, first: first})
 	}
 	return nil
 }

@@ -213,8 +213,8 @@ func (w *world) bundle(annex []byte, beacons map[int]time.Time) *Bundle {
 	return b
 }
 
-func (w *world) beaconAt(size int) *Beacon {
-	b := w.checkpoint(size, testTime).Beacon()
+func (w *world) beaconAt(size int, at time.Time) *Beacon {
+	b := w.checkpoint(size, at, "one", "two").Beacon()
 	return &b
 }
 
@@ -247,14 +247,14 @@ func encoded[T any](t testing.TB, v T) []byte {
 func openRecord(w *world) Record {
 	return Record{Type: OPEN, LeaseID: testLease, Bytes: 6 << 20, Space: testSpace, Cipher: CipherXTS, KeyBits: XTSBits, KeyMode: ModeNode,
 		KeyCommit:    KeyCommit(testLease, salted("key", KeySaltLen), salted("secret", KeyLen)),
-		TenantCommit: TenantCommit(testLease, salted("tenant", SaltLen), testTenant), Beacon: w.beaconAt(4),
+		TenantCommit: TenantCommit(testLease, salted("tenant", SaltLen), testTenant), Beacon: w.beaconAt(4, testTime),
 		EraseBy: FormatTime(testTime.Add(time.Hour)), Events: []Event{{EventKeyGenerated, 5, testBoot}},
 		Claims: []string{ClaimAsserted, ClaimKeyCommitted}, NotClaimed: []string{"device_purged"}}
 }
 
 func closeRecord(w *world, annex []byte) Record {
 	r := openRecord(w)
-	r.Type, r.OpenSeq, r.Result, r.Drained, r.Beacon = CLOSE, 1, ResultOK, true, w.beaconAt(len(w.leaves))
+	r.Type, r.OpenSeq, r.Result, r.Drained, r.Beacon = CLOSE, 1, ResultOK, true, w.beaconAt(len(w.leaves), testTime.Add(10*time.Second))
 	r.Events = []Event{{EventKeyGenerated, 5, testBoot}, {EventGateClosed, 10, testBoot}, {EventKeyDestroyed, 12, testBoot}}
 	r.AnnexDigest = PayloadHash(annex)
 	return r

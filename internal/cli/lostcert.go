@@ -29,7 +29,7 @@ func (n *nodeLoss) certify(ctx context.Context, l *lostReader, leases []lostLeas
 		return nil, err
 	}
 	var beacons []proof.BeaconProof
-	if named(l.gone.envelope, head) {
+	if named(l.gone.envelope, before) {
 		b, err := n.beacon(ctx, before, head, signed.Size)
 		if err != nil {
 			return nil, err
@@ -53,8 +53,12 @@ func (n *nodeLoss) certify(ctx context.Context, l *lostReader, leases []lostLeas
 	return files, nil
 }
 
-// named reports whether the record in an envelope has this beacon.
-func named(envelope []byte, c proof.Checkpoint) bool {
+// named reports whether the record in an envelope has this checkpoint as its beacon.
+func named(envelope, note []byte) bool {
+	c, err := proof.ParseCheckpoint(note)
+	if err != nil {
+		return false
+	}
 	env, err := proof.ParseEnvelope(envelope)
 	if err != nil {
 		return false
@@ -64,9 +68,6 @@ func named(envelope []byte, c proof.Checkpoint) bool {
 }
 
 func (n *nodeLoss) beacon(ctx context.Context, note []byte, head proof.Checkpoint, size uint64) (b proof.BeaconProof, err error) {
-	if note, err = n.policy.CanonicalCheckpoint(note); err != nil {
-		return b, err
-	}
 	b.Checkpoint = string(note)
 	if head.Size == size {
 		return b, nil

@@ -215,7 +215,7 @@ func (n *nodeLoss) declare(ctx context.Context) error {
 		return n.a.printLost(v)
 	}
 	if l.gone == nil {
-		if l.gone, err = n.record(ctx, l, head); err != nil {
+		if l.gone, err = n.record(ctx, l, note); err != nil {
 			return err
 		}
 	}
@@ -229,8 +229,12 @@ func (n *nodeLoss) declare(ctx context.Context) error {
 }
 
 // record adds the NODE_LOST to the log, and waits until a checkpoint has it.
-func (n *nodeLoss) record(ctx context.Context, l *lostReader, head proof.Checkpoint) (*lostPiece, error) {
-	beacon := head.Beacon()
+func (n *nodeLoss) record(ctx context.Context, l *lostReader, note []byte) (*lostPiece, error) {
+	signed, err := proof.ParseCheckpoint(note)
+	if err != nil {
+		return nil, err
+	}
+	beacon := signed.Beacon()
 	r := proof.Record{Type: proof.NodeLost, NodeID: l.operator, NodeSeq: l.own.seq + 1, PrevHash: l.own.hash, Beacon: &beacon, Result: proof.ResultLostNode,
 		Claims: []string{proof.ClaimAsserted}, LostNode: &proof.LostNode{NodeID: n.node, LastSeq: l.last.seq, LastHash: l.last.hash}}
 	if l.own.seq == 0 {
@@ -256,14 +260,17 @@ func (n *nodeLoss) record(ctx context.Context, l *lostReader, head proof.Checkpo
 	return &lostPiece{index: at[0], seq: r.NodeSeq, envelope: envelope}, nil
 }
 
-// read gives all of the log to l, and returns its newest checkpoint, verified,
-// whose tree the leaves were.
+// read gives all of the log to l, and returns its newest checkpoint, whose tree the
+// leaves were, verified and in its canonical form.
 func (n *nodeLoss) read(ctx context.Context, l *lostReader) (note []byte, head proof.Checkpoint, err error) {
 	if note, err = n.log.Checkpoint(ctx); err != nil {
 		return nil, head, err
 	}
 	if head, _, err = n.policy.OpenCheckpoint(note); err != nil {
 		return nil, head, &ExitError{Code: ExitVerify, Err: fmt.Errorf("the log's checkpoint: %w", err), Next: "check that the URL is of a log that the policy names"}
+	}
+	if note, err = n.policy.CanonicalCheckpoint(note); err != nil {
+		return nil, head, err
 	}
 	auditor := proof.NewAuditor(n.policy)
 	bar := n.a.tally("records", head.Size)

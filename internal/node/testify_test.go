@@ -20,7 +20,7 @@ import (
 // drives, and what opens that.
 func TestRecordsCommit(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		beacon := &proof.Beacon{Origin: "vacate/log", Size: 7, Root: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
+		beacon := &proof.Beacon{Origin: "vacate/log", Size: 7, Root: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", Digest: proof.ZeroHash}
 		var facts []DriveFacts
 		w.edit = func(c *Config) {
 			c.Beacon = func() *proof.Beacon { return beacon }

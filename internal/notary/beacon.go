@@ -1,6 +1,7 @@
 package notary
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -40,8 +41,9 @@ func (n *Notary) keep(name string, b []byte) error {
 	return nil
 }
 
-// Beacon is the newest checkpoint that a record may name; nil before the first. What
-// is returned is not changed any more.
+// Beacon is the newest checkpoint that a record may name, with the cosignatures that
+// are kept for its certificate; nil before the first. What is returned is not changed
+// any more.
 func (n *Notary) Beacon() *proof.Beacon {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -74,12 +76,29 @@ func (n *Notary) readBeacon() error {
 		n.cfg.Logs.Warn("the newest beacon is not of this log or its witnesses any more", "size", size, "reason", err)
 		return nil
 	}
-	beacon := p.Beacon()
 	n.newest = published{b, p, quorum}
-	if quorum {
-		n.beacon = &beacon
+	n.beacon, err = n.asKept(b)
+	return err
+}
+
+// asKept is how a record names a checkpoint that was kept: by the very bytes. It is
+// nil where a certificate of now could not carry these: the policy's quorum is not in
+// them, or its witnesses are others.
+func (n *Notary) asKept(note []byte) (*proof.Beacon, error) {
+	policy := n.rules()
+	canonical, err := policy.CanonicalCheckpoint(note)
+	if err != nil || !bytes.Equal(canonical, note) {
+		return nil, nil //nolint:nilerr // it was kept under another policy
 	}
-	return nil
+	if _, quorum, err := policy.OpenCheckpoint(note); err != nil || !quorum {
+		return nil, err
+	}
+	signed, err := proof.ParseCheckpoint(note)
+	if err != nil {
+		return nil, err
+	}
+	b := signed.Beacon()
+	return &b, nil
 }
 
 // look reads the newest checkpoint, and makes the certificates that it covers.
@@ -151,27 +170,39 @@ func (n *Notary) take(ctx context.Context, raw []byte) error {
 	if old.note != nil && old.point.Size == point.Size && old.quorum && !quorum {
 		return nil // what there is says more
 	}
-	beacon := point.Beacon()
+	var beacon *proof.Beacon
 	if quorum && point.Size > 0 {
-		// The first with this size stays: a later one has later times, and would say of
-		// a record that it is younger than it is.
-		if _, err := os.Lstat(n.path(beaconName(point.Size))); errors.Is(err, fs.ErrNotExist) {
-			err = n.keep(beaconName(point.Size), note)
-			if err != nil {
-				return err
-			}
-		} else if err != nil {
+		if beacon, err = n.keepBeacon(note, point.Size); err != nil {
 			return err
 		}
 	}
 	n.mu.Lock()
 	n.newest = published{note, point, quorum}
-	if quorum && point.Size > 0 {
-		n.beacon = &beacon
+	if beacon != nil {
+		n.beacon = beacon
 	}
 	n.mu.Unlock()
 	n.changed()
 	return nil
+}
+
+// keepBeacon keeps a checkpoint that has the quorum, and returns how records name it.
+// The first with its size stays, cosignatures and all: records name it by them
+// already. It goes where the policy has other witnesses now.
+func (n *Notary) keepBeacon(note []byte, size uint64) (*proof.Beacon, error) {
+	kept, _, err := durable.Read(n.path(beaconName(size)), maxNote)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if err == nil {
+		if b, err := n.asKept(kept); b != nil || err != nil {
+			return b, err
+		}
+	}
+	if err := n.keep(beaconName(size), note); err != nil {
+		return nil, err
+	}
+	return n.asKept(note)
 }
 
 // goesOn checks that the log did not take back what it had said.

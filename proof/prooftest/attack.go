@@ -130,6 +130,15 @@ func formAttacks() []Attack {
 		on("beacon that no record names", form, "no record names", Story{}, func(c *Certificate) {
 			c.Bundle.Beacons = append([]proof.BeaconProof{{Checkpoint: c.World.Checkpoint(2, Witnesses...), Consistency: c.World.Consistency(2, 7)}}, c.Bundle.Beacons...)
 		}),
+		on("beacon with other cosignatures than the record names", form, "with these cosignatures", Story{}, func(c *Certificate) {
+			c.Bundle.Beacons[0].Checkpoint = c.World.Checkpoint(4, Witnesses[1:]...)
+		}),
+		on("beacon that was named before witnesses had cosigned it", form, "with these cosignatures", Story{Record: func(w *World, r *proof.Record) {
+			if r.Type == proof.OPEN {
+				r.Beacon = BeaconOf(w.Checkpoint(4))
+			}
+		}}, nil),
+		on("beacon without its cosignatures' hash", form, "one form", payload(proof.OPEN, `,"digest":"`+Tell(Story{}).World.Beacon(4).Digest+`"`, ""), nil),
 		on("beacon twice", form, "each once", Story{}, func(c *Certificate) {
 			c.Bundle.Beacons = append(c.Bundle.Beacons, c.Bundle.Beacons[1])
 		}),

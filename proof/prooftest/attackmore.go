@@ -137,7 +137,7 @@ func timeAttacks() []Attack {
 	}
 	return []Attack{
 		on("beacon newer than the record", step, "", record(proof.CLOSE, func(r *proof.Record) {
-			r.Beacon = &proof.Beacon{Origin: Origin, Size: 7, Root: Base64(Hash{})}
+			r.Beacon = otherHistory().Beacon(7)
 		}), func(c *Certificate) { c.Bundle.Beacons = c.Bundle.Beacons[:1] }),
 		on("beacon of another history", step, "not the beginning", Story{Record: func(_ *World, r *proof.Record) {
 			if r.Type == proof.CLOSE {

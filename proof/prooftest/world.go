@@ -14,8 +14,10 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -219,9 +221,24 @@ func (w *World) Checkpoint(n int, witnesses ...string) string {
 	return out
 }
 
-// Beacon names the checkpoint of n leaves.
-func (w *World) Beacon(n int) *proof.Beacon {
-	return &proof.Beacon{Origin: Origin, Size: uint64(n), Root: Base64(w.Root(n))}
+// Beacon names the checkpoint of n leaves, as these witnesses cosigned it; without any
+// named, as all did.
+func (w *World) Beacon(n int, witnesses ...string) *proof.Beacon {
+	if len(witnesses) == 0 {
+		witnesses = Witnesses
+	}
+	return BeaconOf(w.Checkpoint(n, witnesses...))
+}
+
+// BeaconOf names a signed checkpoint.
+func BeaconOf(note string) *proof.Beacon {
+	lines := strings.SplitN(note, "\n", 4)
+	size, err := strconv.ParseUint(lines[1], 10, 64)
+	if err != nil {
+		panic(err)
+	}
+	h := sha256.Sum256([]byte(note))
+	return &proof.Beacon{Origin: lines[0], Size: size, Root: lines[2], Digest: hex.EncodeToString(h[:])}
 }
 
 // Proof is the C2SP tlog-proof of a leaf, to a checkpoint of n leaves.

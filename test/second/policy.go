@@ -54,7 +54,8 @@ func verify(text string, msg, sig []byte) bool {
 
 type policy struct {
 	log       torchwood.Policy
-	witnesses bool // there is a quorum of them
+	logOnly   torchwood.Policy // the same, and no witness is needed
+	witnesses bool             // there is a quorum of them
 	keys      []key
 	tpms      map[string][2]string // attestation key and digest, by node
 }
@@ -128,9 +129,22 @@ func parsePolicy(text []byte) (*policy, error) {
 		}
 	}
 	var err error
-	p.log, err = torchwood.ParsePolicy([]byte(strings.Join(tlog, "")))
+	if p.log, err = torchwood.ParsePolicy([]byte(strings.Join(tlog, ""))); err != nil {
+		return nil, err
+	}
+	tlog = slices.DeleteFunc(tlog, func(line string) bool { return strings.Fields(line)[0] == "quorum" })
+	few, err := torchwood.ParsePolicy([]byte(strings.Join(tlog, "") + "quorum none\n"))
+	p.logOnly = logOnly{p.log, few}
 	return p, err
 }
+
+// logOnly knows the keys of one policy and asks for the signatures of another.
+type logOnly struct {
+	torchwood.Policy
+	few torchwood.Policy
+}
+
+func (l logOnly) Check(origin string, sigs []note.Signature) error { return l.few.Check(origin, sigs) }
 
 func rawOf(text string) string {
 	_, b64, _ := strings.Cut(text, ":")
@@ -150,29 +164,40 @@ func parseTime(s string) time.Time {
 	return t
 }
 
-// quorumTime is the earliest time by which enough witnesses had cosigned: it tries
-// the checkpoint with those that had by each of their times.
-func (p *policy) quorumTime(n *note.Note, origin string) time.Time {
+// quorumTimes are the earliest time by which enough witnesses had cosigned, and the
+// latest since when enough did: it tries the checkpoint with those that had by each
+// of their times, and with those that had not yet.
+func (p *policy) quorumTimes(n *note.Note, origin string) (by, since time.Time) {
 	if !p.witnesses {
-		return time.Time{}
+		return by, since
 	}
-	var best time.Time
 	for _, s := range n.Sigs[1:] {
-		until, err := torchwood.CosignatureTimestamp(s)
+		at, err := torchwood.CosignatureTimestamp(s)
 		if err != nil {
-			return time.Time{}
+			return time.Time{}, time.Time{}
 		}
-		sigs := []note.Signature{n.Sigs[0]}
+		before, after := []note.Signature{n.Sigs[0]}, []note.Signature{n.Sigs[0]}
 		for _, o := range n.Sigs[1:] {
-			if at, err := torchwood.CosignatureTimestamp(o); err == nil && at <= until {
-				sigs = append(sigs, o)
+			other, err := torchwood.CosignatureTimestamp(o)
+			if err != nil {
+				continue
+			}
+			if other <= at {
+				before = append(before, o)
+			}
+			if other >= at {
+				after = append(after, o)
 			}
 		}
-		if at := time.Unix(until, 0); p.log.Check(origin, sigs) == nil && (best.IsZero() || at.Before(best)) {
-			best = at
+		t := time.Unix(at, 0)
+		if p.log.Check(origin, before) == nil && (by.IsZero() || t.Before(by)) {
+			by = t
+		}
+		if p.log.Check(origin, after) == nil && t.After(since) {
+			since = t
 		}
 	}
-	return best
+	return by, since
 }
 
 // open reads an envelope and verifies that its signatures are of keys that are

@@ -11,11 +11,11 @@ import (
 )
 
 // readBeacons verifies the checkpoints that records name, and that the tree of the
-// first that does goes on from each.
+// first that does goes on from each. Their witnesses may be too few.
 func (v *verifier) readBeacons() error {
 	last := int64(0)
 	for _, b := range v.bundle.Beacons {
-		h, err := v.policy.checkpoint(b.Checkpoint)
+		h, err := v.policy.checkpoint(b.Checkpoint, v.policy.logOnly)
 		if err != nil {
 			return err
 		}
@@ -44,7 +44,7 @@ func (v *verifier) readBeacons() error {
 }
 
 func (r *record) names(h head) bool {
-	return r.Beacon != nil && *r.Beacon == beaconJSON{h.Origin, h.N, base64.StdEncoding.EncodeToString(h.Hash[:])}
+	return r.Beacon != nil && *r.Beacon == beaconJSON{h.Origin, h.N, base64.StdEncoding.EncodeToString(h.Hash[:]), sum([]byte(h.note))}
 }
 
 // bound checks that the records are of one lease.
@@ -153,9 +153,9 @@ func (v *verifier) times() error {
 		r.to = r.head.quorumAt
 		for _, h := range v.heads {
 			if r.names(h) {
-				r.from = h.quorumAt
+				r.from = h.since
 			}
-			if h.N > r.index && h.quorumAt.Before(r.to) && v.leadsTo(h, r) {
+			if h.N > r.index && !h.quorumAt.IsZero() && h.quorumAt.Before(r.to) && v.leadsTo(h, r) {
 				r.to = h.quorumAt
 			}
 		}

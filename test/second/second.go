@@ -114,6 +114,7 @@ type beaconJSON struct {
 	Origin string `json:"origin"`
 	Size   int64  `json:"size"`
 	Root   string `json:"root"`
+	Digest string `json:"digest"`
 }
 
 type eventJSON struct {
@@ -276,8 +277,8 @@ func checkStatement(s statementJSON) error {
 type head struct {
 	torchwood.Checkpoint
 	note     string
-	seenBy   map[string]time.Time // witnesses' times, by the names of their keys
-	quorumAt time.Time
+	quorumAt time.Time // by then a quorum had cosigned it
+	since    time.Time // and one cosigned it then or later
 }
 
 // proof verifies a C2SP tlog-proof of an envelope.
@@ -296,7 +297,7 @@ func (p *policy) proof(text string, envelope []byte) (int64, head, error) {
 			return 0, head{}, errors.New("a hash is none")
 		}
 	}
-	h, err := p.checkpoint(note)
+	h, err := p.checkpoint(note, p.log)
 	if err != nil {
 		return 0, head{}, err
 	}
@@ -305,13 +306,14 @@ func (p *policy) proof(text string, envelope []byte) (int64, head, error) {
 }
 
 // checkpoint verifies a signed checkpoint, that has a line of the log first, then
-// lines of witnesses in the order of their names, and no others.
-func (p *policy) checkpoint(text string) (head, error) {
-	c, n, err := torchwood.VerifyCheckpoint([]byte(text), p.log)
+// lines of witnesses in the order of their names, and no others, and that they are
+// enough for one of the policies.
+func (p *policy) checkpoint(text string, enough torchwood.Policy) (head, error) {
+	c, n, err := torchwood.VerifyCheckpoint([]byte(text), enough)
 	if err != nil {
 		return head{}, err
 	}
-	h := head{Checkpoint: c, note: text, seenBy: map[string]time.Time{}}
+	h := head{Checkpoint: c, note: text}
 	if c.Extension != "" || len(n.UnverifiedSigs) > 0 || n.Sigs[0].Name != c.Origin {
 		return head{}, errors.New("checkpoint with lines that nobody needs, or the log's is not the first")
 	}
@@ -330,15 +332,13 @@ func (p *policy) checkpoint(text string) (head, error) {
 			return head{}, errors.New("witnesses are out of order")
 		}
 		last = s.Name
-		at, err := torchwood.CosignatureTimestamp(s)
-		if err != nil {
+		if _, err := torchwood.CosignatureTimestamp(s); err != nil {
 			return head{}, err
 		}
-		h.seenBy[s.Name] = time.Unix(at, 0)
 	}
 	if again != text || base64.StdEncoding.EncodeToString(c.Hash[:]) != strings.Split(text, "\n")[2] {
 		return head{}, errors.New("checkpoint is not in its one form")
 	}
-	h.quorumAt = p.quorumTime(n, c.Origin)
+	h.quorumAt, h.since = p.quorumTimes(n, c.Origin)
 	return h, nil
 }
