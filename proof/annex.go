@@ -4,7 +4,8 @@ package proof
 // about 1 KiB for each drive more, of which there are at most 128.
 const MaxAnnexBytes = 160 << 10
 
-// Where a [Fact] comes from. There are no others than these and [EnteredBy].
+// Where a [Fact] comes from. There are no others than these; what [Annex.Filled]
+// returns has [EnteredBy] besides.
 const (
 	// SourceObserved: the node measured or read it itself.
 	SourceObserved = "observed"
@@ -185,7 +186,8 @@ type DeviceRun struct {
 	ReadNs      int64  `json:"readNs"`
 	BootID      string `json:"bootId"`
 
-	// VendorStatement is what an operator accepted in the place of PRGD, and who.
+	// VendorStatement is what an operator accepted in the place of PRGD, and who: with
+	// the source [SourceConfigured] it counts.
 	VendorStatement Fact `json:"vendorStatement"`
 }
 

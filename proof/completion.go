@@ -251,7 +251,7 @@ func VerifyCompletions(completions []json.RawMessage, p *Policy, closing []byte,
 }
 
 func fits(all []Completed, closing string, annex *Annex) error {
-	open := map[string]bool{}
+	open := map[string]bool{rolePaths[RolePerformed]: true, rolePaths[RoleVerified]: true, rolePaths[RoleValidated]: true}
 	if annex != nil {
 		for _, path := range annex.Missing() {
 			open[path] = true
@@ -265,7 +265,7 @@ func fits(all []Completed, closing string, annex *Annex) error {
 			return fmt.Errorf("completion of %q names another lease", c.Person.Name)
 		}
 		paths := []string{}
-		if role := rolePaths[c.Role]; role != "" && annex != nil {
+		if role := rolePaths[c.Role]; role != "" {
 			paths = append(paths, role)
 		}
 		for _, f := range c.Fields {
@@ -297,7 +297,7 @@ func (a *Annex) Missing() []string {
 func (a Annex) Filled(completions []Completed) Annex {
 	values := map[string]Fact{}
 	for _, c := range completions {
-		by := EnteredBy(c.Person.Name)
+		by := EnteredBy(c.signer())
 		for _, f := range c.Fields {
 			values[f.Path] = Fact{Value: f.Value, Source: by}
 		}
@@ -309,6 +309,15 @@ func (a Annex) Filled(completions []Completed) Annex {
 	a.Device = slices.Clone(a.Device)
 	setFields(&a, values)
 	return a
+}
+
+// signer is the name that the person gives itself and, where the policy pins the key
+// under another, that name: nobody signs as somebody else.
+func (c Completed) signer() string {
+	if c.By.Name == "" || c.By.Name == c.Person.Name {
+		return c.Person.Name
+	}
+	return c.Person.Name + ", with the key of " + c.By.Name
 }
 
 // role is what a role's field says.

@@ -91,7 +91,7 @@ func TestCompletion(t *testing.T) {
 	if fmt.Sprint(annex) != before {
 		t.Error("filling an annex changed the original")
 	}
-	if m := filled.Media[0]; m.PropertyNumber != (Fact{"P-17", "entered by Änne <b>Muster</b>"}) {
+	if m := filled.Media[0]; m.PropertyNumber != (Fact{"P-17", "entered by Änne <b>Muster</b>, with the key of anne"}) {
 		t.Errorf("property number %+v", m.PropertyNumber)
 	}
 	if v := filled.Sanitize.Validation.Value; !strings.HasPrefix(v, "accepted (read the certificate), Änne") {

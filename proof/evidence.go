@@ -130,6 +130,9 @@ func (v *verifier) annexDevices() error {
 		if err := run.check(v.boot()); err != nil {
 			return fmt.Errorf("command %d, %s of drive %s: %w", i+1, run.Command, run.Drive, err)
 		}
+		if gate, ok := v.last().Event(EventGateClosed); ok && run.Level != "none" && run.IssuedNs < gate.MonotonicNs {
+			return fmt.Errorf("command %d, %s of drive %s: it was issued before the gate was shut, and the lease could write after it", i+1, run.Command, run.Drive)
+		}
 	}
 	return nil
 }
@@ -221,7 +224,7 @@ func (d *DeviceRun) checkSanitize() error {
 	if !d.Purge {
 		return errors.New("purge is claimed, and the command did not ask for purge or failure (PREQ)")
 	}
-	if status&sstatPurged == 0 && d.VendorStatement.Value == "" {
+	if status&sstatPurged == 0 && d.VendorStatement.Source != SourceConfigured {
 		return errors.New("purge is claimed, and the drive did not report it (PRGD is 0), nor did an operator accept a vendor's statement")
 	}
 	return nil
@@ -289,24 +292,30 @@ func (v *verifier) measured() (string, error) {
 	return count(len(v.quotes), "quote", "quotes") + " by the TPM that the policy pins", nil
 }
 
-// resets compares the TPM's counts at the OPEN and at the end.
+// resets compares the TPM's counts at the OPEN and at the end. Whoever saw the key
+// destroyed did so on the boot of the OPEN, which no reset can have ended by then.
 func (v *verifier) resets() error {
 	first, ok := v.quotes[0]
 	last, ok2 := v.quotes[len(v.records)-1]
 	if !ok || !ok2 || v.result.Kind != "lease" {
 		return nil
 	}
-	switch {
-	case last.ResetCount < first.ResetCount:
+	const name = "machine resets while the lease was open, by its TPM"
+	_, destroyed := v.last().Event(EventKeyDestroyed)
+	rose := int64(last.ResetCount) - int64(first.ResetCount)
+	switch lost := v.result.Result == ResultLostBoot; {
+	case rose < 0:
 		return errors.New("the TPM's count of resets went back")
-	case last.ResetCount != first.ResetCount && v.result.Result == ResultOK:
+	case rose > 0 && destroyed:
 		return errors.New("the TPM was reset while the lease was open, and the result is not lost_boot")
-	case v.result.Result != ResultLostBoot:
-		v.fact("machine resets while the lease was open, by its TPM", "none")
-	case last.ResetCount > first.ResetCount:
-		v.fact("machine resets while the lease was open, by its TPM", fmt.Sprintf("%d: it supports lost_boot", last.ResetCount-first.ResetCount))
+	case rose > 0 && lost:
+		v.fact(name, fmt.Sprintf("%d: it supports lost_boot", rose))
+	case rose > 0:
+		v.fact(name, fmt.Sprintf("%d, before the end was signed: the result says nothing of it", rose))
+	case lost:
+		v.fact(name, "none: it does not support lost_boot (a kexec starts a kernel without a reset)")
 	default:
-		v.fact("machine resets while the lease was open, by its TPM", "none: it does not support lost_boot (a kexec starts a kernel without a reset)")
+		v.fact(name, "none")
 	}
 	return nil
 }
@@ -329,7 +338,7 @@ func (v *verifier) completed(done []Completed) {
 		text := fmt.Sprintf("%s (key of %s), %s", c.Person.Name, c.By.Name, c.Date)
 		if c.Outcome != nil {
 			text = c.Outcome.Result + " by " + text
-			v.validated = true
+			v.validated = c.Outcome.Result == Accepted
 		}
 		v.fact(c.Role, text)
 	}

@@ -26,6 +26,17 @@ func TestDeviceEvidence(t *testing.T) {
 			d.Status, d.LogPage = "0101", "ffff0101"
 			d.VendorStatement = Fact{"the drive purges", SourceConfigured}
 		}, 0, ""},
+		{"a statement that no operator accepted", func(_ *Annex, d *DeviceRun) {
+			d.Status, d.LogPage = "0101", "ffff0101"
+			d.VendorStatement = Fact{"the drive purges", SourceDrive}
+		}, StepAnnex, "PRGD is 0"},
+		{"before the gate was shut", func(_ *Annex, d *DeviceRun) { d.IssuedNs = 6 }, StepAnnex, "the lease could write after it"},
+		{"a person's word by the node", func(a *Annex, _ *DeviceRun) {
+			a.Media[0].PropertyNumber = Fact{"P-17", EnteredBy("anne")}
+		}, StepAnnex, "cannot have the source"},
+		{"a performer named by the node", func(a *Annex, _ *DeviceRun) {
+			a.Sanitize.Performed = Fact{"Anne, engineer", SourceConfigured}
+		}, StepAnnex, "who performed or verified"},
 		{"no purge reported", func(_ *Annex, d *DeviceRun) { d.Status, d.LogPage = "0101", "ffff0101" }, StepAnnex, "PRGD is 0"},
 		{"purge not asked for", func(_ *Annex, d *DeviceRun) { d.Purge = false }, StepAnnex, "PREQ"},
 		{"a discard", func(_ *Annex, d *DeviceRun) { d.Command, d.Action = CommandDiscard, "none" }, StepAnnex, "purge is claimed from a discard"},

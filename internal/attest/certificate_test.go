@@ -24,6 +24,8 @@ func TestCertificate(t *testing.T) {
 		{"the machine stayed on", proof.ResultOK, false, 0, "none"},
 		{"it was reset, and nobody says so", proof.ResultOK, true, proof.StepMeasured, ""},
 		{"it was reset, as the record says", proof.ResultLostBoot, true, 0, "it supports lost_boot"},
+		{"it was reset before anybody signed", proof.ResultLostKeeper, true, 0, "the result says nothing of it"},
+		{"a drive was lost, and it was reset", proof.ResultLostDrive, true, proof.StepMeasured, ""},
 		{"another boot without a reset", proof.ResultLostBoot, false, 0, "does not support lost_boot"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

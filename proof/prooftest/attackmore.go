@@ -219,6 +219,17 @@ func evidenceAttacks() []Attack {
 		annex("validation that a node filled", "validation", func(a *proof.Annex) {
 			a.Sanitize.Validation = proof.Fact{Value: "accepted", Source: proof.SourceObserved}
 		}),
+		annex("performer whom a node names", "who performed", func(a *proof.Annex) {
+			a.Sanitize.Performed = proof.Fact{Value: "Ann, engineer", Source: proof.SourceConfigured}
+		}),
+		annex("person's word that a node gives", "cannot have the source", func(a *proof.Annex) {
+			a.Media[0].PropertyNumber = proof.Fact{Value: "P-1", Source: proof.EnteredBy("Ann")}
+		}),
+		run("purge from before the gate was shut", "the lease could write after it", func(d *proof.DeviceRun) { d.IssuedNs = 9 }),
+		run("vendor's statement that no operator accepted", "PRGD is 0", func(d *proof.DeviceRun) {
+			d.Status, d.LogPage = "0001", "ffff0100"
+			d.VendorStatement = proof.Fact{Value: "it purges", Source: proof.SourceDrive}
+		}),
 		annex("FIPS claim without certificate number", "certificate", func(a *proof.Annex) { a.Module.Validated = true }),
 		annex("discard called a purge", "purge", func(a *proof.Annex) {
 			a.Sanitize.Method.Value, a.Sanitize.Technique.Value = "Purge", "discard of all blocks"
@@ -267,6 +278,13 @@ func quoteAttacks() []Attack {
 		attest("quote that no TPM made", "no TPM made", func(b []byte) { b[0]++ }),
 		attest("quote with another nonce", "something else", func(b []byte) { b[15]++ }),
 		attest("reset that is no lost boot", "reset while", func(b []byte) { b[15+32+8+3]++ }),
+		on("reset between a drive's loss and the key's end", step, "reset while", Story{Measured: true, Result: proof.ResultLostDrive,
+			Attest: func(r proof.Record, b []byte) []byte {
+				if r.Type == proof.CLOSE {
+					b[15+32+8+3]++
+				}
+				return b
+			}}, nil),
 		on("quote left out", step, "no quote", Story{Measured: true}, func(c *Certificate) { c.Bundle.Quotes = c.Bundle.Quotes[:1] }),
 		on("quote of another record", step, "", Story{Measured: true}, func(c *Certificate) {
 			c.Bundle.Quotes[1].Attest, c.Bundle.Quotes[1].Signature = c.Bundle.Quotes[0].Attest, c.Bundle.Quotes[0].Signature

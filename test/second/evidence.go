@@ -21,7 +21,7 @@ type annexJSON struct {
 		Drive, Salt              string
 		Model, Serial, MediaType factJSON
 	}
-	Sanitization struct{ Method, Technique, Validation factJSON }
+	Sanitization struct{ Method, Technique, Validation, PerformedBy, VerifiedBy factJSON }
 	Module       struct {
 		Validated bool
 		CertNo    string
@@ -60,6 +60,9 @@ func (v *verifier) annex() error {
 		return errors.New("annex of another lease")
 	case a.Sanitization.Validation.Value != "" || a.Sanitization.Validation.Source != "requires human entry":
 		return errors.New("a node has validated")
+	case a.Sanitization.PerformedBy.Source != "requires human entry" || a.Sanitization.VerifiedBy.Source != "requires human entry",
+		bytes.Contains(v.bundle.Annex, []byte(`"source":"entered by `)):
+		return errors.New("a node speaks for a person")
 	case a.Module.Validated != (a.Module.CertNo != ""):
 		return errors.New("validated without a certificate's number")
 	case destroyed && !a.Key.ReadBack, end.Drained && a.Key.InFlight:
@@ -123,6 +126,9 @@ func (v *verifier) devices(a *annexJSON) error {
 		if e := v.end().Events; len(e) > 0 && d.BootID != e[0].BootID || d.CompletedNs < d.IssuedNs {
 			return errors.New("a command of another boot, or that ended before it began")
 		}
+		if gate, ok := v.end().event("gate_closed"); ok && d.IssuedNs < gate.MonotonicNs {
+			return errors.New("a command from before the end of the lease")
+		}
 		if d.Level == "purge" && d.Command != "nvme sanitize" {
 			return errors.New("a purge that was none")
 		}
@@ -143,7 +149,7 @@ func (v *verifier) devices(a *annexJSON) error {
 			return errors.New("the log page says something else")
 		case d.ReadNs < d.CompletedNs, progress[0] != 0xff || progress[1] != 0xff, state != 1 && state != 4, able[3]&bit == 0:
 			return errors.New("it is not over, or the drive cannot do it")
-		case d.Level == "purge" && (!d.PREQ || status[0]&8 == 0 && d.VendorStatement.Value == ""):
+		case d.Level == "purge" && (!d.PREQ || status[0]&8 == 0 && d.VendorStatement.Source != "configured"):
 			return errors.New("the drive did not report a purge")
 		}
 	}
@@ -205,7 +211,7 @@ func (v *verifier) quotes() error {
 		if err != nil {
 			return err
 		}
-		if pin[1] != "-" && pin[1] != digest {
+		if pin[1] != "-" && !slices.Contains(strings.Split(pin[1], ","), digest) {
 			return errors.New("the machine booted something else")
 		}
 		quoted[next] = resets
@@ -218,7 +224,8 @@ func (v *verifier) quotes() error {
 	}
 	first, ok1 := quoted[0]
 	last, ok2 := quoted[len(v.records)-1]
-	if ok1 && ok2 && (last < first || last != first && v.result == "ok") {
+	_, destroyed := v.end().event("key_destroyed")
+	if ok1 && ok2 && (last < first || last != first && destroyed) {
 		return errors.New("the machine was reset")
 	}
 	return nil
