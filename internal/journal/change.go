@@ -6,7 +6,6 @@ import (
 
 	"vacate/internal/lease"
 	"vacate/internal/limit"
-	"vacate/proof"
 )
 
 // This file has the changes, one method a transaction.
@@ -187,6 +186,9 @@ func (b *Bolt) CloseLease(l lease.Lease, free bool, te Testimony) (lease.Lease, 
 		}
 		out = old
 		if live && old.CloseSeq == 0 {
+			if l.SizeBytes != old.SizeBytes || l.Proof.Released != old.Proof.Released {
+				return ErrStale
+			}
 			if out, err = t.record(old, l, free, te); err != nil {
 				return err
 			}
@@ -218,9 +220,6 @@ func (t *tables) record(old, l lease.Lease, drained bool, te Testimony) (lease.L
 	}
 	if err := out.Apply(lease.Recorded); err != nil {
 		return old, err
-	}
-	if old.Proof.Released {
-		te.Claims = without(te.Claims, proof.ClaimKeyCommitted) // its tenant may have it
 	}
 	r, err := t.closeRecord(out, te)
 	if err != nil {

@@ -54,6 +54,10 @@ var (
 	ErrNotFound = errors.New("not in the journal")
 	ErrExists   = errors.New("in the journal already")
 	ErrOverlap  = errors.New("extents are held already")
+
+	// ErrStale is a lease that was resized, or whose key was released, since the caller
+	// looked: what was to be recorded is of the lease as it was before.
+	ErrStale = errors.New("the lease has changed")
 )
 
 // Store is the journal, seen by the node. [Bolt] is the real one; tests wrap it
@@ -106,7 +110,9 @@ type Store interface {
 	// flight: the extents are freed in the same transaction, otherwise they are
 	// Cleaning. The answer is the lease as it stands then. Asked again, it returns
 	// what the first call wrote; the testimony, annex included, is the first one's
-	// too. A lease that the journal never held is ErrNotFound.
+	// too. A lease that the journal never held is ErrNotFound. One that has another
+	// size than l, or a key that was released and is not in l, is ErrStale, with the
+	// lease as the journal has it: its annex would say what is not so.
 	CloseLease(l lease.Lease, free bool, te Testimony) (lease.Lease, error)
 
 	// ReleaseLease writes a KEY_RELEASED record of a lease whose CLOSE record is not

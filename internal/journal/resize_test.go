@@ -54,8 +54,12 @@ func TestResize(t *testing.T) {
 		t.Errorf("%d records, %v", len(recs), err)
 	}
 	for _, free := range []bool{false, true} {
-		// What control believes of the size is not asked.
-		got, err := b.CloseLease(erased(fresh(0, piece(uuidA, 4, 1))), free, Testimony{})
+		old := erased(fresh(0, piece(uuidA, 4, 1)))
+		if now, err := b.CloseLease(old, free, Testimony{}); !free && (!errors.Is(err, ErrStale) || now.SizeBytes != want.SizeBytes) {
+			t.Errorf("closed with its old size: %+v, %v", now, err)
+		}
+		old.SizeBytes = want.SizeBytes
+		got, err := b.CloseLease(old, free, Testimony{})
 		if err != nil || got.SizeBytes != want.SizeBytes || !slices.Equal(got.Pieces, want.Pieces) {
 			t.Errorf("closed: %+v, %v", got, err)
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"slices"
 
 	"vacate/internal/lease"
 	"vacate/proof"
@@ -167,9 +166,4 @@ func (b *Bolt) Append(r proof.Record) (seq uint64, err error) {
 		return err
 	})
 	return seq, err
-}
-
-// without returns words but one; words stays as it is.
-func without(words []string, word string) []string {
-	return slices.DeleteFunc(slices.Clone(words), func(w string) bool { return w == word })
 }

@@ -288,14 +288,8 @@ func (n *Node) quiet(ctx context.Context, e *entry) error {
 // first, or when there is nothing to record.
 func (n *Node) record(e *entry, pending error) bool {
 	var b backoff
-	n.mu.Lock()
-	words := e.l
-	n.mu.Unlock()
-	te := n.lastWords(words, pending == nil) // once: whoever asks again must say the same
+	l, te := n.lastWords(e, pending == nil) // once: whoever asks again must say the same
 	for {
-		n.mu.Lock()
-		l := e.l
-		n.mu.Unlock()
 		stored, err := n.cfg.Store.CloseLease(l, pending == nil, te)
 		switch {
 		case err == nil:
@@ -310,6 +304,12 @@ func (n *Node) record(e *entry, pending error) bool {
 		case errors.Is(err, journal.ErrNotFound) && l.OpenSeq == 0:
 			n.discard(e, pending)
 			return false
+		case errors.Is(err, journal.ErrStale): // a resize or a release came to its end meanwhile
+			n.mu.Lock()
+			e.l.SizeBytes, e.l.OpenBytes, e.l.Pieces, e.l.Proof.Released = stored.SizeBytes, stored.OpenBytes, stored.Pieces, stored.Proof.Released
+			n.mu.Unlock()
+			l, te = n.lastWords(e, pending == nil)
+			continue
 		}
 		n.stuck(e, "the key is destroyed; the CLOSE record could not be written yet, and until then the space is withheld: "+
 			n.storeFailed(err).Error())

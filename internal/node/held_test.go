@@ -3,15 +3,19 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"vacate/internal/extent"
 	"vacate/internal/ipc"
+	"vacate/internal/journal"
 	"vacate/internal/lease"
 	"vacate/internal/node/nodesim"
+	"vacate/proof"
 )
 
 // unheard is an engine that serves a lease and ends before it has said so. The next
@@ -99,4 +103,78 @@ func TestServedByAnEngineThatIsGone(t *testing.T) {
 		w.expectFree(12)
 		w.audit("")
 	})
+}
+
+// meanwhile is a journal in which a resize, or a release, becomes durable between the
+// annex of a lease and its CLOSE.
+type meanwhile struct {
+	journal.Store
+	annexed, written chan struct{}
+}
+
+func (s meanwhile) ResizeLease(id string, size int64, pieces []extent.Piece) (lease.Lease, error) {
+	<-s.annexed
+	defer close(s.written)
+	return s.Store.ResizeLease(id, size, pieces)
+}
+
+func (s meanwhile) ReleaseLease(id string, ev proof.Event, te journal.Testimony) (lease.Lease, error) {
+	<-s.annexed
+	defer close(s.written)
+	return s.Store.ReleaseLease(id, ev, te)
+}
+
+func (s meanwhile) CloseLease(l lease.Lease, free bool, te journal.Testimony) (lease.Lease, error) {
+	<-s.written
+	return s.Store.CloseLease(l, free, te)
+}
+
+// TestL6CloseSaysWhatIs: a release, or a resize, that was begun before a close becomes
+// durable after the annex was made: it is made again, and says what is so.
+func TestL6CloseSaysWhatIs(t *testing.T) {
+	for name, change := range map[string]func(*world, string) error{
+		"release": func(w *world, id string) error {
+			_, err := w.n.ReleaseKey(w.ctx, id, make([]byte, recipientLen))
+			return err
+		},
+		"resize": func(w *world, id string) error {
+			_, err := w.n.Resize(w.ctx, id, 2*mib, false)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				m := meanwhile{annexed: make(chan struct{}), written: make(chan struct{})}
+				annexed := sync.OnceFunc(func() { close(m.annexed) })
+				w.edit = func(c *Config) {
+					m.Store = c.Store
+					c.Store = m
+					c.Annex = func(l lease.Lease, _ []DriveFacts) ([]byte, error) {
+						annexed()
+						return fmt.Appendf(nil, "%d bytes, released: %v", l.SizeBytes, l.Proof.Released), nil
+					}
+				}
+				w.up()
+				l := w.open(1)
+				changed := make(chan error)
+				go func() { changed <- change(w, l.ID) }()
+				synctest.Wait()
+				c := w.close(l.ID)
+				if err := <-changed; err == nil {
+					t.Error("the lease was closed before")
+				}
+				_, own := w.audit(l.ID)
+				annex, err := w.bolt.Annex(l.ID)
+				if want := fmt.Sprintf("%d bytes, released: %v", c.SizeBytes, c.Proof.Released); err != nil || string(annex) != want {
+					t.Errorf("the annex says %q, %v; the lease ended with %q", annex, err, want)
+				}
+				end := own[len(own)-1]
+				if claimed := slices.Contains(end.Claims, proof.ClaimKeyCommitted); claimed == c.Proof.Released ||
+					slices.Contains(end.NotClaimed, proof.ClaimKeyCommitted) == claimed || end.Bytes != c.SizeBytes || len(own) != 3 {
+					t.Errorf("%+v", own)
+				}
+				w.expectFree(12)
+			})
+		})
+	}
 }

@@ -84,27 +84,31 @@ func (n *Node) testimony(t proof.Type, l lease.Lease) journal.Testimony {
 	return te
 }
 
-// lastWords is the testimony of a CLOSE, annex included.
-func (n *Node) lastWords(l lease.Lease, drained bool) journal.Testimony {
+// lastWords is e as it ends, and the testimony of its CLOSE, annex included.
+func (n *Node) lastWords(e *entry, drained bool) (lease.Lease, journal.Testimony) {
+	n.mu.Lock()
+	l := e.l
+	n.mu.Unlock()
 	te := n.testimony(proof.CLOSE, l)
 	if n.cfg.Annex == nil {
-		return te
+		return l, te
 	}
+	told := l
 	if l.Erasure != nil {
 		er := *l.Erasure
 		er.Drained = drained
-		l.Erasure = &er
+		told.Erasure = &er
 	}
-	annex, err := n.cfg.Annex(l, n.driveFacts(l))
+	annex, err := n.cfg.Annex(told, n.driveFacts(l))
 	if err == nil && len(annex) > journal.MaxAnnex {
 		err = fmt.Errorf("the annex has %d bytes, at most %d are kept", len(annex), journal.MaxAnnex)
 	}
 	if err != nil {
 		n.cfg.Log.Error("a lease ends without an annex", "lease_id", l.ID, "error", err)
-		return te
+		return l, te
 	}
 	te.Annex = annex
-	return te
+	return l, te
 }
 
 // driveFacts are those of the drives of l, each once.
