@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -19,8 +20,12 @@ type Machine struct {
 	dir   string
 	state string
 	cmd   *exec.Cmd
+	power io.Closer // the input of cmd
 	out   bytes.Buffer
 }
+
+// patience is how long a busy machine may take for one step.
+const patience = time.Minute
 
 // Start runs a TPM until the test ends. It fails the test where swtpm is not
 // installed.
@@ -73,6 +78,9 @@ func (m *Machine) Measure(what string) {
 		m.tb.Fatal(err)
 	}
 	defer c.Close() //nolint:errcheck // the answer was read
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		m.tb.Fatal(err)
+	}
 	digest := sha256.Sum256([]byte(what))
 	// TPM2_PCR_Extend (part 3, section 22.2): header with sessions, register, an
 	// authorization by an empty password, one digest of SHA-256.
@@ -90,36 +98,58 @@ func (m *Machine) Measure(what string) {
 	}
 }
 
+// keep runs swtpm until its own input ends, which it does when the test's process
+// does, however that ends.
+const keep = `swtpm "$@" & read -r _; kill -9 $!; wait`
+
 func (m *Machine) start() {
 	m.tb.Helper()
 	if _, err := exec.LookPath("swtpm"); err != nil {
 		m.tb.Fatal("swtpm is not installed: apt-get install swtpm swtpm-tools, or tools/test-packages.sh")
 	}
-	m.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+m.state,
+	m.cmd = exec.Command("sh", "-c", keep, "sh", "socket", "--tpm2", "--tpmstate", "dir="+m.state,
 		"--server", "type=unixio,path="+m.Path(), "--ctrl", "type=unixio,path="+m.control(),
 		"--flags", "not-need-init,startup-clear")
 	m.cmd.Stdout, m.cmd.Stderr = &m.out, &m.out
+	var err error
+	if m.power, err = m.cmd.StdinPipe(); err != nil {
+		m.tb.Fatal(err)
+	}
 	if err := m.cmd.Start(); err != nil {
 		m.tb.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		// The control channel tells that it runs; a connection to the other would be
-		// the one that it serves.
-		if c, err := net.Dial("unix", m.control()); err == nil {
-			c.Close() //nolint:errcheck // it was only tried
-			return
-		}
+	for end := time.Now().Add(patience); !m.answers(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			m.tb.Fatal("swtpm does not listen")
+			m.stop()
+			m.tb.Fatalf("swtpm does not answer: %s", &m.out)
 		}
 	}
+}
+
+// answers asks the control channel for the TPM's capabilities. That it listens is
+// not enough: it does before the channel of commands is there. Both are served by one
+// loop.
+func (m *Machine) answers() bool {
+	c, err := net.Dial("unix", m.control())
+	if err != nil {
+		return false
+	}
+	defer c.Close() //nolint:errcheck // it was only tried
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return false
+	}
+	if _, err := c.Write([]byte{0, 0, 0, 1}); err != nil { // CMD_GET_CAPABILITY
+		return false
+	}
+	_, err = io.ReadFull(c, make([]byte, 8))
+	return err == nil
 }
 
 func (m *Machine) stop() {
 	if m.cmd == nil {
 		return
 	}
-	m.cmd.Process.Kill()   //nolint:errcheck // it may have ended
+	m.power.Close()        //nolint:errcheck // the shell kills swtpm
 	m.cmd.Wait()           //nolint:errcheck // it was killed
 	os.Remove(m.Path())    //nolint:errcheck // swtpm leaves its sockets
 	os.Remove(m.control()) //nolint:errcheck // the same
