@@ -70,29 +70,33 @@ func setLimits(t *testing.T, d *daemon.Daemon, l daemon.Lease, limits string) {
 	}
 }
 
+// What is not used while nobody runs is lost but for the burst, so each burst here is
+// a twentieth of a second or more: less than near lets pass in two seconds, and more
+// than a busy machine makes a thread wait.
+
 // TestLimits: what fio gets is what the lease was limited to, over all of its
 // connections, before and after it was limited anew, and after engine and control
 // were killed. A volume beside it has no part in that.
 func TestLimits(t *testing.T) {
 	d := start(t, daemon.Options{})
-	l := open(t, d, "--size", "64MiB", "--limit", "iops=2000,iops-burst=20")
+	l := open(t, d, "--size", "64MiB", "--limit", "iops=2000,iops-burst=200")
 	free := open(t, d, "--size", "64MiB")
 
 	near(t, "reads/s", 2000, requests(t, l, "--rw=randread", "--bs=4k", "--iodepth=16"))
 	near(t, "reads and writes/s of two connections", 2000,
 		requests(t, l, "--rw=randrw", "--bs=4k", "--iodepth=16", "--numjobs=2"))
 	beside := 0.0
-	for try := 0; try < 5 && beside < 3*2000; try++ {
+	for try := 0; try < 5 && beside < 1.5*2000; try++ {
 		beside = max(beside, measure(t, free, "--rw=randread", "--bs=4k", "--iodepth=16").requests)
 	}
-	if beside < 3*2000 {
+	if beside < 1.5*2000 {
 		t.Errorf("the volume without limits: %.0f reads/s", beside)
 	}
 
-	setLimits(t, d, l, "bandwidth=16MiB,bandwidth-burst=256KiB")
+	setLimits(t, d, l, "bandwidth=16MiB,bandwidth-burst=1MiB")
 	near(t, "bytes/s written", 16<<20, bytesOf(t, l, "--rw=write", "--bs=64k", "--iodepth=8"))
 
-	setLimits(t, d, l, "iops=1000,iops-burst=1,bandwidth=8MiB,bandwidth-burst=64KiB")
+	setLimits(t, d, l, "iops=1000,iops-burst=100,bandwidth=8MiB,bandwidth-burst=512KiB")
 	kill(t, d, "engine")
 	if err := dialAgain(t, l).Close(); err != nil {
 		t.Error(err)
@@ -103,10 +107,8 @@ func TestLimits(t *testing.T) {
 	var shown struct {
 		Limits struct{ IOPS, IOPSBurst, BandwidthBytes, BandwidthBurstBytes int }
 	}
-	if err := d.JSON(&shown, "lease", "show", l.ID); err != nil {
-		t.Fatal(err)
-	}
-	if s := shown.Limits; s.IOPS != 1000 || s.IOPSBurst != 1 || s.BandwidthBytes != 8<<20 || s.BandwidthBurstBytes != 64<<10 {
+	eventually(t, "control to return", func() error { return d.JSON(&shown, "lease", "show", l.ID) })
+	if s := shown.Limits; s.IOPS != 1000 || s.IOPSBurst != 100 || s.BandwidthBytes != 8<<20 || s.BandwidthBurstBytes != 512<<10 {
 		t.Errorf("shown as %+v", s)
 	}
 }
@@ -131,21 +133,29 @@ func TestLimitWhileInUse(t *testing.T) {
 	}
 
 	// 5,000 requests would take 50 seconds.
-	freed := time.AfterFunc(300*time.Millisecond, func() { setLimits(t, d, l, "none") })
-	defer freed.Stop()
-	if took := use(5000); took < 200*time.Millisecond || took > 10*time.Second {
+	freed := make(chan error, 1)
+	time.AfterFunc(300*time.Millisecond, func() {
+		_, err := d.Run("lease", "limit", l.ID, "--limit", "none")
+		freed <- err
+	})
+	if took := use(5000); took > 30*time.Second {
 		t.Errorf("a load that was freed took %v", took)
 	}
+	must(t, <-freed)
 
-	setLimits(t, d, l, "iops=200,iops-burst=1000")
+	// What comes after a burst counts from its beginning: a busy machine takes its
+	// time for the burst, and is owed requests for that.
+	began := time.Now()
+	setLimits(t, d, l, "iops=200,iops-burst=2000")
+	if took := use(2000); took > 8*time.Second { // 10 s without
+		t.Errorf("a burst of 2000 requests took %v", took)
+	}
+	use(400)
+	if took := time.Since(began); took < 1800*time.Millisecond || took > 30*time.Second {
+		t.Errorf("2400 requests, 2000 at once and 200 a second, took %v", took)
+	}
+	time.Sleep(5 * time.Second)                  // 1000 requests more
 	if took := use(1000); took > 4*time.Second { // 5 s without
-		t.Errorf("a burst of 1000 requests took %v", took)
-	}
-	if took := use(400); took < 1600*time.Millisecond || took > 10*time.Second {
-		t.Errorf("400 requests right after it, 200 a second, took %v", took)
-	}
-	time.Sleep(2 * time.Second)                         // 400 requests more
-	if took := use(400); took > 1600*time.Millisecond { // 2 s without
 		t.Errorf("what was saved up took %v", took)
 	}
 	// A lease whose requests wait is closed like any other.
@@ -158,12 +168,12 @@ func TestLimitWhileInUse(t *testing.T) {
 		}
 	}()
 	time.Sleep(200 * time.Millisecond)
-	began := time.Now()
+	began = time.Now()
 	if _, err := d.Run("lease", "close", l.ID); err != nil {
 		t.Error(err)
 	}
 	<-ended
-	if took := time.Since(began); took > 15*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("closing with requests that wait took %v", took)
 	}
 }

@@ -55,7 +55,7 @@ func check(t *testing.T, d *daemon.Daemon, policy []byte) {
 	t.Helper()
 	api := client.Dial(filepath.Join(d.Dir, "vacate.sock"))
 	defer api.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	opened, err := api.Leases.Open(ctx, &vacatev1.LeaseServiceOpenRequest{SizeBytes: 16 << 20, Tenant: "acme"})
 	if err != nil {
