@@ -83,7 +83,7 @@ func Serve(ctx context.Context, load func() (config.Config, error)) (err error) 
 	err = keeper.Run(ctx, keeper.Config{
 		Self: self, Args: os.Args[1:], Recipe: recipe, Settings: settings, Place: cfg.RunDir + ", " + cfg.StateDir, Handoff: h,
 		API: p.api.file, Admin: p.admin.file, Alive: p.alive, Lock: p.lock,
-		LockedMemfd: cfg.LockedMemfd(), Notify: notifier(), Log: logger(cfg.Log, os.Stderr, "keeper"),
+		LockedMemfd: cfg.LockedMemfd(), Notify: notifier(time.Now), Log: logger(cfg.Log, os.Stderr, "keeper"),
 	})
 	if h != nil && h.Checking {
 		return err
@@ -166,7 +166,7 @@ func program(handedOver bool) (string, error) {
 
 // notifier tells the service manager, if there is one (sd_notify(3)): systemd's
 // own client would bring D-Bus for these lines. It is nil without.
-func notifier() func(string) {
+func notifier(now func() time.Time) func(string) {
 	socket := os.Getenv("NOTIFY_SOCKET")
 	if socket == "" {
 		return nil
@@ -178,10 +178,10 @@ func notifier() func(string) {
 	var fed time.Time
 	return func(state string) {
 		if state == "WATCHDOG=1" {
-			if every <= 0 || time.Since(fed) < every {
+			if every <= 0 || now().Sub(fed) < every {
 				return
 			}
-			fed = time.Now()
+			fed = now()
 		}
 		sys.Notify(socket, state) //nolint:errcheck // a manager that is away misses it; nothing here depends on it
 	}

@@ -186,7 +186,6 @@ func TestConfiguration(t *testing.T) {
 func TestBrokenLog(t *testing.T) {
 	if os.Getenv("DAEMON_TEST_PART") != "" {
 		become("vacate-test", 1000)
-		time.Sleep(10 * time.Millisecond) // the other end is closed
 		_, err := os.Stderr.WriteString("a line\n")
 		if !errors.Is(err, syscall.EPIPE) {
 			os.Exit(3)
@@ -210,7 +209,7 @@ func TestBrokenLog(t *testing.T) {
 // TestNotifier: states go out as they are, the watchdog's at half its time.
 func TestNotifier(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
-	if notifier() != nil {
+	if notifier(time.Now) != nil {
 		t.Error("nobody is to be told, and is")
 	}
 	path := filepath.Join(t.TempDir(), "notify")
@@ -222,19 +221,20 @@ func TestNotifier(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", path)
 	for _, tt := range []struct{ usec, pid, want string }{
 		{"", "", "READY=1"},
-		{"100000", "", "WATCHDOG=1 READY=1 WATCHDOG=1"},
-		{"100000", strconv.Itoa(os.Getpid()), "WATCHDOG=1 READY=1 WATCHDOG=1"},
-		{"100000", "1", "READY=1"}, // for another process
+		{"10000000", "", "WATCHDOG=1 READY=1 WATCHDOG=1"},
+		{"10000000", strconv.Itoa(os.Getpid()), "WATCHDOG=1 READY=1 WATCHDOG=1"},
+		{"10000000", "1", "READY=1"}, // for another process
 		{"often", "", "READY=1"},
 	} {
 		t.Setenv("WATCHDOG_USEC", tt.usec)
 		t.Setenv("WATCHDOG_PID", tt.pid)
-		tell := notifier()
+		now := time.Unix(1, 0)
+		tell := notifier(func() time.Time { return now })
 		for range 10 {
 			tell("WATCHDOG=1")
 		}
 		tell("READY=1")
-		time.Sleep(60 * time.Millisecond)
+		now = now.Add(5 * time.Second)
 		tell("WATCHDOG=1")
 		tell("end")
 		var got []string
