@@ -216,6 +216,22 @@ func TestModes(t *testing.T) {
 	if !strings.Contains(a.CryptoErase.EscrowOrInjection.Value, "given to the tenant") || !strings.HasPrefix(plain.CryptoErase.EscrowOrInjection.Value, "none") {
 		t.Error("the release of a key is not told")
 	}
+	if !strings.Contains(a.CryptoErase.KeyLifecycle.Value, "the tenant was given") || strings.Contains(plain.CryptoErase.KeyLifecycle.Value, "the tenant was given") {
+		t.Error("the tenant's copy is not told")
+	}
+	kept := closedLease(lease.OK)
+	kept.Proof.KeyMode = "split"
+	if v := build(t, kept, inputs()).CryptoErase.EscrowOrInjection.Value; !strings.Contains(v, "injected") || strings.HasPrefix(v, "none") {
+		t.Errorf("the tenant's half is not told: %q", v)
+	}
+	host := inputs()
+	for _, secret := range []bool{true, false} {
+		host.Config.RuntimeSecret = secret
+		v := Statement(host, time.Unix(0, 0), nil).CryptoErase.EscrowOrInjection.Value
+		if strings.HasPrefix(v, "none") == secret {
+			t.Errorf("a host that takes shares: %v, and its statement: %q", secret, v)
+		}
+	}
 	if len(a.Limits) != len(plain.Limits)+2 || !a.Key.InFlight || a.Key.Text != "a drive hung" {
 		t.Errorf("limits %q, key %+v", a.Limits, a.Key)
 	}

@@ -18,7 +18,7 @@ const maxDrives = 24
 func Statement(in Inputs, now time.Time, beacon *proof.Beacon) proof.HostStatement {
 	s := proof.HostStatement{
 		V: 1, NodeID: in.NodeID, At: proof.FormatTime(now), Beacon: beacon,
-		Sanitize: method(in.Config), CryptoErase: items(in.Config), Module: module(in.Config),
+		Sanitize: method(in.Config), CryptoErase: hostItems(in.Config), Module: module(in.Config),
 		Host: in.host(), Media: []proof.Medium{}, Config: configured(in), Limits: hostLimits(in),
 	}
 	for _, d := range in.Drives[:min(len(in.Drives), maxDrives)] {

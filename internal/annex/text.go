@@ -83,16 +83,32 @@ func cryptoErase(l lease.Lease, in Inputs) proof.CryptoErase {
 	c := items(in.Config)
 	if l.Proof.KeyMode == string(proof.ModeSplit) {
 		c.KeyGeneration = stated("HKDF-SHA-512 over 64 bytes of the node's generator and 64 bytes that the tenant sealed to a recipient key made for this lease " +
-			"(HPKE, ML-KEM-768 with X25519); the lease's id is part of the derivation. Both halves, and the recipient key, were destroyed once the key was made")
+			"(HPKE, ML-KEM-768 with X25519); the lease's id is part of the derivation. The tenant's half and the recipient key were destroyed once the key was made; " +
+			"the node's half lies beside the key, and is destroyed with it")
+		c.EscrowOrInjection = stated("no escrow and no export. The tenant's half was injected: the key is derived from it and the node's")
 	}
 	if l.Proof.Released {
+		c.KeyLifecycle.Value += ". Another copy is the one that the tenant was given, which nothing here can destroy"
 		c.EscrowOrInjection = proof.Fact{Source: proof.SourceObserved,
-			Value: "the key was given to the tenant, sealed, at the tenant's request; a KEY_RELEASED record precedes that. No copy elsewhere"}
+			Value: "the key was given to the tenant, sealed, at the tenant's request; a KEY_RELEASED record precedes that"}
+		if l.Proof.KeyMode == string(proof.ModeSplit) {
+			c.EscrowOrInjection.Value += ". The tenant's half was injected: the key is derived from it and the node's"
+		}
 	}
 	return c
 }
 
-// items are the ten as they hold for every lease of a host.
+// hostItems are the ten for all leases of a host, whatever their tenants wish.
+func hostItems(c Config) proof.CryptoErase {
+	out := items(c)
+	if c.RuntimeSecret { // without it shares and releases are refused
+		out.EscrowOrInjection = stated("no key is escrowed. At a tenant's wish half of its lease's key is the tenant's, sealed to the node; and the tenant is given the key while it holds " +
+			"the lease, after a KEY_RELEASED record. The records of each lease say whether either was done")
+	}
+	return out
+}
+
+// items are the ten of a lease whose key the node made alone, and gave to nobody.
 func items(c Config) proof.CryptoErase {
 	memory := map[string]string{
 		"memfd_secret": "in memory that the kernel has taken out of its own map, and that only the processes have which were given it (memfd_secret)",

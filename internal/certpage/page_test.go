@@ -343,7 +343,7 @@ func TestVerified(t *testing.T) {
 	}
 	inspect(t, got, bundle)
 	for _, c := range res.Claims {
-		if !bytes.Contains(got, []byte("<b>"+c.Name+"</b>")) {
+		if !bytes.Contains(got, []byte(`class="claim">`+c.Name+"</td>")) {
 			t.Errorf("the page does not claim %s", c.Name)
 		}
 	}
