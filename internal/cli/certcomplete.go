@@ -192,6 +192,9 @@ func (a *app) completeCertificate(file string, bundle []byte, closing, lease str
 		}
 		c.Fields = append(c.Fields, proof.Entered{Path: path, Value: value})
 	}
+	if (c.Role == proof.RoleValidated) != (c.Outcome != nil) {
+		return usageErrorf("--as validated, --result accepted or rejected, and --method belong together")
+	}
 	envelope, err := proof.SignCompletion(c, signer)
 	if err != nil {
 		return &ExitError{Code: ExitUsage, Err: err, Next: "see `vacate certificate complete --help`"}

@@ -37,7 +37,7 @@ func TestProofGolden(t *testing.T) {
 		{"certificate-get", "certificate get " + idClosed, 0},
 		{"certificate-receipt", "certificate receipt " + idClosed, 0},
 		{"tenant-close-plan", "tenant close acme --plan", 0},
-		{"tenant-close", "tenant close acme", 0},
+		{"tenant-close", "tenant close acme --force", 0},
 		{"tenant-close-nobody", "tenant close nobody", 0},
 		{"policy-show", "policy show policy", 0},
 		{"keys-show", "keys show", 0},
@@ -230,7 +230,16 @@ func TestReceiptFile(t *testing.T) {
 	if left := time.Until(f.opened.GetEraseBy().AsTime()); left < 23*time.Hour || left > 24*time.Hour {
 		t.Errorf("to be erased in %v", left)
 	}
+	before := f.opened
+	if r := run(t, sock, Hooks{}, "lease", "open", "--size", "4096", "--receipt", file); r.code != ExitRefused || !strings.Contains(r.err, "nothing was done") || f.opened != before {
+		t.Errorf("over another receipt: exit code %d, %s; a lease was opened: %v", r.code, r.err, f.opened != before)
+	}
+	nowhere := filepath.Join(t.TempDir(), "no", "r")
+	if r := run(t, sock, Hooks{}, "lease", "open", "--size", "4096", "--receipt", nowhere); r.code != ExitFailed || !strings.Contains(r.err, filepath.Dir(nowhere)) || f.opened != before {
+		t.Errorf("into no folder: exit code %d, %s; a lease was opened: %v", r.code, r.err, f.opened != before)
+	}
 	f.receipt, f.receiptWhy = nil, "the TPM does not answer"
+	file += "2"
 	r := run(t, sock, Hooks{}, "lease", "open", "--size", "4096", "--receipt", file)
 	if r.code != ExitFailed || !strings.Contains(r.out, idOpen) || !strings.Contains(r.err, "has no receipt yet: the TPM does not answer") ||
 		!strings.Contains(r.err, "vacate certificate receipt "+idOpen) {

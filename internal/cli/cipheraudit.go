@@ -49,6 +49,9 @@ func (a *app) cipherAuditCommand() *cobra.Command {
 			if f.out.path == "" {
 				f.out.path = args[0] + ".audit.json"
 			}
+			if err := f.out.free(); err != nil { // before the key is released for it
+				return err
+			}
 			return a.call(func(ctx context.Context, c *client.Client) error { return a.auditCiphertext(ctx, c, open, salts, f) })
 		},
 	}
@@ -131,12 +134,12 @@ func (a *app) auditCiphertext(ctx context.Context, c *client.Client, open proof.
 func (a *app) releasedKey(ctx context.Context, c *client.Client, open proof.Record, salts proof.Salts, shareFile string) (*[keyshare.KeySize]byte, error) {
 	var share *[keyshare.ShareSize]byte
 	if shareFile != "" {
-		b, err := a.readFile(shareFile, keyshare.ShareSize)
+		b, err := a.readFile(shareFile, maxDocument)
 		if err != nil {
 			return nil, err
 		}
 		if len(b) != keyshare.ShareSize {
-			return nil, usageErrorf("%s has %d bytes; a share has %d", shareFile, len(b), keyshare.ShareSize)
+			return nil, usageErrorf("%s has %d bytes, and a share has %d: give the file that `vacate tenant share` kept for you", shareFile, len(b), keyshare.ShareSize)
 		}
 		share = (*[keyshare.ShareSize]byte)(b)
 		defer clear(share[:])
@@ -178,6 +181,9 @@ func (a *app) volumeOf(ctx context.Context, c *client.Client, id, path string) (
 	if err != nil {
 		return nil, 0, err
 	}
+	if st := res.GetLease().GetStats(); st != nil && st.GetWrittenBytes() == 0 {
+		return nil, 0, errNothingWritten // before the key is released for nothing
+	}
 	blocks := uint64(res.GetLease().GetSizeBytes()) / cipheraudit.BlockSize
 	if path != "" {
 		f, err := os.Open(path)
@@ -194,6 +200,8 @@ func (a *app) volumeOf(ctx context.Context, c *client.Client, id, path string) (
 	}
 	return nil, 0, &ExitError{Code: ExitUsage, Err: errors.New("the lease has no NBD export to read the volume through"), Next: "name its block device with --volume"}
 }
+
+var errNothingWritten = &ExitError{Code: ExitFailed, Err: errors.New("no written block was found: there is nothing to compare"), Next: "write to the volume first"}
 
 // cipherAuditView is what an audit of ciphertext found.
 type cipherAuditView struct {
@@ -234,7 +242,7 @@ func (a *app) printCipherAudit(open proof.Record, r cipheraudit.Report, out outp
 	}
 	switch {
 	case r.Sampled == 0:
-		return &ExitError{Code: ExitFailed, Err: errors.New("no written block was found: there is nothing to compare"), Next: "write to the volume first"}
+		return errNothingWritten
 	case !v.OK:
 		return &ExitError{Code: ExitVerify, Err: fmt.Errorf("%d blocks are not what the committed key encrypts, the first of them block %d", len(r.Differ), r.Differ[0]),
 			Next: "stop using the volume while it is audited, and audit again; if it stays so, keep the report as evidence"}

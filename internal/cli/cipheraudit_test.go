@@ -41,7 +41,9 @@ func TestAuditCiphertext(t *testing.T) {
 		return out
 	}
 	key := [64]byte(c.Key)
+	released := 0
 	f.seal = func(recipient []byte) []byte {
+		released++
 		b, err := keyshare.SealRelease(recipient, prooftest.Lease1, &key, nil)
 		if err != nil {
 			t.Error(err)
@@ -80,9 +82,13 @@ func TestAuditCiphertext(t *testing.T) {
 		{[]string{"--policy", "policy", "--receipt", "policy"}, ExitVerify, "receipt"},
 		{[]string{"--policy", "policy", "--receipt", "split"}, ExitUsage, "add --share"},
 	} {
-		if r, _ := audit(tt.args...); r.code != tt.code || !strings.Contains(r.err, tt.want) {
+		if r, _ := audit(append(tt.args, "--force")...); r.code != tt.code || !strings.Contains(r.err, tt.want) {
 			t.Errorf("%q: exit code %d, %s", tt.args, r.code, r.err)
 		}
+	}
+	asked := released
+	if r, _ := audit("--policy", "policy", "--receipt", "receipt"); r.code != ExitRefused || released != asked {
+		t.Errorf("over a report: exit code %d, %s; the key was asked for %d times", r.code, r.err, released-asked)
 	}
 	drive[3*4096]++
 	if r, v := audit("--policy", "policy", "--receipt", "receipt", "--force"); r.code != ExitVerify || v.OK || len(v.Differ) != 1 || v.Differ[0] != 3 {

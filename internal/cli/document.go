@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -25,7 +26,7 @@ func (a *app) readFile(path string, limit int64) ([]byte, error) {
 	if path != "-" {
 		f, err := os.Open(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, &ExitError{Code: ExitNotFound, Err: fmt.Errorf("there is no file %s", path)}
+			return nil, &ExitError{Code: ExitNotFound, Err: fmt.Errorf("there is no file %s", path), Next: "check its name and folder; - is standard input"}
 		}
 		if err != nil {
 			return nil, err
@@ -34,6 +35,9 @@ func (a *app) readFile(path string, limit int64) ([]byte, error) {
 		r = f
 	}
 	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if errors.Is(err, syscall.EISDIR) {
+		return nil, usageErrorf("%s is a folder: name a file in it", path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
@@ -45,13 +49,40 @@ func (a *app) readFile(path string, limit int64) ([]byte, error) {
 
 // An output is where a document goes: a file of this user's, or standard output.
 type output struct {
-	path  string // empty: the command's default; "-": standard output
-	force bool
+	path    string // empty: the command's default; "-": standard output
+	force   bool
+	replace string // how to have a file replaced, for hints
 }
 
 func (o *output) add(c *cobra.Command, what string) {
+	o.replace = ", or add --force to replace it"
 	c.Flags().StringVar(&o.path, "out", "", what+"; - is standard output")
 	c.Flags().BoolVar(&o.force, "force", false, "replace the file, if it is there and holds something else")
+}
+
+// free fails where write would refuse: it is asked before what cannot be undone, or
+// not be done twice.
+func (o *output) free() error {
+	if o.path == "-" || o.path == "" {
+		return nil
+	}
+	switch _, err := os.Lstat(o.path); {
+	case err == nil && !o.force:
+		return &ExitError{Code: ExitRefused, Err: fmt.Errorf("%s is there already; nothing was done", o.path), Next: "name another file" + o.replace}
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	dir := filepath.Dir(o.path)
+	const writable = 2 // W_OK of access(2)
+	if err := syscall.Access(dir, writable); err != nil {
+		return noFolder(dir, err)
+	}
+	return nil
+}
+
+// noFolder is said where no file can be made.
+func noFolder(dir string, err error) error {
+	return &ExitError{Code: ExitFailed, Err: fmt.Errorf("no file can be made in %s: %w", dir, err), Next: "name a folder that is there and that you can write to"}
 }
 
 // write puts a document there, whole or not at all. A file is for its owner
@@ -68,11 +99,14 @@ func (a *app) write(o output, b []byte) error {
 		return nil
 	case err == nil && !o.force:
 		return &ExitError{Code: ExitRefused, Err: fmt.Errorf("%s is there, and holds something else", o.path),
-			Next: "write elsewhere with --out, or add --force to replace it"}
+			Next: "name another file" + o.replace}
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
 	f, err := os.CreateTemp(filepath.Dir(o.path), ".vacate-") // 0600
+	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+		return noFolder(filepath.Dir(o.path), pe.Err) // the temporary name tells nobody anything
+	}
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ import (
 	"vacate/internal/keyring"
 	"vacate/internal/translog"
 	"vacate/internal/translog/witness"
+	"vacate/proof"
 )
 
 // untilSignal runs a process that serves until it is told to stop.
@@ -53,11 +55,10 @@ func (a *app) logServeCommand() *cobra.Command {
 				keys = cfg.Dir + "/keys"
 			}
 			if witnesses != "" {
-				b, err := a.readFile(witnesses, maxDocument)
-				if err != nil {
+				var err error
+				if cfg.Witnesses, err = a.readWitnesses(witnesses); err != nil {
 					return err
 				}
-				cfg.Witnesses = b
 			}
 			if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 				return err
@@ -83,6 +84,19 @@ func (a *app) logServeCommand() *cobra.Command {
 	f.StringVar(&witnesses, "witnesses", "", "file with witness, group and quorum lines (C2SP tlog-policy): they are asked to cosign")
 	f.StringVar(&keys, "keys", "", "folder of the log's key (default DIR/keys)")
 	return c
+}
+
+// readWitnesses reads whom a log asks to cosign. A file that names nobody would be a
+// log without witnesses, unsaid.
+func (a *app) readWitnesses(file string) ([]byte, error) {
+	text, policy, err := (&policyFlag{path: file}).read(a)
+	if err != nil {
+		return nil, err
+	}
+	if !policy.NeedsWitnesses() || !slices.ContainsFunc(policy.Witnesses(), func(w proof.PolicyWitness) bool { return w.URL != "" }) {
+		return nil, usageErrorf("%s names no quorum, or no witness with an address: write lines as `witness NAME KEY http://…` and `quorum NAME`", file)
+	}
+	return text, nil
 }
 
 // publicKeyOf is the log's key as a policy has it.
@@ -148,7 +162,7 @@ func (a *app) logWitnessCommand() *cobra.Command {
 			case cfg.Dir == "" || cfg.Name == "" || cfg.Listen == "":
 				return usageErrorf("--dir, --name and --listen are needed")
 			case len(cfg.Logs) == 0:
-				return usageErrorf("no log is named: add --policy FILE, or --log-key KEY")
+				return usageErrorf("no log is named: add --policy FILE with a line that begins with log, or --log-key KEY")
 			}
 			cfg.Log = a.logger()
 			cfg.Ready = func(addr net.Addr, key string) { a.serving("witness", cfg.Name, key, addr, nil) }

@@ -23,6 +23,9 @@ func (p *proofFlags) add(c *cobra.Command) {
 }
 
 func (p *proofFlags) set(a *app, req *vacatev1.LeaseServiceOpenRequest) (err error) {
+	if err := p.receipt.free(); err != nil {
+		return err
+	}
 	if p.eraseBy != "" {
 		t, err := parseInstant(p.eraseBy, a.now())
 		if err != nil {
@@ -46,7 +49,11 @@ func (p *proofFlags) keep(a *app, res *vacatev1.LeaseServiceOpenResponse) error 
 		return &ExitError{Code: ExitFailed, Err: fmt.Errorf("lease %s is open, and has no receipt yet: %s", id, res.GetReceiptWhy()),
 			Next: "get it later: `vacate certificate receipt " + id + "`"}
 	}
-	return a.write(p.receipt, res.GetReceipt())
+	if err := a.write(p.receipt, res.GetReceipt()); err != nil {
+		return &ExitError{Code: ExitFailed, Err: fmt.Errorf("lease %s is open, and its receipt was not written: %w", id, err),
+			Next: "get it again: `vacate certificate receipt " + id + "`"}
+	}
+	return nil
 }
 
 // keyText says whose key a lease has, for people.

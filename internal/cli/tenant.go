@@ -35,6 +35,14 @@ func (a *app) tenantCloseCommand() *cobra.Command {
 			if args[0] == "" {
 				return usageErrorf("the tenant's name is empty; close leases without a tenant one by one")
 			}
+			if out.path == "" {
+				out.path = fileName(args[0]) + ".certificates.json"
+			}
+			if !plan && wait > 0 {
+				if err := out.free(); err != nil {
+					return err
+				}
+			}
 			return a.call(func(ctx context.Context, c *client.Client) error {
 				stop := a.spin("closing")
 				res, err := persist(ctx, func(ctx context.Context) (*vacatev1.TenantServiceCloseResponse, error) {
@@ -111,9 +119,6 @@ func (a *app) collect(ctx context.Context, c *client.Client, leases []*vacatev1.
 	v.Witnessed = v.Witnessed && len(v.Missing) == 0
 	if len(all) == 0 {
 		return nil
-	}
-	if out.path == "" {
-		out.path = fileName(v.Tenant) + ".certificates.json"
 	}
 	if err := a.write(out, all); err != nil {
 		return err
@@ -228,6 +233,9 @@ func (a *app) makeShare(d proof.Prepared, recipient []byte, keep, out output) er
 		return &ExitError{Code: ExitRefused, Err: fmt.Errorf("%s is there already: a share is used once", keep.path),
 			Next: "name another file with --keep, or remove it if its lease has ended"}
 	}
+	if err := out.free(); err != nil {
+		return err
+	}
 	var share [keyshare.ShareSize]byte
 	defer clear(share[:])
 	keyshare.NewShare(&share)
@@ -271,8 +279,11 @@ func (a *app) readShare(path string) (*vacatev1.Share, error) {
 	}
 	body, ok := strings.CutSuffix(string(b), "\n")
 	s, err := proof.Decode[sealedShare]([]byte(body))
-	if err != nil || !ok || s.V != 1 || !proof.ValidLeaseID(s.LeaseID) {
-		return nil, &ExitError{Code: ExitUsage, Err: fmt.Errorf("%s is no sealed share: %w", path, errors.Join(err)), Next: "give the file as `vacate tenant share` wrote it for you"}
+	if err == nil && (!ok || s.V != 1 || !proof.ValidLeaseID(s.LeaseID)) {
+		err = errors.New("it has no newline at its end, or another version, or no lease's id")
+	}
+	if err != nil {
+		return nil, &ExitError{Code: ExitUsage, Err: fmt.Errorf("%s is no sealed share: %w", path, err), Next: "give the file as `vacate tenant share` wrote it for you"}
 	}
 	return &vacatev1.Share{LeaseId: s.LeaseID, Sealed: s.Sealed}, nil
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,10 +46,25 @@ func (a *app) policyExportCommand() *cobra.Command {
 type policyView struct {
 	Logs      []policyKeyView `json:"logs"`
 	Witnesses []policyKeyView `json:"witnesses"`
-	Quorum    bool            `json:"quorum"` // witnesses are needed
+	Groups    []groupView     `json:"groups"`   // of witnesses and other groups
+	Quorum    bool            `json:"quorum"`   // witnesses are needed
+	QuorumOf  string          `json:"quorumOf"` // the witness or group that has to sign, or none
 	Nodes     []policyKeyView `json:"nodes"`
 	Operators []policyKeyView `json:"operators"`
 	Persons   []policyKeyView `json:"persons"`
+	TPMs      []policyTPMView `json:"tpms"`
+}
+
+type groupView struct {
+	Name    string   `json:"name"`
+	Need    string   `json:"need"` // all, any, or how many
+	Members []string `json:"members"`
+}
+
+type policyTPMView struct {
+	NodeID string `json:"nodeId"`
+	Key    string `json:"key"`
+	Boots  string `json:"boots"` // digests of the boots that are known; - for any
 }
 
 type policyKeyView struct {
@@ -75,7 +91,7 @@ func (a *app) policyShowCommand() *cobra.Command {
 }
 
 func (a *app) printPolicy(policy *proof.Policy) error {
-	v := policyView{Logs: []policyKeyView{}, Witnesses: []policyKeyView{}, Quorum: policy.NeedsWitnesses(),
+	v := policyView{Logs: []policyKeyView{}, Witnesses: []policyKeyView{}, Groups: []groupView{}, TPMs: []policyTPMView{}, Quorum: policy.NeedsWitnesses(),
 		Nodes: pinnedViews(policy.Nodes()), Operators: pinnedViews(policy.Operators()), Persons: pinnedViews(policy.Persons())}
 	for _, l := range policy.Logs() {
 		v.Logs = append(v.Logs, policyKeyView{Name: l.Origin, Key: l.VKey, URL: l.URL})
@@ -83,9 +99,24 @@ func (a *app) printPolicy(policy *proof.Policy) error {
 	for _, w := range policy.Witnesses() {
 		v.Witnesses = append(v.Witnesses, policyKeyView{Name: w.Name, Key: w.VKey, URL: w.URL})
 	}
+	for line := range strings.Lines(string(policy.Marshal())) { // its one form: no comments, fields with a blank between
+		switch f := strings.Fields(line); f[0] {
+		case "group":
+			v.Groups = append(v.Groups, groupView{Name: f[1], Need: f[2], Members: f[3:]})
+		case "quorum":
+			v.QuorumOf = f[1]
+		case "tpm":
+			v.TPMs = append(v.TPMs, policyTPMView{NodeID: f[1], Key: f[2], Boots: f[3]})
+		}
+	}
 	if a.format != formatTable {
 		return encode(a.out, a.format, v)
 	}
+	a.showPolicy(v)
+	return nil
+}
+
+func (a *app) showPolicy(v policyView) {
 	p := a.paint(a.out)
 	var rows [][]cell
 	for _, kind := range []struct {
@@ -96,11 +127,18 @@ func (a *app) printPolicy(policy *proof.Policy) error {
 			rows = append(rows, []cell{plain(kind.word), plain(k.Name), plain(dash(k.NotBefore)), plain(dash(k.NotAfter)), plain(k.Key)})
 		}
 	}
+	for _, t := range v.TPMs {
+		rows = append(rows, []cell{plain("tpm"), plain(t.NodeID), plain("-"), plain("-"), plain(t.Key)})
+	}
 	table(a.out, p, []string{"WHO", "NAME", "FROM", "UNTIL", "KEY"}, rows)
+	for _, g := range v.Groups {
+		fmt.Fprintf(a.out, "group %s is %s of %s\n", printable(g.Name), printable(g.Need), printable(strings.Join(g.Members, ", ")))
+	}
 	if !v.Quorum {
 		fmt.Fprintf(a.out, "%s it wants no witnesses: a certificate then shows nothing against a log that is rewritten\n", p.yellow("note:"))
+		return
 	}
-	return nil
+	fmt.Fprintf(a.out, "%s %s has to sign for every checkpoint\n", p.bold("quorum:"), printable(v.QuorumOf))
 }
 
 func dash(s string) string {
@@ -213,7 +251,7 @@ func (a *app) keysRotateCommand() *cobra.Command {
 				}
 				fmt.Fprintf(a.out, "%s  %s\n%s  %s\nrecord  %d\n", "old", printable(res.GetOld().GetPublicKey()),
 					"new", printable(res.GetNew().GetPublicKey()), res.GetNodeSeq())
-				fmt.Fprintln(a.out, "give tenants the policy anew: vacate policy export")
+				fmt.Fprintln(a.out, "give the policy anew to tenants, and to a log that is kept elsewhere, which takes no record of a key it does not know: vacate policy export")
 				return nil
 			})
 		},

@@ -128,8 +128,12 @@ func (a *app) certificateVerifyCommand() *cobra.Command {
 	return c
 }
 
-// bundles are the certificates of a file, one a line, each with its line's end.
+// bundles are the certificates of a file, one a line, each with its line's end. A
+// file that does not begin with one is a single one, to be rejected once.
 func bundles(b []byte) [][]byte {
+	if !bytes.HasPrefix(b, []byte(`{"v":`)) {
+		return [][]byte{b}
+	}
 	all := bytes.SplitAfter(b, []byte{'\n'})
 	if n := len(all) - 1; n > 0 && len(all[n]) == 0 {
 		all = all[:n] // nothing after the last line's end
