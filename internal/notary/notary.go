@@ -277,7 +277,7 @@ func (n *Notary) Full() error {
 	if last := n.lastError(); last != "" {
 		why = " (" + last + ")"
 	}
-	return fmt.Errorf("%w: %d records wait for the log, %d may%s: see `vacate log show`, or raise proof.spool_max", ErrFull, st.Depth(), n.cfg.SpoolMax, why)
+	return fmt.Errorf("%w: %d records wait for the log, %d may%s: see `vacate log status`, or raise proof.spool_max", ErrFull, st.Depth(), n.cfg.SpoolMax, why)
 }
 
 // A Status is where the notary stands.
