@@ -41,14 +41,18 @@ func (n *Node) ends(req OpenRequest, now time.Time) (end time.Time, err error) {
 }
 
 // arm starts the time that an open lease has. It never gets more than its whole
-// time, however far the wall clock was put back since it was opened. REQUIRES: n.mu
-// is held.
+// time, however far the wall clock was put back since it was opened, and however often
+// control was started anew: how long ago the key was made, on this boot, is known.
+// REQUIRES: n.mu is held.
 func (n *Node) arm(e *entry) {
 	if e.l.ExpiresAt.IsZero() {
 		return
 	}
-	left := min(max(0, e.l.ExpiresAt.Sub(n.cfg.Clock())), e.l.ExpiresAt.Sub(e.l.OpenedAt))
-	e.end = time.Now().Add(left)
+	whole := e.l.ExpiresAt.Sub(e.l.OpenedAt)
+	if made := e.madeNs(n.hello.BootID); made != 0 {
+		whole -= time.Duration(n.cfg.Boottime() - made)
+	}
+	e.end = time.Now().Add(max(0, min(whole, e.l.ExpiresAt.Sub(n.cfg.Clock()))))
 	n.await(e)
 }
 

@@ -42,6 +42,7 @@ import (
 	"vacate/internal/ipc"
 	"vacate/internal/journal"
 	"vacate/internal/lease"
+	"vacate/internal/sys"
 	"vacate/proof"
 )
 
@@ -51,9 +52,10 @@ type Config struct {
 	Engine  Engine        // required
 	Sockets Sockets       // required
 
-	Clock func() time.Time // wall clock; time.Now
-	Rand  io.Reader        // lease ids, drive UUIDs; safe for several goroutines; crypto/rand
-	Log   *slog.Logger     // discarded
+	Clock    func() time.Time // wall clock; time.Now
+	Boottime func() int64     // the engine's clock: CLOCK_BOOTTIME, nanoseconds
+	Rand     io.Reader        // lease ids, drive UUIDs; safe for several goroutines; crypto/rand
+	Log      *slog.Logger     // discarded
 
 	DrainDeadline time.Duration // of a close, until it leaves the drive to hang; 2 s
 	CloseWait     time.Duration // of a caller of Close, for the key's destruction; 30 s
@@ -114,6 +116,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
+	}
+	if c.Boottime == nil {
+		c.Boottime = sys.BoottimeNs
 	}
 	if c.Rand == nil {
 		c.Rand = rand.Reader

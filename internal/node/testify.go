@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 
@@ -10,7 +11,6 @@ import (
 	"vacate/internal/journal"
 	"vacate/internal/lease"
 	"vacate/internal/plant"
-	"vacate/internal/sys"
 	"vacate/proof"
 )
 
@@ -150,8 +150,11 @@ func (n *Node) ReleaseKey(ctx context.Context, id string, recipient []byte) ([]b
 	if plant.Is(plant.ReleasedEarly) {
 		_, _ = n.cfg.Engine.ReleaseLease(ctx, ipc.LeaseReleaseRequest{Lease: id, Recipient: recipient}) //nolint:errcheck // a planted bug
 	}
-	ev := proof.Event{Type: proof.EventKeyReleased, MonotonicNs: sys.BoottimeNs(), BootID: boot}
-	if _, err := n.cfg.Store.ReleaseLease(id, ev, n.testimony(proof.KeyReleased, l)); err != nil {
+	ev := proof.Event{Type: proof.EventKeyReleased, MonotonicNs: n.cfg.Boottime(), BootID: boot}
+	switch _, err := n.cfg.Store.ReleaseLease(id, ev, n.testimony(proof.KeyReleased, l)); {
+	case errors.Is(err, journal.ErrNotFound):
+		return nil, &Error{Kind: Refused, Object: id, Text: fmt.Sprintf("lease %s has just ended: only an open lease has a key to release", id)}
+	case err != nil:
 		return nil, &Error{Kind: Unavailable, Object: id, Text: "the record of the release could not be written, so the key was not released",
 			Err: n.storeFailed(err), Next: journalNext}
 	}

@@ -255,7 +255,7 @@ func TestEraseBy(t *testing.T) {
 		{"control restarts", time.Hour, 0, 0, true, 59 * time.Minute},
 		{"the clock is put forward", time.Hour, 0, 30 * time.Minute, false, 29 * time.Minute},
 		{"the clock is put back", time.Hour, 0, -30 * time.Minute, false, 59 * time.Minute},
-		{"put back, and control restarts", time.Hour, 0, -30 * time.Minute, true, 60 * time.Minute},
+		{"put back, and control restarts", time.Hour, 0, -30 * time.Minute, true, 59 * time.Minute},
 		{"its time to live is over before", time.Hour, 10 * time.Minute, 0, false, 10 * time.Minute},
 		{"it is over after", time.Hour, 2 * time.Hour, 0, false, 59 * time.Minute},
 	} {

@@ -97,7 +97,7 @@ func (w *world) start() error {
 		w.t.Fatal(err)
 	}
 	w.store = nodesim.Store{Store: w.bolt, F: w.f}
-	cfg := Config{Store: w.store, Engine: w.e, Sockets: w.socks, Clock: w.clock.Now, PredecessorGone: func() error { return nil }}
+	cfg := Config{Store: w.store, Engine: w.e, Sockets: w.socks, Clock: w.clock.Now, Boottime: w.e.Boottime, PredecessorGone: func() error { return nil }}
 	if w.edit != nil {
 		w.edit(&cfg)
 	}

@@ -154,7 +154,7 @@ func (e *Engine) OpenLease(ctx context.Context, req ipc.LeaseOpenRequest, listen
 			}
 		}
 		maps.DeleteFunc(e.ended, func(_ string, old ending) bool { return old.slot == req.Slot })
-		e.clock++
+		e.clock = max(e.clock+1, e.Boottime())
 		e.leases[req.Lease] = &volume{req: req, held: true, gone: make(chan struct{})}
 		e.keys[req.Lease] = true
 		return e.committed(req), nil
@@ -190,7 +190,7 @@ func (e *Engine) CloseLease(ctx context.Context, id string) (ipc.Erasure, error)
 				e.noReadBack--
 				return ipc.Erasure{GateClosedNs: e.clock, KeyDestroyedNs: e.clock}, nil
 			}
-			e.clock += 3
+			e.clock = max(e.clock+3, e.Boottime())
 			v.held, v.never = false, v.held
 			v.erasure = &ipc.Erasure{GateClosedNs: e.clock - 2, CiphersDoneNs: e.clock - 1, KeyDestroyedNs: e.clock, ReadBack: true}
 			delete(e.keys, id)

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"vacate/internal/extent"
 	"vacate/internal/ipc"
@@ -51,7 +52,8 @@ type Engine struct {
 	engine     int
 	emptied    int // the engine before the last crash that lost all
 	down       bool
-	clock      int64
+	clock      int64 // of what happened last, Boottime or a little more
+	start      time.Time
 	disks      map[string]*Disk // by path
 	open       map[string]*Disk // by UUID, in this engine
 	leases     map[string]*volume
@@ -78,7 +80,7 @@ type Engine struct {
 
 // NewEngine returns an engine on disks.
 func NewEngine(f *Faults, disks ...*Disk) *Engine {
-	e := &Engine{F: f, boot: 1, keeper: 1, engine: 1, disks: map[string]*Disk{}, news: make(chan struct{})}
+	e := &Engine{F: f, boot: 1, keeper: 1, engine: 1, start: time.Now(), disks: map[string]*Disk{}, news: make(chan struct{})}
 	for _, d := range disks {
 		e.disks[d.Info.Path] = d
 	}
@@ -239,6 +241,9 @@ func (e *Engine) Undo(id string) {
 }
 
 // What tests ask.
+
+// Boottime is how long the host has run: its clock for keys, in nanoseconds.
+func (e *Engine) Boottime() int64 { return 1 + int64(time.Since(e.start)) }
 
 // Violations are what must never happen, and did.
 func (e *Engine) Violations() []string {
