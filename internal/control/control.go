@@ -134,7 +134,7 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 	p.metrics = metrics.New(metrics.Config{
 		PerLease: p.cfg.Metrics.PerLease,
 		Snapshot: func(ctx context.Context) metrics.Snapshot {
-			snap := server.Snapshot(ctx, server.Of(p.node), processes())
+			snap := server.Snapshot(ctx, p.shown(), processes())
 			snap.Proof = p.proof.metrics()
 			return snap
 		},
@@ -190,7 +190,7 @@ func (p *process) serve(ctx context.Context, f Files) error {
 	defer serving.Wait()
 	defer cancel()
 	ended := make(chan error, 5)
-	n := facade{server.Of(p.node), p.mayOpen, &p.up, p.started}
+	n := p.shown()
 	api, err := server.New(server.Config{
 		Proof: p.serverProof(),
 		Node:  n, UID: uint32(os.Geteuid()), Operators: p.cfg.Operators, Auditors: p.cfg.Auditors, Log: p.log, Processes: processes(),
@@ -256,15 +256,18 @@ func (p *process) wait(ctx context.Context, ended <-chan error) error {
 	}
 }
 
-// A facade is the node as it is shown: not ready before all of the start is done.
-// Until then nobody knows which of the journal's leases are open, so that who asks
-// for them waits, for a moment.
+// A facade is the node as it is shown: not ready before all of the start is done, nor
+// while records have nowhere to go. Until the start is done nobody knows which of the
+// journal's leases are open, so that who asks for them waits, for a moment.
 type facade struct {
 	server.Node
-	mayOpen func() error
-	up      *atomic.Bool
-	started <-chan struct{} // closed when up is set
+	mayRecord func() error
+	up        *atomic.Bool
+	started   <-chan struct{} // closed when up is set
 }
+
+// shown is the node as it is shown.
+func (p *process) shown() facade { return facade{server.Of(p.node), p.mayRecord, &p.up, p.started} }
 
 // startPatience is how long a question may wait for the start.
 const startPatience = 2 * time.Second
@@ -290,6 +293,9 @@ func (f facade) Status() node.Status {
 	s := f.Node.Status()
 	if s.Ready && !f.up.Load() {
 		s.Ready, s.ReadyWhy = false, "the daemon is starting"
+	}
+	if err := f.mayRecord(); s.Ready && err != nil {
+		s.Ready, s.ReadyWhy = false, err.Error()
 	}
 	return s
 }

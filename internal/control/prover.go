@@ -46,8 +46,11 @@ func (pr *prover) Prepare(ctx context.Context) (server.Prepared, error) {
 	return server.Prepared{LeaseID: id, Document: document, ExpiresAt: expires}, err
 }
 
-// ReleaseKey implements [server.Proof].
+// ReleaseKey implements [server.Proof]. It is refused as [facade.Open] is.
 func (pr *prover) ReleaseKey(ctx context.Context, id string, recipient []byte) ([]byte, error) {
+	if err := pr.p.mayRecord(); err != nil {
+		return nil, err
+	}
 	return pr.p.node.ReleaseKey(ctx, id, recipient)
 }
 
@@ -78,10 +81,10 @@ func told(id string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, notary.ErrNotSigned):
-		return &node.Error{Kind: node.Unavailable, Object: id, Text: "there is no receipt yet", Err: err, Next: "ask again, or see `vacate log show`"}
+		return &node.Error{Kind: node.Unavailable, Object: id, Text: "there is no receipt yet", Err: err, Next: "ask again, or see `vacate log status`"}
 	case errors.Is(err, notary.ErrPending):
 		return &node.Error{Kind: node.Unavailable, Object: id, Text: "there is no certificate yet", Err: err,
-			Next: "ask again with --wait, or see `vacate log show`"}
+			Next: "ask again with --wait, or see `vacate log status`"}
 	case errors.Is(err, journal.ErrNotFound):
 		return &node.Error{Kind: node.NotFound, Object: id, Text: "there are no signed records of this lease", Err: err}
 	}
@@ -266,17 +269,18 @@ func (pr *prover) metrics() *metrics.Proof {
 	return out
 }
 
-// mayOpen refuses to open a lease whose records could not be brought anywhere.
-func (p *process) mayOpen() error {
+// mayRecord refuses what adds records that could not be brought anywhere: whatever
+// tenants can do again and again, but for closing.
+func (p *process) mayRecord() error {
 	if p.unproven != nil {
-		return &node.Error{Kind: node.Unavailable, Object: "records", Text: "no lease is opened, as its records could not be signed", Err: p.unproven}
+		return &node.Error{Kind: node.Unavailable, Object: "records", Text: "leases can only be closed, as their records could not be signed", Err: p.unproven}
 	}
 	if p.proof == nil {
 		return nil
 	}
 	err := p.proof.Full()
 	if errors.Is(err, notary.ErrFull) {
-		return &node.Error{Kind: node.Full, Object: "spool", Text: "no lease is opened", Err: err}
+		return &node.Error{Kind: node.Full, Object: "spool", Text: "leases can only be closed", Err: err}
 	}
 	return err
 }
@@ -284,8 +288,16 @@ func (p *process) mayOpen() error {
 // Open implements [server.Node]: it is refused while too many records wait for the
 // log. Leases are closed all the same (law L6).
 func (f facade) Open(ctx context.Context, req node.OpenRequest) (lease.Lease, error) {
-	if err := f.mayOpen(); err != nil {
+	if err := f.mayRecord(); err != nil {
 		return lease.Lease{}, err
 	}
 	return f.Node.Open(ctx, req)
+}
+
+// Resize implements [server.Node]: it is refused as Open is.
+func (f facade) Resize(ctx context.Context, id string, sizeBytes int64, plan bool) (lease.Lease, error) {
+	if err := f.mayRecord(); err != nil && !plan {
+		return lease.Lease{}, err
+	}
+	return f.Node.Resize(ctx, id, sizeBytes, plan)
 }

@@ -155,7 +155,7 @@ func (c *Client) add(ctx context.Context, leaves []Leaf) ([]uint64, error) {
 	req.Header.Set("Content-Type", addType)
 	resp, err := c.http.Do(req) //nolint:bodyclose // drain closes it
 	if err != nil {
-		return nil, fmt.Errorf("sending records to the log: %w", err)
+		return nil, fmt.Errorf("asking the log: %w", err)
 	}
 	defer drain(resp.Body)
 	raw, err := bounded(resp.Body, "the log's answer", maxAnswer)
@@ -165,11 +165,11 @@ func (c *Client) add(ctx context.Context, leaves []Leaf) ([]uint64, error) {
 	a, err := proof.Decode[answer](raw)
 	switch {
 	case err != nil || a.V != wireV:
-		return nil, fmt.Errorf("sending records to the log: it answers %s, and not as a log does: %.200q", resp.Status, raw)
+		return nil, fmt.Errorf("asking the log: it answers %s, and not as a log does: %.200q", resp.Status, raw)
 	case a.Code != "":
 		return nil, a.err()
 	case resp.StatusCode != http.StatusOK || len(a.Indices) != len(leaves):
-		return nil, fmt.Errorf("sending %d records to the log: it answers %s with %d indices", len(leaves), resp.Status, len(a.Indices))
+		return nil, fmt.Errorf("asking the log to add %d records: it answers %s with %d indices", len(leaves), resp.Status, len(a.Indices))
 	}
 	return a.Indices, nil
 }
