@@ -20,8 +20,9 @@ const (
 	FindSignature   = "signature"          // not signed with a key that may sign it
 	FindKeyValidity = "key_validity"       // signed with a key before or after the time it is valid
 	FindGap         = "gap"                // records of a node are not there
+	FindOrder       = "order"              // a record was stored behind later ones of its node
 	FindFork        = "fork"               // two records of a node with one number
-	FindRollback    = "rollback"           // a record whose number the node had passed long before
+	FindRollback    = "rollback"           // a record with a number that its node had used long before
 	FindTwice       = "twice"              // the same record again
 	FindChain       = "chain"              // prevHash is not the hash of the record before
 	FindBeacon      = "beacon"             // a beacon newer than the record itself, or of no log of the policy
@@ -71,7 +72,8 @@ const (
 	maxFindings = 10_000
 	keptRoots   = 1 << 16 // roots of the newest trees, for beacons
 	keptRecords = 64      // hashes of a node's newest records, to tell a fork from a rollback
-	maxTaken    = 64      // other leases that took what one lease held
+	maxHoles    = 64      // runs of a node's numbers that may still come
+	maxTaken    = 64      // other leases that took what one lease held, or that one took from
 )
 
 // An Auditor reads a whole log, leaf by leaf, and says what is wrong with it:
@@ -88,7 +90,8 @@ const (
 //
 //	A1: a record that may not have been made by its node changes nothing: it is
 //	    a finding, and the audit goes on as if it were not there.
-//	A2: a number of a node's records counts once, the first time it is logged.
+//	A2: a number of a node's records counts once, the first time it is logged,
+//	    be that behind later ones: then what it is about is judged from there on.
 //	A3: a lease holds its space from its OPEN to its CLOSE, or to its node's
 //	    NODE_LOST, in the order of the log.
 //	A4: a time is a witness's. The node's clock is never read.
@@ -241,6 +244,7 @@ func (a *Auditor) Finish(checkpoint []byte, now time.Time) []Finding {
 		}
 	}
 	a.finishLeases(now)
+	a.finishChains()
 	for k, first := range a.used {
 		for size, t := range a.times {
 			if first < size && t.Before(k.NotBefore) {
@@ -327,7 +331,7 @@ func (a *Auditor) beacon(index uint64, r *Record) {
 	root := [32]byte(raw)
 	if b.Size > index {
 		f.Text = fmt.Sprintf("record %d of %s names a checkpoint of %d leaves, and is leaf %d itself", r.NodeSeq, r.NodeID, b.Size, index)
-		a.early = append(a.early, foreignBeacon{f, b.Origin})
+		a.foreign(f, b.Origin)
 		return
 	}
 	known := a.seen[b.Origin]
@@ -348,6 +352,18 @@ func (a *Auditor) beacon(index uint64, r *Record) {
 	if root != want {
 		f.Code, f.Text = FindSplitView, fmt.Sprintf(
 			"record %d of %s names a checkpoint of %d leaves with another root than this log's: its node was shown another history", r.NodeSeq, r.NodeID, b.Size)
-		a.early = append(a.early, foreignBeacon{f, b.Origin})
+		a.foreign(f, b.Origin)
+	}
+}
+
+// foreign keeps a finding about a beacon until the log's origin is known.
+func (a *Auditor) foreign(f Finding, origin string) {
+	switch {
+	case a.origin != "":
+		a.find(f) // its beacon is of this log
+	case len(a.early) == maxFindings:
+		a.sum.FindingsDropped++
+	default:
+		a.early = append(a.early, foreignBeacon{f, origin})
 	}
 }

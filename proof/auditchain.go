@@ -2,6 +2,8 @@ package proof
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -13,12 +15,31 @@ type chain struct {
 		seq  uint64
 		hash string // of the payload
 	} // the newest records, the one with number n at n%keptRecords
-	lost bool // a NODE_LOST names it
+	holes []hole                // numbers that are not there yet, at most maxHoles
+	open  map[string]*openLease // its leases that are open
+	lost  bool                  // a NODE_LOST names it
+}
+
+// A hole is a run of a node's numbers that the log passed over. A log that keeps
+// its nodes' order has none. One that took a batch in parts may have stored a later
+// part first: the records are all there, in another order than they were made. Each
+// that comes late counts all the same, and has to fit what is around the hole.
+type hole struct {
+	from, to      uint64 // numbers, from ≤ to
+	before, after string // hash of record from-1; prevHash of record to+1
+	index         uint64 // of the leaf that came instead
+	first         bool   // they are before the node's first record in the log, which may have any number
 }
 
 func (c *chain) take(seq uint64, hash string) {
 	c.last, c.hash = seq, hash
-	c.recent[seq%keptRecords].seq, c.recent[seq%keptRecords].hash = seq, hash
+	c.keep(seq, hash)
+}
+
+func (c *chain) keep(seq uint64, hash string) {
+	if k := &c.recent[seq%keptRecords]; seq > k.seq {
+		k.seq, k.hash = seq, hash
+	}
 }
 
 // record takes one leaf: who signed it, where it stands in its node's chain, and
@@ -95,13 +116,20 @@ func (a *Auditor) validity(index uint64, r *Record, signers []PinnedKey) {
 func (a *Auditor) chained(index uint64, r *Record, hash string) bool {
 	c := a.chains[r.NodeID]
 	if c == nil {
-		c = &chain{first: r.NodeSeq}
+		c = &chain{first: r.NodeSeq, open: map[string]*openLease{}}
+		if r.NodeSeq > 1 {
+			c.holes = []hole{{from: 1, to: r.NodeSeq - 1, after: r.PrevHash, index: index, first: true}}
+		}
 		c.take(r.NodeSeq, hash)
 		a.chains[r.NodeID] = c
 		return true
 	}
 	if c.lost {
 		a.about(index, r, FindAfterLost, "its node was declared lost before: what it recorded since is in doubt")
+	}
+	if i := slices.IndexFunc(c.holes, func(h hole) bool { return h.from <= r.NodeSeq && r.NodeSeq <= h.to }); i >= 0 {
+		a.fill(index, c, i, r, hash)
+		return true
 	}
 	if r.NodeSeq <= c.last {
 		switch was := c.recent[r.NodeSeq%keptRecords]; {
@@ -115,10 +143,63 @@ func (a *Auditor) chained(index uint64, r *Record, hash string) bool {
 		return false
 	}
 	if r.NodeSeq != c.last+1 {
-		a.about(index, r, FindGap, "records %d to %d of its node are not in the log before it", c.last+1, r.NodeSeq-1)
+		c.holes = append(c.holes, hole{from: c.last + 1, to: r.NodeSeq - 1, before: c.hash, after: r.PrevHash, index: index})
+		a.bounded(r.NodeID, c)
 	} else if r.PrevHash != c.hash {
 		a.about(index, r, FindChain, "it follows a record with the hash %.16s…, and the one before it has %.16s…", r.PrevHash, c.hash)
 	}
 	c.take(r.NodeSeq, hash)
 	return true
+}
+
+// fill takes a record whose number is in a hole: it was stored later than it was
+// made, and counts from here on.
+func (a *Auditor) fill(index uint64, c *chain, i int, r *Record, hash string) {
+	h := c.holes[i]
+	a.about(index, r, FindOrder, "record %d of its node is in the log before it, at leaf %d: the log has stored them in another order than they were made",
+		h.to+1, h.index)
+	if r.NodeSeq == h.from && !h.first && r.PrevHash != h.before {
+		a.about(index, r, FindChain, "it follows a record with the hash %.16s…, and the one before it has %.16s…", r.PrevHash, h.before)
+	}
+	if r.NodeSeq == h.to && hash != h.after {
+		a.about(index, r, FindFork, "record %d follows another record with this number: its node tells two histories", h.to+1)
+	}
+	var left []hole
+	if h.from < r.NodeSeq {
+		left = append(left, hole{from: h.from, to: r.NodeSeq - 1, before: h.before, after: r.PrevHash, index: index, first: h.first})
+	}
+	if r.NodeSeq < h.to {
+		left = append(left, hole{from: r.NodeSeq + 1, to: h.to, before: hash, after: h.after, index: h.index})
+	}
+	c.holes = slices.Replace(c.holes, i, i+1, left...)
+	c.first = min(c.first, r.NodeSeq)
+	c.keep(r.NodeSeq, hash)
+	a.bounded(r.NodeID, c)
+}
+
+// bounded gives up the oldest hole, if there are too many: what comes late for it is
+// a rollback.
+func (a *Auditor) bounded(node string, c *chain) {
+	if len(c.holes) > maxHoles {
+		a.gap(node, c.holes[0])
+		c.holes = slices.Delete(c.holes, 0, 1)
+	}
+}
+
+// gap finds that a hole was not filled.
+func (a *Auditor) gap(node string, h hole) {
+	if h.first {
+		return
+	}
+	a.find(Finding{Index: h.index, Node: node, Code: FindGap, Text: fmt.Sprintf(
+		"leaf %d, record %d of %s: records %d to %d of its node are not in the log", h.index, h.to+1, node, h.from, h.to)})
+}
+
+// finishChains finds the records that never came.
+func (a *Auditor) finishChains() {
+	for _, node := range slices.Sorted(maps.Keys(a.chains)) {
+		for _, h := range a.chains[node].holes {
+			a.gap(node, h)
+		}
+	}
 }

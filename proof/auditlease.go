@@ -3,6 +3,7 @@ package proof
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -12,7 +13,7 @@ type openLease struct {
 	open  Record
 	index uint64  // of the OPEN
 	space []Space // that it has now
-	taken []taken // extents that another lease was given meanwhile, at most maxTaken
+	taken []taken // extents that other leases were given meanwhile, at most maxTaken
 	boot  string  // on which its key was generated, "" if nobody observed it
 }
 
@@ -22,17 +23,6 @@ type taken struct {
 	by     string // the other lease
 	drive  string
 	extent uint32
-}
-
-// An auditedDrive is a drive and who holds which of its extents.
-type auditedDrive struct {
-	all  []Range // that it has; nil while no ENROL of it was seen
-	held []heldRange
-}
-
-type heldRange struct {
-	Range
-	lease string
 }
 
 func (a *Auditor) opened(index uint64, r *Record) {
@@ -47,67 +37,8 @@ func (a *Auditor) opened(index uint64, r *Record) {
 		l.boot = e.BootID
 	}
 	a.leases[r.LeaseID] = l
+	a.chains[r.NodeID].open[r.LeaseID] = l
 	a.hold(index, r, nil)
-}
-
-// hold gives a lease its space, and looks who else has any of it.
-func (a *Auditor) hold(index uint64, r *Record, had []Space) {
-	for _, s := range r.Space {
-		d := a.driveOf(s.Drive)
-		for _, e := range s.Extents {
-			if d.all != nil && !slices.ContainsFunc(d.all, func(all Range) bool { return all.First <= e.First && e.End() <= all.End() }) {
-				a.about(index, r, FindSpace, "drive %s does not have all of its extents %d to %d", s.Drive, e.First, e.End()-1)
-			}
-			for _, h := range d.held {
-				if h.lease == r.LeaseID || !h.Overlaps(e) {
-					continue
-				}
-				both := Range{First: max(h.First, e.First)}
-				both.Count = uint32(min(h.End(), e.End()) - uint64(both.First))
-				other := a.leases[h.lease]
-				if !within([]Space{{Drive: s.Drive, Commit: s.Commit, Extents: []Range{both}}}, had) && len(other.taken) < maxTaken {
-					other.taken = append(other.taken, taken{index: index, by: r.LeaseID, drive: s.Drive, extent: both.First})
-				}
-			}
-		}
-	}
-	for _, s := range r.Space {
-		d := a.driveOf(s.Drive)
-		for _, e := range s.Extents {
-			d.held = append(d.held, heldRange{e, r.LeaseID})
-		}
-	}
-}
-
-// free takes a lease's space back.
-func (a *Auditor) free(id string, space []Space) {
-	for _, s := range space {
-		d := a.driveOf(s.Drive)
-		d.held = slices.DeleteFunc(d.held, func(h heldRange) bool { return h.lease == id })
-	}
-}
-
-func (a *Auditor) driveOf(id string) *auditedDrive {
-	d := a.drives[id]
-	if d == nil {
-		d = &auditedDrive{}
-		a.drives[id] = d
-	}
-	return d
-}
-
-func (a *Auditor) drive(index uint64, r *Record) {
-	d := a.driveOf(r.Space[0].Drive)
-	switch r.Type {
-	case ENROL:
-		d.all = r.Space[0].Extents
-	case RETIRE:
-		for _, h := range d.held {
-			a.about(index, r, FindSpace, "lease %s is open on the drive that it retires", h.lease)
-		}
-		d.all = []Range{}
-	default: // SANITIZE leaves the drive with its space
-	}
 }
 
 // leaseOf returns the open lease that a record is about, and finds what is wrong
@@ -199,6 +130,7 @@ func (a *Auditor) end(index uint64, l *openLease, r *Record) {
 	}
 	a.free(id, l.space)
 	delete(a.leases, id)
+	delete(a.chains[l.open.NodeID].open, id)
 	a.ended[id] = index
 	if l.open.EraseBy == "" {
 		return
@@ -243,13 +175,7 @@ func (a *Auditor) nodeLost(index uint64, r *Record) {
 		a.about(index, r, FindBinding, "it says that record %d is the last of node %s, and the log has %d", n.LastSeq, n.NodeID, c.last)
 	}
 	c.lost = true
-	var lost []*openLease
-	for _, l := range a.leases {
-		if l.open.NodeID == n.NodeID {
-			lost = append(lost, l)
-		}
-	}
-	slices.SortFunc(lost, func(x, y *openLease) int { return cmp.Compare(x.index, y.index) })
+	lost := slices.SortedFunc(maps.Values(c.open), func(x, y *openLease) int { return cmp.Compare(x.index, y.index) })
 	for _, l := range lost {
 		a.sum.Lost++
 		a.end(index, l, r)
