@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -223,27 +224,26 @@ func (n *Notary) bundle(ctx context.Context, id string, all []piece, newest publ
 // beacons are the checkpoints that records name, the oldest first, with the proof
 // that the certificate's tree goes on from each.
 func (n *Notary) beacons(ctx context.Context, id string, all []piece, size uint64) ([]proof.BeaconProof, error) {
-	var sizes []uint64
+	notes := map[uint64][]byte{} // by their trees' sizes
 	for _, p := range all {
-		if p.record.Beacon != nil && !slices.Contains(sizes, p.record.Beacon.Size) {
-			sizes = append(sizes, p.record.Beacon.Size)
+		b := p.record.Beacon
+		if b == nil || notes[b.Size] != nil {
+			continue
 		}
-	}
-	slices.Sort(sizes)
-	var out []proof.BeaconProof
-	for _, s := range sizes {
-		note, _, err := durable.Read(n.path(heldName(id, s)), maxNote)
-		if errors.Is(err, fs.ErrNotExist) {
-			note, _, err = durable.Read(n.path(beaconName(s)), maxNote)
-		}
+		note, err := n.named(id, *b)
 		if err != nil {
-			return nil, fmt.Errorf("reading a beacon: %w", err)
-		}
-		if note, err = n.rules().CanonicalCheckpoint(note); err != nil {
 			return nil, err
 		}
+		if note != nil {
+			notes[b.Size] = note
+		}
+	}
+	var out []proof.BeaconProof
+	for _, s := range slices.Sorted(maps.Keys(notes)) {
+		note := notes[s]
 		var path [][32]byte
 		if s != size {
+			var err error
 			if path, err = n.cfg.Log.Consistency(ctx, s, size); err != nil {
 				return nil, err
 			}
@@ -255,6 +255,26 @@ func (n *Notary) beacons(ctx context.Context, id string, all []piece, size uint6
 		out = append(out, b)
 	}
 	return out, nil
+}
+
+// named is the checkpoint that a record names, in the very bytes; nil where there is
+// none any more that the policy of now would take: the certificate then says that the
+// time is not proven.
+func (n *Notary) named(id string, b proof.Beacon) ([]byte, error) {
+	for _, name := range []string{heldName(id, b.Size), beaconName(b.Size)} {
+		note, _, err := durable.Read(n.path(name), maxNote)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading a beacon: %w", err)
+		}
+		if kept, err := n.asKept(note); err != nil || kept != nil && *kept == b {
+			return note, err
+		}
+	}
+	n.cfg.Logs.Warn("a certificate is made without a beacon", "lease_id", id, "size", b.Size)
+	return nil, nil
 }
 
 // quote is what the TPM said of a record, if it was asked and the policy of now
