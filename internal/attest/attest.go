@@ -3,6 +3,7 @@
 package attest
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,7 +33,8 @@ func (q *Quoter) Quote(payload []byte) (proof.Quote, error) {
 }
 
 // Pin is what a policy pins for this machine as it is booted now: the attestation
-// key and, with registers, their digest.
+// key and, with registers, their digest. It has the TPM quote once, and fails where no
+// certificate with such a quote could pass: a TPM may have no registers in SHA-256.
 func (q *Quoter) Pin(node string, registers bool) (proof.PinnedTPM, error) {
 	pin := proof.PinnedTPM{Node: node}
 	ak, err := q.t.AKPublic()
@@ -42,10 +44,17 @@ func (q *Quoter) Pin(node string, registers bool) (proof.PinnedTPM, error) {
 	if pin.AK, err = proof.NewPublicKey(ak); err != nil {
 		return pin, fmt.Errorf("reading the attestation key: %w", err)
 	}
+	trial := []byte("trial " + rand.Text())
+	quote, err := q.Quote(trial)
+	if err != nil {
+		return pin, err
+	}
+	m, err := quote.Verify(pin, trial)
+	if err != nil {
+		return pin, fmt.Errorf("trying a quote of the TPM %s (does it have a bank of registers in SHA-256?): %w", q.t.Path(), err)
+	}
 	if registers {
-		if pin.PCRDigest, err = q.t.PCRDigest(proof.QuotedPCRs()); err != nil {
-			return pin, fmt.Errorf("reading the machine's registers: %w", err)
-		}
+		pin.PCRDigest = m.PCRDigest
 	}
 	return pin, nil
 }

@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -116,6 +117,28 @@ func TestAgrees(t *testing.T) {
 	if got.ResetCount != c.ResetCount || got.RestartCount != c.RestartCount || got.Clock != c.Clock ||
 		got.Safe != c.Safe || got.Firmware != want.FirmwareVersion {
 		t.Errorf("proof reads %+v, go-tpm %+v and firmware %d", got, c, want.FirmwareVersion)
+	}
+}
+
+// TestNoBank: a TPM without registers in SHA-256 is refused at once, and not with
+// the first certificate.
+func TestNoBank(t *testing.T) {
+	m := tpmtest.Start(t)
+	q := quoter(t, m)
+	// TPM2_PCR_Allocate (part 3, section 22.5): the platform, with an empty password,
+	// allots all registers in SHA-1 and none in SHA-256.
+	command, err := hex.DecodeString("8002" + "0000002b" + "0000012b" + "4000000c" + "00000009" + "40000009" + "0000" + "00" + "0000" +
+		"00000002" + "000403ffffff" + "000b03000000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := q.t.Send(command); err != nil || !bytes.Equal(answer[6:10], make([]byte, 4)) {
+		t.Fatalf("allotting registers: %x, %v", answer, err)
+	}
+	q.t.Close()
+	m.Reboot()
+	if pin, err := quoter(t, m).Pin(node, true); err == nil || !strings.Contains(err.Error(), "SHA-256") {
+		t.Errorf("pinned %+v, %v", pin, err)
 	}
 }
 

@@ -2,8 +2,6 @@ package tpm
 
 import (
 	"crypto/ecdsa"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 
@@ -57,28 +55,14 @@ func (t *TPM) AKPublic() (*ecdsa.PublicKey, error) {
 
 // Quote is a quote over the SHA-256 bank's registers pcrs, each 0 to 23, with a
 // nonce of 1 to [MaxNonce] bytes.
-func (t *TPM) Quote(nonce []byte, pcrs []int) (Quote, error) {
-	q, _, err := t.quote(nonce, pcrs)
-	return q, err
-}
-
-// PCRDigest is the SHA-256, in hexadecimal, over the values of the SHA-256 bank's
-// registers pcrs, in the order of their numbers: what a policy pins.
-func (t *TPM) PCRDigest(pcrs []int) (string, error) {
-	nonce := make([]byte, MaxNonce)
-	rand.Read(nonce) //nolint:errcheck // it never returns an error
-	_, digest, err := t.quote(nonce, pcrs)
-	return hex.EncodeToString(digest), err
-}
-
-func (t *TPM) quote(nonce []byte, pcrs []int) (q Quote, digest []byte, err error) {
+func (t *TPM) Quote(nonce []byte, pcrs []int) (q Quote, err error) {
 	if len(nonce) == 0 || len(nonce) > MaxNonce {
-		return q, nil, fmt.Errorf("quoting with a nonce of %d bytes, not 1 to %d", len(nonce), MaxNonce)
+		return q, fmt.Errorf("quoting with a nonce of %d bytes, not 1 to %d", len(nonce), MaxNonce)
 	}
 	selected := make([]byte, 3)
 	for _, i := range pcrs {
 		if i < 0 || i > 23 {
-			return q, nil, fmt.Errorf("quoting register %d, which no TPM has", i)
+			return q, fmt.Errorf("quoting register %d, which no TPM has", i)
 		}
 		selected[i/8] |= 1 << (i % 8)
 	}
@@ -96,17 +80,9 @@ func (t *TPM) quote(nonce []byte, pcrs []int) (q Quote, digest []byte, err error
 		if err != nil {
 			return fmt.Errorf("quoting with the TPM %s: %w", t.path, err)
 		}
-		a, err := rsp.Quoted.Contents()
-		if err != nil {
-			return fmt.Errorf("reading a quote of the TPM %s: %w", t.path, err)
-		}
-		info, err := a.Attested.Quote()
-		if err != nil {
-			return fmt.Errorf("reading a quote of the TPM %s: %w", t.path, err)
-		}
-		q.Attest, digest = rsp.Quoted.Bytes(), info.PCRDigest.Buffer
+		q.Attest = rsp.Quoted.Bytes()
 		q.Signature, err = signature(rsp.Signature)
 		return err
 	})
-	return q, digest, err
+	return q, err
 }

@@ -197,8 +197,8 @@ func TestQuote(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	digest := sha256.Sum256(q.Attest)
-	if !ecdsa.VerifyASN1(ak, digest[:], q.Signature) {
+	hash := sha256.Sum256(q.Attest)
+	if !ecdsa.VerifyASN1(ak, hash[:], q.Signature) {
 		t.Fatal("the quote is not signed by the attestation key")
 	}
 	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](q.Attest)
@@ -208,16 +208,12 @@ func TestQuote(t *testing.T) {
 	if !bytes.Equal(a.ExtraData.Buffer, []byte("nonce")) {
 		t.Errorf("nonce %q", a.ExtraData.Buffer)
 	}
-	before, err := tp.PCRDigest(pcrs)
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := digest(t, q)
 	extend(t, tp, 7)
-	if after, err := tp.PCRDigest(pcrs); err != nil || after == before {
-		t.Errorf("digest of registers stayed after one was extended: %v", err)
-	}
-	if other, err := tp.PCRDigest([]int{0, 14}); err != nil || other == before {
-		t.Errorf("digest of other registers: %v", err)
+	for _, other := range [][]int{pcrs, {0, 14}} {
+		if q, err = tp.Quote([]byte("nonce"), other); err != nil || bytes.Equal(digest(t, q), before) {
+			t.Errorf("digest of registers %v, after one was extended, is that of before: %v", other, err)
+		}
 	}
 	for _, bad := range []struct {
 		nonce []byte
@@ -227,6 +223,19 @@ func TestQuote(t *testing.T) {
 			t.Errorf("quoted %v", bad)
 		}
 	}
+}
+
+func digest(t *testing.T, q Quote) []byte {
+	t.Helper()
+	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](q.Attest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := a.Attested.Quote()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.PCRDigest.Buffer
 }
 
 func extend(t *testing.T, tp *TPM, pcr uint32) {
