@@ -80,7 +80,7 @@ const table = `
 	control  translog:         proof translog/conns github.com/transparency-dev/merkle github.com/transparency-dev/tessera go.etcd.io/bbolt golang.org/x/mod
 	                           k8s.io/klog/v2
 	control  translog/conns:
-	control  translog/witness: translog/conns github.com/transparency-dev/merkle go.etcd.io/bbolt golang.org/x/mod
+	control  translog/witness: durable translog/conns github.com/transparency-dev/merkle go.etcd.io/bbolt golang.org/x/mod
 	control  config:           github.com/knadh/koanf github.com/spf13/pflag go.yaml.in/yaml/v3
 	control  metrics:          ipc github.com/prometheus/client_golang
 	control  server:           api/vacate/v1 api/vacate/v1/vacatev1connect ipc lease limit metrics node
@@ -121,7 +121,7 @@ const table = `
 	test     test/vm/disk:
 	test     test/vm/init:     nbdclient test/search test/vm/canary test/vm/wire
 	test     test/vm/wire:
-	test     test/e2e:         api/vacate/v1 client proof test/daemon translog/witness
+	test     test/e2e:         api/vacate/v1 client proof test/daemon translog translog/witness
 	test     test/search:
 	test     test/second:      filippo.io/torchwood golang.org/x/mod
 	test     test/slow:

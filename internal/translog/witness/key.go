@@ -16,6 +16,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"vacate/internal/durable"
 )
 
 // Of C2SP tlog-cosignature, "Ed25519 signatures".
@@ -77,30 +79,10 @@ func makeKey(path, name string) (*key, error) {
 	if text == nil {
 		return nil, fmt.Errorf("a witness cannot be named %q", name)
 	}
-	if err := writeDurably(path, text); err != nil {
+	if err := durable.Write(path, text, 0o600); err != nil {
 		return nil, fmt.Errorf("writing the witness's key: %w", err)
 	}
 	return &key{name, private}, nil
-}
-
-func writeDurably(path string, text []byte) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // validName is what C2SP signed-note says of a key's name, and a PEM header can hold.

@@ -382,6 +382,18 @@ func TestReopen(t *testing.T) {
 	}
 	refused("another name", "witness.example/2", "witness.example/1")
 	refused("a name with a blank", "a b", "without blanks")
+	state := filepath.Join(dir, stateFile)
+	if err := os.Rename(state, state+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	refused("a state that is gone", "witness.example/1", "another witness")
+	if err := os.WriteFile(state, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused("a state that is empty", "witness.example/1", "another witness")
+	if err := os.Rename(state+"-away", state); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
