@@ -36,9 +36,6 @@ type Drive struct {
 	Model  string // the same; empty where the drive said nothing
 	Serial string // the same
 	Path   string // as it was enrolled
-	// Purged says that the whole drive was purged before its enrolment, with the
-	// evidence of it in Device. No drive is today.
-	Purged bool
 }
 
 // Config is what the running program and its configuration say.
@@ -132,7 +129,7 @@ func media(l lease.Lease, drives []Drive) ([]proof.Medium, error) {
 }
 
 func medium(d Drive) proof.Medium {
-	m := proof.Medium{
+	return proof.Medium{
 		Drive: d.UUID, Salt: d.Salt,
 		Manufacturer:   proof.Human(),
 		Model:          raw(d.Model, proof.SourceDrive),
@@ -141,14 +138,10 @@ func medium(d Drive) proof.Medium {
 		MediaType:      raw(d.Kind, proof.SourceObserved),
 		Source:         said(d.Path, proof.SourceConfigured),
 		Categorization: proof.Human(),
-		PriorPurge: proof.Fact{Source: proof.SourceObserved,
-			Value: "not by this program: plaintext from before its enrolment may be on it, which the erasure of a lease's key does not touch"},
+		// The program purges no drive, and cannot know what somebody else did before.
+		PriorPurge:     stated("not by this program: plaintext from before its enrolment may be on it, which the erasure of a lease's key does not touch"),
 		EncryptedBelow: none(),
 	}
-	if d.Purged {
-		m.PriorPurge.Value = "yes: the evidence is among the device commands"
-	}
-	return m
 }
 
 // said is a fact with a value, if there is one.
