@@ -17,7 +17,7 @@ const PreparedType = "urn:vacate:prepared:v1"
 const maxRecipient = 4096
 
 // A Prepared says that a node has made a key to which the tenant may seal its
-// share of the key of one lease. The node signs it with its pinned key, so that
+// share of the key of one lease (docs/spec/certificate.md). The node signs it with its pinned key, so that
 // the tenant can tell whom it seals to; the tenant checks that with
 // [Policy.OpenPrepared] before it does.
 type Prepared struct {
@@ -61,7 +61,7 @@ func (p Prepared) check() (recipient []byte, err error) {
 		return nil, fmt.Errorf("version %d of a prepared lease is unknown", p.V)
 	case len(recipient) == 0 || len(recipient) > maxRecipient:
 		return nil, fmt.Errorf("a key to seal to has %d bytes, not 1 to %d", len(recipient), maxRecipient)
-	case len(p.LeaseID) != leaseIDLen:
+	case !ValidLeaseID(p.LeaseID):
 		return nil, fmt.Errorf("%.80q is no lease's id", p.LeaseID)
 	}
 	if err := checkHex("nodeId", p.NodeID, nodeIDLen); err != nil {

@@ -22,6 +22,9 @@ type vectors struct {
 	Keys    []keyCase     `json:"keys"`
 	Records []recordCase  `json:"records"`
 	Refused []refusedCase `json:"refusedPayloads"`
+
+	Prepared        preparedCase  `json:"prepared"`
+	RefusedPrepared []refusedCase `json:"refusedPrepared"` // by policy and time of prepared
 }
 
 type commitCase struct {
@@ -112,6 +115,7 @@ func buildVectors(t *testing.T) vectors {
 	edit("an extent twice", `[0,1]`, `[14,1]`)
 	edit("hexadecimal digits in capitals", `"driveCommit":"`+testSpace[0].Commit[:2], `"driveCommit":"`+string(bytes.ToUpper([]byte("ab"))))
 	v.Refused = append(v.Refused, refusedCase{"a byte behind the end", base64.StdEncoding.EncodeToString(append(bytes.Clone(good), '\n'))})
+	v.Prepared, v.RefusedPrepared = buildPrepared(t)
 	return v
 }
 
@@ -135,6 +139,7 @@ func TestSpecVectors(t *testing.T) {
 	for i := range got.Records { // the file is indented, for people
 		got.Records[i].Payload, got.Records[i].Envelope = compacted(t, got.Records[i].Payload), compacted(t, got.Records[i].Envelope)
 	}
+	got.Prepared.Payload, got.Prepared.Envelope = compacted(t, got.Prepared.Payload), compacted(t, got.Prepared.Envelope)
 	if a, b := encoded(t, got), encoded(t, want); !bytes.Equal(a, b) {
 		t.Fatalf("%s is not what this package makes, from byte %d on (go test ./proof -run TestSpecVectors -update)", vectorFile, firstDifference(a, b))
 	}
@@ -157,6 +162,7 @@ func TestSpecVectors(t *testing.T) {
 			t.Errorf("key %s: %v", k.Text, err)
 		}
 	}
+	checkPrepared(t, got.Prepared, got.RefusedPrepared)
 	if len(got.Records) != 9 || len(got.Refused) < 16 {
 		t.Errorf("%d records and %d refused payloads", len(got.Records), len(got.Refused))
 	}
