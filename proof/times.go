@@ -168,7 +168,10 @@ func (v *verifier) timeEvents() error {
 // eventsFitResult checks that a CLOSE claims the end that it has the events of.
 func (r *Record) eventsFitResult(result string) error {
 	_, destroyed := r.Event(EventKeyDestroyed)
+	_, shut := r.Event(EventGateClosed)
 	switch {
+	case destroyed && !shut:
+		return errors.New("the key was destroyed, and nobody observed that the gate was shut before: there may have been writes after it")
 	case r.Type == CLOSE && result == ResultOK && !destroyed:
 		return errors.New("the result is ok, and nobody observed that the key was destroyed")
 	case destroyed && slices.Contains([]string{ResultLostKeeper, ResultLostBoot, ResultLostNode}, result):

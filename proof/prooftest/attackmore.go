@@ -168,6 +168,16 @@ func timeAttacks() []Attack {
 				e[i].BootID = Boot2
 			}
 		}),
+		on("key destroyed and no gate shut", step, "gate was shut", record(proof.CLOSE, func(r *proof.Record) {
+			r.Events = []proof.Event{r.Events[0], r.Events[2]}
+		}), nil),
+		on("gate that the OPEN shut", step, "gate was shut", Story{Record: func(_ *World, r *proof.Record) {
+			if gate := (proof.Event{Type: proof.EventGateClosed, MonotonicNs: 6, BootID: Boot1}); r.Type == proof.OPEN {
+				r.Events = append(r.Events, gate)
+			} else {
+				r.Events = r.Events[3:]
+			}
+		}}, nil),
 		on("ok without a destroyed key", step, "nobody observed", record(proof.CLOSE, func(r *proof.Record) { r.Events = r.Events[:2] }), nil),
 		on("lost boot with a destroyed key", step, "still somebody observed", record(proof.CLOSE, func(r *proof.Record) { r.Result = proof.ResultLostBoot }), nil),
 	}

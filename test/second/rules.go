@@ -200,6 +200,9 @@ func (v *verifier) events() error {
 		}
 	}
 	_, destroyed := v.end().event("key_destroyed")
+	if _, shut := v.end().event("gate_closed"); destroyed && !shut {
+		return errors.New("a key destroyed with the gate open")
+	}
 	vanished := v.lost || slices.Contains([]string{"lost_keeper", "lost_boot", "lost_node"}, v.result)
 	if v.result == "ok" && !v.lost && !destroyed || destroyed && vanished {
 		return errors.New("the result is not what the events say")
