@@ -131,6 +131,7 @@ func TestStateFolderTurnsReadOnly(t *testing.T) {
 	sc := dial(t, stayer)
 	write(t, sc, 0, []byte("stayer"))
 
+	logged(t, d) // a folder that turns within a write to the log may end control (translog/writable.go)
 	command(t, "mount", "-o", "remount,abort", state)
 	if err := os.WriteFile(filepath.Join(state, "x"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
 		t.Fatalf("writing to an aborted file system: %v, want EROFS", err)
@@ -213,6 +214,10 @@ func TestControlDiesOnReadOnlyStateFolder(t *testing.T) {
 	if now := showDrive(t, d, filepath.Join(dir, "drive.img")).FreeBytes; now != before+16<<20 {
 		t.Errorf("%d bytes are free, want %d", now, before+16<<20)
 	}
+	logged(t, d)
+	if out, err := d.Run("log", "audit", "--policy", filepath.Join(dir, "policy")); err != nil {
+		t.Errorf("the log, with each record once and in order: %v\n%s", err, out)
+	}
 	if now, err := d.Child("control"); err != nil || now == control {
 		t.Errorf("control is %d (%v), was %d", now, err, control)
 	}
@@ -226,6 +231,17 @@ func TestControlDiesOnReadOnlyStateFolder(t *testing.T) {
 		}
 	}
 	usable(t, d)
+}
+
+// logged waits until no record waits for the log.
+func logged(t *testing.T, d *daemon.Daemon) {
+	t.Helper()
+	eventually(t, "the records to be in the log", func() error {
+		if n := metric(t, d, "vacate_spool_records"); n != 0 {
+			return fmt.Errorf("%v records wait", n)
+		}
+		return nil
+	})
 }
 
 // refuseOpens wants each of a few openings to fail, to say why and what to do,
