@@ -3,6 +3,7 @@ package translog
 import (
 	"bytes"
 	"compress/gzip"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -289,10 +290,14 @@ func FuzzTilePath(f *testing.F) {
 func FuzzHead(f *testing.F) {
 	f.Add([]byte("log\n7\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n\n— log AAAA\n"))
 	f.Add([]byte("log\n07\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n\n"))
+	f.Add([]byte("log\n7\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		origin, _, _, err := head(b)
-		if err == nil && (origin == "" || strings.Contains(origin, "\n")) {
-			t.Errorf("origin %q", origin)
+		origin, size, root, err := head(b)
+		if err != nil {
+			return
+		}
+		if again := fmt.Sprintf("%s\n%d\n%s\n", origin, size, root); len(root) != 44 || !strings.HasPrefix(string(b), again) {
+			t.Errorf("%q was taken for %q", b, again)
 		}
 	})
 }

@@ -231,7 +231,9 @@ func head(cp []byte) (origin string, size uint64, root string, err error) {
 	if err != nil || strconv.FormatUint(size, 10) != string(lines[1]) {
 		return "", 0, "", fmt.Errorf("reading a checkpoint: %.30q is no size", lines[1])
 	}
-	if root, err := base64.StdEncoding.Strict().DecodeString(string(lines[2])); err != nil || len(root) != hashSize {
+	// The decoder passes over a carriage return.
+	raw, err := base64.StdEncoding.DecodeString(string(lines[2]))
+	if err != nil || len(raw) != hashSize || base64.StdEncoding.EncodeToString(raw) != string(lines[2]) {
 		return "", 0, "", fmt.Errorf("reading a checkpoint: %.60q is no hash", lines[2])
 	}
 	return string(lines[0]), size, string(lines[2]), nil
