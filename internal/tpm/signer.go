@@ -203,9 +203,14 @@ func decodeKey(b []byte) (loadable, error) {
 	return loadable{public: k.Public, private: k.Private}, nil
 }
 
+func encodeKey(k loadable) ([]byte, error) {
+	der, err := asn1.Marshal(keyFile{Type: slices.Clone(loadableKey), EmptyAuth: true, Parent: ownerRoot, Public: k.public, Private: k.private})
+	return pem.EncodeToMemory(&pem.Block{Type: keyType, Bytes: der}), err
+}
+
 // writeKey makes the file, whole and durable or not at all.
 func writeKey(file string, was loadable) error {
-	der, err := asn1.Marshal(keyFile{Type: slices.Clone(loadableKey), EmptyAuth: true, Parent: ownerRoot, Public: was.public, Private: was.private})
+	text, err := encodeKey(was)
 	if err != nil {
 		return err
 	}
@@ -215,7 +220,8 @@ func writeKey(file string, was loadable) error {
 		return err
 	}
 	defer os.Remove(f.Name()) //nolint:errcheck // it is there only where something failed
-	if err := errors.Join(pem.Encode(f, &pem.Block{Type: keyType, Bytes: der}), f.Sync(), f.Close()); err != nil {
+	_, err = f.Write(text)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	if err := os.Link(f.Name(), file); err != nil { // never over a key that is there
