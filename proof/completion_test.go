@@ -304,24 +304,6 @@ func FuzzCompletion(f *testing.F) {
 	})
 }
 
-func FuzzAnnex(f *testing.F) {
-	b, err := Encode(filledAnnex())
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b)
-	f.Add([]byte("{}"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		a, err := ParseAnnex(b)
-		if err != nil {
-			return
-		}
-		if again, err := Encode(a); err != nil || string(again) != string(b) {
-			t.Errorf("%s became %s, %v", b, again, err)
-		}
-	})
-}
-
 func FuzzHostStatement(f *testing.F) {
 	annex := filledAnnex()
 	s := HostStatement{V: 1, NodeID: annex.NodeID, At: "2026-11-23T12:00:00Z", Sanitize: annex.Sanitize, CryptoErase: annex.CryptoErase,

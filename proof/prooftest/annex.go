@@ -100,13 +100,19 @@ func (t *teller) quote(l Logged) proof.Quote {
 	if t.Attest != nil {
 		attest = t.Attest(l.Record, attest)
 	}
+	return QuoteOf(l.Payload, attest)
+}
+
+// QuoteOf is what the node's TPM would sign, whatever that is, as the quote of a
+// payload.
+func QuoteOf(payload, attest []byte) proof.Quote {
 	k := AK()
 	digest := sha256.Sum256(attest)
 	sig, err := k.Sign(nil, digest[:], crypto.SHA256) // RFC 6979: the same each time
 	if err != nil {
 		panic(err)
 	}
-	name := sha256.Sum256(l.Payload)
+	name := sha256.Sum256(payload)
 	return proof.Quote{Payload: hex.EncodeToString(name[:]), Attest: base64.StdEncoding.EncodeToString(attest),
 		Signature: base64.StdEncoding.EncodeToString(lowS(k, sig))}
 }
