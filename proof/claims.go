@@ -117,7 +117,7 @@ func (v *verifier) claimed(name string) bool {
 // where it does.
 func (v *verifier) supports(name string) string {
 	open, end := &v.records[0], v.last()
-	_, released := v.released()
+	released := v.released()
 	lease := v.result.Kind == "lease"
 	switch name {
 	case ClaimWitnessed:
@@ -153,13 +153,12 @@ func (v *verifier) supports(name string) string {
 	return ""
 }
 
-// released finds the KEY_RELEASED record, or the event of it that the CLOSE has.
-func (v *verifier) released() (int, bool) {
-	i := slices.IndexFunc(v.records, func(l logged) bool {
+// released reports whether there is a KEY_RELEASED record, or a CLOSE with its event.
+func (v *verifier) released() bool {
+	return slices.ContainsFunc(v.records, func(l logged) bool {
 		_, event := l.Event(EventKeyReleased)
 		return l.Type == KeyReleased || event
 	})
-	return i, i >= 0
 }
 
 func (v *verifier) auditFits(open *logged, released bool) string {
@@ -233,7 +232,7 @@ func (v *verifier) reveal() {
 		salts = v.options.Opened.Salts
 	}
 	salt, err := hex.DecodeString(salts.Key)
-	_, released := v.released()
+	released := v.released()
 	switch {
 	case err != nil || len(salt) != KeySaltLen:
 		v.fact("revealed key", "it cannot be judged: neither annex nor receipt has the salt of keyCommit")

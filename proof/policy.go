@@ -111,10 +111,14 @@ func (p *Policy) NeedsWitnesses() bool { return p.quorum != quorumNone }
 // Node returns the pinned keys of a node, none if it is not known.
 func (p *Policy) Node(id string) []PinnedKey { return named(p.nodes, id) }
 
-// Nodes, Operators and Persons are all pinned keys of their kind.
-func (p *Policy) Nodes() []PinnedKey     { return p.nodes }
+// Nodes returns all pinned keys of nodes.
+func (p *Policy) Nodes() []PinnedKey { return p.nodes }
+
+// Operators returns all pinned keys of operators.
 func (p *Policy) Operators() []PinnedKey { return p.operators }
-func (p *Policy) Persons() []PinnedKey   { return p.persons }
+
+// Persons returns all pinned keys of persons.
+func (p *Policy) Persons() []PinnedKey { return p.persons }
 
 // Person returns the pinned keys of a person, none if it is not known.
 func (p *Policy) Person(name string) []PinnedKey { return named(p.persons, name) }

@@ -213,7 +213,7 @@ func (t *tables) checkRecords(*State) error {
 	c := t.tx.Bucket(recordsBucket).Cursor()
 	seq, hash := t.meta.NextSeq, t.meta.LastHash
 	k, v := c.Last()
-	whole := true // the walk went back to the first record
+	var whole bool // the walk went back to the first record
 	for n := 0; ; n++ {
 		if k == nil || n == tailRecords {
 			whole = k == nil && n < tailRecords

@@ -69,7 +69,7 @@ type Options struct {
 	LogName    string // of the log's key, which is its checkpoints' origin; empty: no such key
 	NodeIn     string // PlaceFile or PlaceTPM, for keys that are made from now on
 	OperatorIn string
-	TPM        TPM // required where a key lies in the TPM
+	TPM        TPM  // required where a key lies in the TPM
 	LogOnly    bool // the key of a log that is kept by itself, and no other
 	Clock      func() time.Time
 }

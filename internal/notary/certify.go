@@ -353,7 +353,7 @@ func (n *Notary) drop(id string, all []piece) error {
 	return nil
 }
 
-// ErrPending: there is no certificate yet.
+// ErrPending says that there is no certificate yet.
 var ErrPending = errors.New("the certificate is not written yet")
 
 // Certificate is the bundle of a lease that ended. With wait it waits until ctx is

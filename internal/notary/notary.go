@@ -260,7 +260,7 @@ func (n *Notary) wait(ctx context.Context, ready func() (bool, error)) error {
 	}
 }
 
-// ErrFull: too many records wait for the log, so no lease may be opened.
+// ErrFull says that too many records wait for the log, so no lease may be opened.
 var ErrFull = errors.New("the spool of records is full")
 
 // Full is [ErrFull] while as many records wait for the log as may. Leases are

@@ -225,7 +225,7 @@ func (n *Notary) mendRotation() error {
 	return nil
 }
 
-// ErrNotSigned: a record's signature is not there yet.
+// ErrNotSigned says that a record's signature is not there yet.
 var ErrNotSigned = errors.New("the record is not signed yet")
 
 // Receipt is what a tenant is given when its lease opens. It waits for the signature

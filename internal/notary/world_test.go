@@ -28,7 +28,6 @@ type world struct {
 	keys  *keyring.Keyring
 	n     *Notary
 	now   time.Time
-	size  uint64
 	stop  func()
 
 	quoter *machine         // nil: records are not quoted

@@ -60,6 +60,24 @@ type policy struct {
 	tpms      map[string][2]string // attestation key and digest, by node
 }
 
+// vkeyOf is the key of a log's or witness's line, without its type, and its name
+// with the key's hash.
+func vkeyOf(f []string) (raw, id string, err error) {
+	vkey := f[1]
+	if f[0] == "witness" && len(f) > 2 {
+		vkey = f[2]
+	}
+	parts := strings.Split(vkey, "+") // the key may have a + itself
+	if len(parts) < 3 {
+		return "", "", errors.New("a key is none")
+	}
+	b, err := fromBase64(strings.Join(parts[2:], "+"))
+	if err != nil || len(b) != 33 {
+		return "", "", errors.New("a key is none")
+	}
+	return string(b[1:]), parts[0] + "+" + parts[1], nil
+}
+
 func parsePolicy(text []byte) (*policy, error) {
 	p := &policy{tpms: map[string][2]string{}}
 	var tlog []string
@@ -86,19 +104,11 @@ func parsePolicy(text []byte) (*policy, error) {
 		switch f[0] {
 		case "log", "witness":
 			tlog = append(tlog, line)
-			vkey := f[1]
-			if f[0] == "witness" && len(f) > 2 {
-				vkey = f[2]
+			raw, id, kerr := vkeyOf(f)
+			if kerr != nil {
+				return nil, kerr
 			}
-			parts := strings.Split(vkey, "+") // the key may have a + itself
-			if len(parts) < 3 {
-				return nil, errors.New("a key is none")
-			}
-			raw, rerr := fromBase64(strings.Join(parts[2:], "+"))
-			if rerr != nil || len(raw) != 33 {
-				return nil, errors.New("a key is none")
-			}
-			err = errors.Join(once(raws, string(raw[1:])), once(ids, parts[0]+"+"+parts[1]))
+			err = errors.Join(once(raws, raw), once(ids, id))
 		case "group":
 			tlog = append(tlog, line)
 			for _, m := range f[min(3, len(f)):] {
