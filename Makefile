@@ -56,8 +56,13 @@ test: test-packages ## everything: vet, race + invariants, purego, planted bugs,
 test-packages: ## install the Debian packages that the tests use, where missing
 	@tools/test-packages.sh
 
+# Tests with whole daemons in them: a neighbour on the same cores is not what they are about.
+ALONE = vacate/test/e2e vacate/test/script
+OTHERS = $(filter-out $(ALONE),$(shell $(GO) list ./...))
+
 test-race: ## all tests under the race detector, with the costly checks on
-	CGO_ENABLED=1 $(GO) test -race -tags invariants -timeout 8m ./...
+	CGO_ENABLED=1 $(GO) test -race -tags invariants -timeout 8m $(OTHERS)
+	CGO_ENABLED=1 $(GO) test -race -tags invariants -timeout 8m -p 1 $(ALONE)
 
 test-purego: ## the tests of what has assembly, without it
 	$(GO) test -tags purego -timeout 5m $(PUREGO:%=./%/...)
@@ -70,7 +75,8 @@ test-planted: ## plant each bug in turn: the test of its law must find it
 	@GO='$(GO)' tools/planted.sh
 
 test-plain: ## all tests as the product is built
-	$(GO) test -timeout 5m ./...
+	$(GO) test -timeout 5m $(OTHERS)
+	$(GO) test -timeout 5m -p 1 $(ALONE)
 
 test-vm: test-packages ## real kernels in virtual machines, as host and as guest, and CUTS (default 5) losses of power
 	@tools/test-kernel.sh
