@@ -219,6 +219,35 @@ func TestDrop(t *testing.T) {
 	}
 }
 
+// TestDropCrash stops the dropping of a staged key after each of its changes to the
+// folder: the next start goes on with the current key, and nothing of the other is left.
+func TestDropCrash(t *testing.T) {
+	for n := range 3 {
+		dir := filepath.Join(t.TempDir(), "keys")
+		k := open(t, dir)
+		before := text(t, k.Operator())
+		if _, err := k.Stage(Operator); err != nil {
+			t.Fatal(err)
+		}
+		old := filepath.Join(dir, "operator.old")
+		for _, step := range []func() error{
+			func() error { return os.Rename(filepath.Join(dir, "operator.next"), old) },
+			func() error { return os.WriteFile(old, make([]byte, 40), 0o600) },
+			func() error { return os.Remove(old) },
+		}[:n+1] {
+			if err := step(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if k = open(t, dir); text(t, k.Operator()) != before || len(k.Staged()) != 0 {
+			t.Errorf("crash after step %d: staged are %+v", n, k.Staged())
+		}
+		if left, err := filepath.Glob(filepath.Join(dir, "operator.*")); err != nil || len(left) != 1 {
+			t.Errorf("crash after step %d: left are %v, %v", n, left, err)
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	tests := map[string]func(dir string) error{
 		"folder wide": func(dir string) error { return os.Chmod(dir, 0o750) },

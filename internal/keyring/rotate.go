@@ -97,11 +97,18 @@ func (k *Keyring) Drop(role Role) error {
 	if next == nil || next.FromSeq != 0 {
 		return fmt.Errorf("no %s key is staged that is not in use", role)
 	}
-	if err := k.discard(nextName(role), next.file); err != nil {
-		return err
+	// First it gets the name of a key that is gone: a crash within the overwriting must
+	// not leave a staged key that nobody can read.
+	path := func(name string) string { return filepath.Join(k.dir, name) }
+	err := k.wipe(role)
+	if err == nil {
+		err = os.Rename(path(nextName(role)), path(oldName(role)))
+	}
+	if err = errors.Join(err, durable.SyncDir(k.dir)); err != nil {
+		return fmt.Errorf("dropping the staged %s key: %w", role, err)
 	}
 	delete(k.next, role)
-	return nil
+	return k.wipe(role)
 }
 
 // Settle ends the rotations whose KEYS record is signed, which is every one of a
