@@ -36,7 +36,7 @@ func TestDeviceEvidence(t *testing.T) {
 		}, StepAnnex, "cannot have the source"},
 		{"a performer named by the node", func(a *Annex, _ *DeviceRun) {
 			a.Sanitize.Performed = Fact{"Anne, engineer", SourceConfigured}
-		}, StepAnnex, "who performed or verified"},
+		}, StepAnnex, "only a person may: performedBy"},
 		{"no purge reported", func(_ *Annex, d *DeviceRun) { d.Status, d.LogPage = "0101", "ffff0101" }, StepAnnex, "PRGD is 0"},
 		{"purge not asked for", func(_ *Annex, d *DeviceRun) { d.Purge = false }, StepAnnex, "PREQ"},
 		{"a discard", func(_ *Annex, d *DeviceRun) { d.Command, d.Action = CommandDiscard, "none" }, StepAnnex, "purge is claimed from a discard"},

@@ -8,8 +8,6 @@ import (
 	"strings"
 )
 
-var errValidation = errors.New("a node has filled what only a person may: validation")
-
 // Check tells whether an annex is within its bounds, and says of each field what
 // it may say. Whether it is the one that a record names, and agrees with it, is
 // not its matter.
@@ -23,14 +21,23 @@ func (a *Annex) Check() error {
 		return errors.New("annex: too many parts")
 	case a.Module.Validated == (a.Module.CertNo == ""):
 		return errors.New("annex: a validated module has the number of its certificate, and no other has one")
-	case a.Sanitize.Validation.Source != SourceHuman:
-		return fmt.Errorf("annex: %w", errValidation)
-	case a.Sanitize.Performed.Source != SourceHuman || a.Sanitize.Verified.Source != SourceHuman:
-		return errors.New("annex: a node has filled what only a person may: who performed or verified")
+	}
+	if err := a.Sanitize.checkPersons(); err != nil {
+		return fmt.Errorf("annex: %w", err)
 	}
 	for _, f := range a.Fields() {
 		if err := f.Fact.check(); err != nil {
 			return fmt.Errorf("annex: field %s: %w", f.Path, err)
+		}
+	}
+	return nil
+}
+
+// checkPersons: nodes leave to persons what is theirs.
+func (s *Sanitize) checkPersons() error {
+	for path, f := range map[string]Fact{"validation": s.Validation, "performedBy": s.Performed, "verifiedBy": s.Verified} {
+		if f.Source != SourceHuman {
+			return fmt.Errorf("a node has filled what only a person may: %s", path)
 		}
 	}
 	return nil

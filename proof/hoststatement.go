@@ -65,8 +65,9 @@ func (s HostStatement) check() error {
 		return fmt.Errorf("version %d is unknown", s.V)
 	case len(s.Media) > 128 || len(s.Config) > 128 || len(s.Limits) > 64:
 		return errors.New("too many parts")
-	case s.Sanitize.Validation.Source != SourceHuman:
-		return errValidation
+	}
+	if err := s.Sanitize.checkPersons(); err != nil {
+		return err
 	}
 	if err := checkHex("nodeId", s.NodeID, nodeIDLen); err != nil {
 		return err

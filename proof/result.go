@@ -145,12 +145,12 @@ func show(f Fact) string {
 func (r *Result) JSON() ([]byte, error) { return Encode(*r) }
 
 // Text is the result for people: what passed, what is proven, and what is not.
-// Control characters of the annex are quoted.
+// Characters of the annex that do not print are quoted.
 func (r *Result) Text() string {
 	var b strings.Builder
 	line := func(format string, args ...any) {
 		for _, c := range fmt.Sprintf(format, args...) {
-			if unicode.IsControl(c) {
+			if !unicode.IsPrint(c) { // nor may it turn the direction of what follows
 				b.WriteString(strconv.QuoteRune(c))
 			} else {
 				b.WriteRune(c)

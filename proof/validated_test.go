@@ -72,3 +72,28 @@ func TestSigner(t *testing.T) {
 		}
 	}
 }
+
+// TestStatementPersons: a host's statement names no persons either.
+func TestStatementPersons(t *testing.T) {
+	annex := filledAnnex()
+	s := HostStatement{V: 1, NodeID: annex.NodeID, At: "2026-11-23T12:00:00Z", Sanitize: annex.Sanitize, CryptoErase: annex.CryptoErase,
+		Host: annex.Host, Media: annex.Media, Config: []NamedFact{}, Limits: []string{}}
+	if _, err := SignStatement(s, newPerson(t, "node").key); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []*Fact{&s.Sanitize.Performed, &s.Sanitize.Verified, &s.Sanitize.Validation} {
+		*f = Fact{"Anne", SourceConfigured}
+		if _, err := SignStatement(s, newPerson(t, "node").key); err == nil {
+			t.Error("signed a statement that names a person")
+		}
+		*f = Human()
+	}
+}
+
+// TestTextDirection: what a node writes cannot reorder what people read.
+func TestTextDirection(t *testing.T) {
+	r := Result{Kind: "lease", Facts: []Named{{"medium", "a\u202eb\u2066c\x1b[2J\nd"}}}
+	if text := r.Text(); strings.ContainsAny(text, "\u202e\u2066\x1b") || !strings.Contains(text, `a'\u202e'b'\u2066'c'\x1b'[2J'\n'd`) {
+		t.Errorf("%q", text)
+	}
+}

@@ -229,7 +229,7 @@ func evidenceAttacks() []Attack {
 		annex("validation that a node filled", "validation", func(a *proof.Annex) {
 			a.Sanitize.Validation = proof.Fact{Value: "accepted", Source: proof.SourceObserved}
 		}),
-		annex("performer whom a node names", "who performed", func(a *proof.Annex) {
+		annex("performer whom a node names", "only a person may: performedBy", func(a *proof.Annex) {
 			a.Sanitize.Performed = proof.Fact{Value: "Ann, engineer", Source: proof.SourceConfigured}
 		}),
 		annex("person's word that a node gives", "cannot have the source", func(a *proof.Annex) {
