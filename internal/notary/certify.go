@@ -202,10 +202,14 @@ func (n *Notary) bundle(ctx context.Context, id string, all []piece, newest publ
 		if err != nil {
 			return nil, err
 		}
+		// What is written is never replaced: what the log says is checked before.
+		if err := proof.VerifyInclusion(newest.point, p.index, proof.LeafHash(p.envelope), path); err != nil {
+			return nil, fmt.Errorf("record %d: %w", p.record.NodeSeq, err)
+		}
 		t := proof.TlogProof{Index: p.index, Path: path, Checkpoint: signed}
 		b.Records = append(b.Records, proof.Entry{Envelope: p.envelope, Proof: string(t.Marshal())})
 	}
-	if b.Beacons, err = n.beacons(ctx, id, all, newest.point.Size); err != nil {
+	if b.Beacons, err = n.beacons(ctx, id, all, newest.point); err != nil {
 		return nil, err
 	}
 	if b.Annex, err = n.cfg.Spool.Annex(id); err != nil && !errors.Is(err, journal.ErrNotFound) {
@@ -223,7 +227,7 @@ func (n *Notary) bundle(ctx context.Context, id string, all []piece, newest publ
 
 // beacons are the checkpoints that records name, the oldest first, with the proof
 // that the certificate's tree goes on from each.
-func (n *Notary) beacons(ctx context.Context, id string, all []piece, size uint64) ([]proof.BeaconProof, error) {
+func (n *Notary) beacons(ctx context.Context, id string, all []piece, to proof.Checkpoint) ([]proof.BeaconProof, error) {
 	notes := map[uint64][]byte{} // by their trees' sizes
 	for _, p := range all {
 		b := p.record.Beacon
@@ -241,12 +245,18 @@ func (n *Notary) beacons(ctx context.Context, id string, all []piece, size uint6
 	var out []proof.BeaconProof
 	for _, s := range slices.Sorted(maps.Keys(notes)) {
 		note := notes[s]
+		from, _, err := n.rules().OpenCheckpoint(note)
+		if err != nil {
+			return nil, fmt.Errorf("reading a beacon: %w", err)
+		}
 		var path [][32]byte
-		if s != size {
-			var err error
-			if path, err = n.cfg.Log.Consistency(ctx, s, size); err != nil {
+		if s != to.Size {
+			if path, err = n.cfg.Log.Consistency(ctx, s, to.Size); err != nil {
 				return nil, err
 			}
+		}
+		if err := proof.VerifyConsistency(from, to, path); err != nil {
+			return nil, fmt.Errorf("the beacon of %d records: %w", s, err)
 		}
 		b := proof.BeaconProof{Checkpoint: string(note)}
 		for _, h := range path {

@@ -194,6 +194,7 @@ type treeLog struct {
 	witness ed25519.PrivateKey
 	away    bool  // the witness
 	broken  error // what Add answers
+	twisted bool  // proofs of inclusion do not hold
 	hashes  []tlog.Hash
 	leaves  [][]byte
 	clock   func() time.Time
@@ -276,6 +277,9 @@ func (l *treeLog) Proof(_ context.Context, index, size uint64) (out [][32]byte, 
 	defer l.mu.Unlock()
 	p, err := tlog.ProveRecord(int64(size), int64(index), l)
 	for _, h := range p {
+		if l.twisted {
+			h[0] ^= 1
+		}
 		out = append(out, h)
 	}
 	return out, err

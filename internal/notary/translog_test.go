@@ -46,7 +46,7 @@ func TestRealLog(t *testing.T) {
 	defer func() { w.stop(); w.stop = func() {} }()
 	// One lease is open while there is a beacon, the others as fast as they come.
 	w.enrol()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := w.n.wait(ctx, func() (bool, error) { return w.n.Beacon() != nil, nil }); err != nil {
 		t.Fatalf("waiting for a beacon: %v: %s", err, w.n.lastError())
