@@ -235,7 +235,7 @@ func (n *fakeNode) Drive(_ context.Context, name string) (node.Drive, error) {
 func (n *fakeNode) Status() node.Status {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	s := node.Status{NodeID: "n1", StartedAt: time.Unix(1e9, 0), Ready: n.engine, Engine: ipc.Hello{EngineID: "e1", Version: "v9", Generation: 2, Slots: 1024, MaxConns: 128},
+	s := node.Status{NodeID: "n1", StartedAt: time.Unix(1e9, 0), Ready: n.engine, Engine: ipc.Hello{EngineID: "e1", Version: "v9", Generation: 2, Slots: 1024, MaxConns: 128, Shares: "this build clears no heap"},
 		Leases: map[lease.State]int{lease.Open: 2}, Drives: 1, CapacityBytes: 100 << 26, FreeBytes: 68 << 26}
 	if !n.engine {
 		s.ReadyWhy = "there is no engine"

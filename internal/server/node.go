@@ -68,6 +68,9 @@ func (h nodes) Status(ctx context.Context, _ *vacatev1.NodeServiceStatusRequest)
 		res.Engine = &vacatev1.Engine{Pid: int32(e.PID), Id: e.EngineID, KeeperId: e.KeeperID, BootId: e.BootID, KeyStore: e.KeyStore,
 			Buffers: e.Buffers, Cipher: e.Cipher, MaxConnections: uint32(e.MaxConns), MaxLeases: uint32(e.Slots),
 			Version: e.Version, Generation: e.Generation, Sandbox: e.Sandbox}
+		if e.Shares != "" {
+			res.Warnings = append(res.Warnings, "tenants' shares of keys are refused: "+e.Shares)
+		}
 		res.Connections = uint32(stats.Connections)
 	}
 	return res, nil
