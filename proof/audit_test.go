@@ -232,6 +232,11 @@ func TestAudit(t *testing.T) {
 			}
 			h.log(r)
 		}},
+		{"key that was released and is claimed", []string{proof.FindBinding}, func(h *history) {
+			l := h.opens("a", 0, 5)
+			h.log(proof.Record{Type: proof.KeyReleased, NodeID: prooftest.Node1, LeaseID: id("a"), OpenSeq: l.Record.NodeSeq})
+			h.closes("a")
+		}},
 		{"CLOSE by another node", []string{proof.FindBinding}, func(h *history) {
 			h.opens("a", 0, 5)
 			r := h.closing("a")

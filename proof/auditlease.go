@@ -14,6 +14,7 @@ type openLease struct {
 	index uint64  // of the OPEN
 	space []Space // that it has now
 	taken []taken // extents that other leases were given meanwhile, at most maxTaken
+	freed uint64  // the leaf with which its key was released, 0 if it was not
 	boot  string  // on which its key was generated, "" if nobody observed it
 }
 
@@ -88,8 +89,8 @@ func (a *Auditor) bound(index uint64, r *Record, l *openLease) bool {
 }
 
 func (a *Auditor) released(index uint64, r *Record) {
-	if l := a.leaseOf(index, r); l != nil {
-		a.bound(index, r, l)
+	if l := a.leaseOf(index, r); l != nil && a.bound(index, r, l) {
+		l.freed = index
 	}
 }
 
@@ -113,6 +114,9 @@ func (a *Auditor) closed(index uint64, r *Record) {
 	}
 	if !sameSpace(r.Space, l.space) {
 		a.about(index, r, FindBinding, "lease %s closes with another space than it had", r.LeaseID)
+	}
+	if l.freed > 0 && slices.Contains(r.Claims, ClaimKeyCommitted) {
+		a.about(index, r, FindBinding, "it claims that the node is committed to the key of lease %s, which was released with leaf %d", r.LeaseID, l.freed)
 	}
 	if e, ok := r.Event(EventKeyDestroyed); ok && l.boot != "" && e.BootID != l.boot {
 		a.about(index, r, FindBinding, "the key of lease %s was made on boot %s, and cannot have been destroyed on %s", r.LeaseID, l.boot, e.BootID)

@@ -1,6 +1,7 @@
 package proof_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -71,6 +72,23 @@ func TestBeaconLeftOut(t *testing.T) {
 	}
 	if res.Times[0].NotBefore != "" || res.Times[1].NotBefore == "" {
 		t.Errorf("times %+v", res.Times)
+	}
+}
+
+// TestRevealStripped: a key that the tenant was given convicts nobody, though the
+// tenant leaves the record of that out of the bundle; nor does that of a lost node.
+func TestRevealStripped(t *testing.T) {
+	c := prooftest.Tell(prooftest.Story{Released: true})
+	c.Bundle.Records = append(c.Bundle.Records[:1], c.Bundle.Records[2:]...)
+	lost := prooftest.Tell(prooftest.Story{Lost: true})
+	for want, c := range map[string]*prooftest.Certificate{"does not claim key_committed": c, "unless the log has a KEY_RELEASED": lost} {
+		res, err := proof.Verify(c.Bytes(), c.Policy, proof.Options{Opened: c.Receipt, RevealedKey: c.Key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.Violated != "" || !strings.Contains(res.Text(), want) {
+			t.Errorf("violated %q; the text does not say %q:\n%s", res.Violated, want, res.Text())
+		}
 	}
 }
 

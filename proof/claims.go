@@ -218,7 +218,9 @@ func (v *verifier) scanned() bool {
 	return true
 }
 
-// reveal judges a key that turned up.
+// reveal judges a key that turned up. Whoever made the bundle may have left a
+// KEY_RELEASED out of it: so the node's own word counts, that it was still committed
+// to the key when the lease ended.
 func (v *verifier) reveal() {
 	key := v.options.RevealedKey
 	open := &v.records[0]
@@ -242,6 +244,10 @@ func (v *verifier) reveal() {
 		v.fact("revealed key", "it is the key of this lease, which was released to the tenant: it convicts nobody")
 	case open.KeyMode == ModeTenant:
 		v.fact("revealed key", "it is the key of this lease, which the tenant had made: it convicts nobody")
+	case v.last().Type == NodeLost:
+		v.fact("revealed key", "it is the key of this lease, whose node is lost: it convicts the provider unless the log has a KEY_RELEASED of the lease, which an audit of the log shows")
+	case !slices.Contains(v.last().Claims, ClaimKeyCommitted):
+		v.fact("revealed key", "it is the key of this lease, whose CLOSE does not claim key_committed, as where the key was released: it convicts nobody")
 	default:
 		v.result.Violated = fmt.Sprintf("provider provably violated: the key that was revealed is the one of lease %s, which %s %d says is gone (%s)",
 			open.LeaseID, v.last().Type, v.last().NodeSeq, v.result.Result)

@@ -17,11 +17,20 @@ func (v *verifier) times() (string, error) {
 		return "", err
 	}
 	proven := 0
+	var since time.Time // the latest time before which a record was not there that the log has until here
 	for i := range v.records {
 		l := &v.records[i]
 		l.to = v.notAfter(i)
-		if !l.from.IsZero() && !l.to.IsZero() && l.to.Before(l.from) {
+		if l.from.After(since) {
+			since = l.from
+		}
+		switch {
+		case l.to.IsZero() || !l.to.Before(since):
+		case l.to.Before(l.from):
 			return "", fmt.Errorf("%s: witnesses saw it at %s, before its beacon at %s", v.name(i), FormatTime(l.to), FormatTime(l.from))
+		default:
+			return "", fmt.Errorf("%s: witnesses saw it at %s, before the beacon of a record that stands before it in the log, at %s",
+				v.name(i), FormatTime(l.to), FormatTime(since))
 		}
 		for _, k := range l.signers {
 			if err := validAt(k, l.to); err != nil {

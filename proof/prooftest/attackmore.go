@@ -69,6 +69,11 @@ func bindingAttacks() []Attack {
 			}
 		}}, nil),
 		end("gap of nodeSeq that the log has no room for", "a gap", func(r *proof.Record) { r.NodeSeq, r.PrevHash = 9, strings.Repeat("1", 64) }),
+		on("gap of nodeSeq without one in the chain", step, "which is not the one before it", Story{Between: 3, Record: func(_ *World, r *proof.Record) {
+			if r.Type == proof.CLOSE {
+				r.NodeSeq += 2
+			}
+		}}, nil),
 		rollback(),
 		end("prevHash mismatch", "prevHash", func(r *proof.Record) { r.PrevHash = strings.Repeat("1", 64) }),
 		on("NODE_LOST of another node", step, "it is of node", Story{Lost: true, Record: lost(func(l *proof.LostNode) { l.NodeID = Node2 })}, nil),
@@ -159,6 +164,24 @@ func timeAttacks() []Attack {
 			for i := range c.Bundle.Records {
 				c.Bundle.Records[i].Proof = c.World.Proof(c.Records[i].Index, 7, note)
 			}
+		}),
+		on("witnesses before the beacon of an earlier record", step, "before the beacon of a record", record(proof.CLOSE, func(r *proof.Record) {
+			r.Beacon = nil
+		}), func(c *Certificate) {
+			text := c.World.Text(7)
+			note := text + "\n" + NoteLine(Origin, 1, Key("log"), text, time.Time{})
+			for _, name := range Witnesses {
+				note += NoteLine(name, 4, Key(name), text, Time(3))
+			}
+			c.Bundle.Beacons = c.Bundle.Beacons[:1]
+			c.Bundle.Records[1].Proof = c.World.Proof(c.Records[1].Index, 7, note)
+		}),
+		on("beacon of a tree that has the record itself", step, "which has the record itself", Story{Record: func(_ *World, r *proof.Record) {
+			if r.Type == proof.CLOSE {
+				r.Beacon = otherHistory().Beacon(7)
+			}
+		}}, func(c *Certificate) {
+			c.Bundle.Beacons[1].Checkpoint = otherHistory().Checkpoint(7, Witnesses...)
 		}),
 		events("key destroyed before the gate was shut", "comes before", func(e []proof.Event) { e[2].MonotonicNs = 9 }),
 		events("gate shut before there was a key", "comes before", func(e []proof.Event) { e[1].MonotonicNs = 4 }),

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -145,6 +146,7 @@ func extents(space []spaceJSON) map[string]bool {
 
 // times checks that nothing happens before what it comes after.
 func (v *verifier) times() error {
+	var since time.Time
 	for i := range v.records {
 		r := &v.records[i]
 		if r.Beacon != nil && r.Beacon.Origin == r.head.Origin && r.Beacon.Size > r.index {
@@ -159,8 +161,11 @@ func (v *verifier) times() error {
 				r.to = h.quorumAt
 			}
 		}
-		if !r.from.IsZero() && !r.to.IsZero() && r.to.Before(r.from) {
-			return errors.New("witnesses saw a record before its beacon")
+		if r.from.After(since) {
+			since = r.from
+		}
+		if !r.to.IsZero() && r.to.Before(since) {
+			return errors.New("witnesses saw a record before its beacon, or before that of one that is before it")
 		}
 		for _, k := range r.signers {
 			if !k.to.IsZero() && (r.to.IsZero() || r.to.After(k.to)) || !k.from.IsZero() && !r.to.IsZero() && r.to.Before(k.from) {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"vacate/proof"
@@ -24,7 +26,23 @@ func TestGood(t *testing.T) {
 	}
 }
 
-// TestBad: both refuse every bad one.
+// parts are those of the second verifier that may refuse what fails at a step of the
+// documents, as its errors begin.
+var parts = map[proof.Step][]string{
+	proof.StepParse:     {"policy: ", "bundle: ", "the bundle ", "record ", "part 0: "},
+	proof.StepSigned:    {"record "},
+	proof.StepLeaf:      {"record "},
+	proof.StepLog:       {"record ", "part 0: "},
+	proof.StepWitnessed: {"record ", "part 0: "},
+	proof.StepIncluded:  {"record "},
+	proof.StepBound:     {"part 1: ", "the certificate is of another OPEN"},
+	proof.StepTime:      {"part 0: ", "part 2: "},
+	proof.StepAnnex:     {"part 3: ", "part 4: "},
+	proof.StepMeasured:  {"part 5: "},
+	proof.StepClaims:    {"part 6: "},
+}
+
+// TestBad: both refuse every bad one, and the second for what is wrong with it.
 func TestBad(t *testing.T) {
 	for _, a := range prooftest.Attacks() {
 		var opened []byte
@@ -34,8 +52,11 @@ func TestBad(t *testing.T) {
 		if _, err := proof.Verify(a.Bundle, a.Policy, proof.Options{Opened: a.Receipt}); err == nil {
 			t.Errorf("%s: package proof takes it", a.Name)
 		}
-		if err := second.Verify(a.Bundle, a.Policy, opened); err == nil {
+		err := second.Verify(a.Bundle, a.Policy, opened)
+		if err == nil {
 			t.Errorf("%s: it is taken", a.Name)
+		} else if !slices.ContainsFunc(parts[a.Step], func(p string) bool { return strings.HasPrefix(err.Error(), p) }) {
+			t.Errorf("%s: it is refused with %q, which is not of step %d", a.Name, err, a.Step)
 		}
 	}
 }
