@@ -25,6 +25,10 @@ import (
 // lostMark is in what the hunt says of a record that the log does not have.
 const lostMark = "is not in the log"
 
+// settleTime is how long the daemon may take, once it is left alone, to bring what waits
+// into its log, and again to publish it.
+const settleTime = 30 * time.Second
+
 type spoolHunt struct {
 	*world
 	workers int
@@ -126,19 +130,22 @@ func (h *spoolHunt) settle() error {
 		if st.GetSpool() == 0 {
 			break
 		}
-		if time.Since(start) > 30*time.Second {
+		if time.Since(start) > settleTime {
 			return fmt.Errorf("a record %s: %d wait for it, and the daemon says: %s", lostMark, st.GetSpool(), st.GetLastError())
 		}
 	}
-	time.Sleep(2 * time.Second) // a checkpoint that has all of it comes in a fraction of that
-	records, err := h.records()
-	if err != nil {
-		return err
+	for start := time.Now(); ; time.Sleep(100 * time.Millisecond) { // for a checkpoint that has all of it
+		records, err := h.records()
+		if err != nil {
+			return err
+		}
+		if err = h.account(records); err == nil {
+			return h.certified()
+		}
+		if time.Since(start) > settleTime {
+			return err
+		}
 	}
-	if err := h.account(records); err != nil {
-		return err
-	}
-	return h.certified()
 }
 
 // certified waits for the certificate of every lease that has ended.
