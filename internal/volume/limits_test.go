@@ -195,8 +195,8 @@ func TestLimitsHold(t *testing.T) {
 		for _, pending := range []bool{false, true} {
 			t.Run(tt.name, func(t *testing.T) {
 				share := 0.0
-				for try := 0; share < 0.9; try++ {
-					if try == 10 {
+				for began, try := time.Now(), 0; share < 0.9; try++ {
+					if try >= 10 && time.Since(began) > 30*time.Second {
 						t.Fatalf("%.3f of the limit, at best of %d tries", share, try)
 					}
 					share = max(share, tt.run(t, 150*time.Millisecond, pending))
@@ -239,8 +239,21 @@ func TestLimitsLeaveFlushes(t *testing.T) {
 func slackOf(rate float64) float64 { return rate * 0.010 }
 
 // TestLimitsAreShared: two queues of a volume have its limit together, and about
-// half of it each.
+// half of it each, where the machine lets both run.
 func TestLimitsAreShared(t *testing.T) {
+	for try := 1; ; try++ {
+		first, second := shareLimit(t)
+		if first >= second/2 && second >= first/2 {
+			return
+		}
+		if try == 20 {
+			t.Fatalf("%d requests on one queue, %d on the other, at the last of %d tries", first, second, try)
+		}
+	}
+}
+
+// shareLimit returns how many requests each of two queues of a volume had done.
+func shareLimit(t *testing.T) (first, second int) {
 	v := newLease(t, newRAM(4<<20), 1).Volume
 	one, two := newClient(t, v, blk.OpRead, 4096, 16), newClient(t, v, blk.OpRead, 64<<10, 2)
 	v.SetLimits(volume.Limits{IOPS: 4000, IOPSBurst: 1})
@@ -256,11 +269,10 @@ func TestLimitsAreShared(t *testing.T) {
 	if sum := float64(one.done + two.done); sum > 4000*(took+0.020)+20 {
 		t.Errorf("%v requests in %.3f s", sum, took)
 	}
-	if one.done < two.done/2 || two.done < one.done/2 {
-		t.Errorf("%d requests on one queue, %d on the other", one.done, two.done)
-	}
+	first, second = one.done, two.done
 	one.finish(t, v)
 	two.finish(t, v)
+	return first, second
 }
 
 // TestLimitsChangeWhileWaiting: who waits in Reap for a time that is far away is
@@ -279,7 +291,7 @@ func TestLimitsChangeWhileWaiting(t *testing.T) {
 	for c.done < 3 {
 		c.q.Reap(true)
 	}
-	if took := time.Since(began); took < 4*time.Millisecond || took > 10*time.Second {
+	if took := time.Since(began); took < 4*time.Millisecond || took > time.Minute {
 		t.Errorf("the wait ended after %v", took)
 	}
 	closeAll(t, c.q)
@@ -299,8 +311,8 @@ func TestLimitsChangeAgain(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 		v.SetLimits(volume.Limits{IOPS: 10, IOPSBurst: 1, Bytes: 1<<40 + i})
-		if time.Since(began) > 10*time.Second {
-			t.Fatalf("%d requests in 10 s, at 10/s", one.done+two.done)
+		if time.Since(began) > time.Minute {
+			t.Fatalf("%d requests in a minute, at 10/s", one.done+two.done)
 		}
 	}
 	if took := time.Since(began); took < 900*time.Millisecond {
@@ -315,7 +327,7 @@ func TestLimitsChangeAgain(t *testing.T) {
 func TestL1ShutWhileLimited(t *testing.T) {
 	d := &counting{Device: newRAM(4 << 20)}
 	l := newLease(t, d, 1)
-	l.SetLimits(volume.Limits{IOPS: 1, IOPSBurst: 1})
+	l.SetLimits(volume.Limits{Bytes: 1, BytesBurst: 1}) // the second's time comes in an hour
 	c := newClient(t, l.Volume, blk.OpWrite, blk.BlockSize, 3)
 	for i := range c.rs {
 		c.rs[i].Off = int64(i) * blk.BlockSize
@@ -330,7 +342,7 @@ func TestL1ShutWhileLimited(t *testing.T) {
 	for c.done < 3 {
 		c.q.Reap(true)
 	}
-	if took := time.Since(began); took > 900*time.Millisecond {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("the wait ended after %v", took)
 	}
 	if !drained(l.Volume) || d.ops.Load() != 1 {

@@ -208,8 +208,8 @@ func stop(t testing.TB, s *Server) {
 	go func() { s.Wait(); close(ended) }()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
-		t.Fatal("the server did not end within 10 s of Close")
+	case <-time.After(time.Minute):
+		t.Fatal("the server did not end within a minute of Close")
 	}
 	if n := s.Stats().Connections; n != 0 {
 		t.Errorf("%d connections after Wait, want 0", n)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"syscall"
 	"testing"
@@ -112,7 +113,11 @@ func TestResize(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ours.Close()
+	channel, err := net.FileConn(ours)
+	if err = errors.Join(err, ours.Close()); err != nil {
+		t.Fatal(err)
+	}
+	defer channel.Close()
 	fd, err := sys.Descriptor(theirs)
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +136,10 @@ func TestResize(t *testing.T) {
 		f.ask(reqGetFeatures, nil)
 	}
 	b := make([]byte, 64)
-	n, err := ours.Read(b)
+	if err := channel.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	n, err := channel.Read(b)
 	if err != nil || !bytes.Equal(b[:n], raw(backendConfigChange, flagsVersion, nil)) {
 		t.Errorf("the channel has % x, %v", b[:n], err)
 	}

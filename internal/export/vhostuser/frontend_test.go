@@ -95,7 +95,7 @@ func (f *frontend) receive() reply {
 }
 
 func (f *frontend) tryReceive() (r reply, err error) {
-	if err := f.conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := f.conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		return r, err
 	}
 	b, oob := make([]byte, headerSize), make([]byte, 64)

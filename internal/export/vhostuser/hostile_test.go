@@ -367,7 +367,7 @@ func (f *frontend) trySend(b []byte, files []int) error {
 	if len(files) > 0 {
 		oob = syscall.UnixRights(files...)
 	}
-	if err := f.conn.SetWriteDeadline(time.Now().Add(2 * time.Second)); err != nil {
+	if err := f.conn.SetWriteDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		return err
 	}
 	_, _, err := f.conn.WriteMsgUnix(b, oob, nil)
