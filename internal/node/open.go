@@ -380,6 +380,10 @@ func (n *Node) makeKey(l lease.Lease, sealed string) (ipc.LeaseOpened, error) {
 	if cerr := closeAll(listeners); err == nil {
 		err = cerr
 	}
+	if c := codeOf(err); req.Share != nil && (c == ipc.CodeNotFound || c == ipc.CodeInvalid) {
+		err = &Error{Kind: Refused, Object: l.ID, Text: "nothing was opened with the tenant's share", Err: err,
+			Next: "prepare another lease, and have the tenant make another share: `vacate lease prepare`"}
+	}
 	if err == nil && (opened.KeyCommit == "" || opened.KeyMode != l.Proof.KeyMode) {
 		err = fmt.Errorf("the engine made a key of mode %q, committed to by %q", opened.KeyMode, opened.KeyCommit)
 	}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -237,6 +238,30 @@ func (e noShares) Hello(ctx context.Context) (ipc.Hello, error) {
 	h, err := e.Engine.Hello(ctx)
 	h.Shares = "built without runtime/secret"
 	return h, err
+}
+
+// TestSpentShare: who comes too late with a share is told what to do, and nothing is
+// open.
+func TestSpentShare(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.edit = func(c *Config) { c.Engine = spentShares{w.e} }
+		w.up()
+		_, err := w.n.Open(w.ctx, OpenRequest{SizeBytes: mib, Prepared: "abcdefghijklmnop", Sealed: "half"})
+		if e := kind(t, err, Refused); !strings.Contains(e.Next, "vacate lease prepare") || strings.Count(err.Error(), "was not prepared") != 1 {
+			t.Error(err)
+		}
+		synctest.Wait()
+		for _, l := range w.n.List(false) {
+			t.Errorf("there is a lease %+v", l)
+		}
+	})
+}
+
+// spentShares is an engine that knows no prepared lease.
+type spentShares struct{ *nodesim.Engine }
+
+func (spentShares) OpenLease(context.Context, ipc.LeaseOpenRequest, ...*os.File) (ipc.LeaseOpened, error) {
+	return ipc.LeaseOpened{}, &ipc.RemoteError{Code: ipc.CodeNotFound, Text: "lease was not prepared"}
 }
 
 // TestEraseBy: a lease that was promised to be erased by a time is, whichever way
