@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"vacate/internal/lease"
@@ -170,7 +171,7 @@ func clip(s string) string {
 	const most = 1024
 	s = printable(s)
 	if len(s) > most {
-		s = printable(s[:most-4]) + "…"
+		s = strings.ToValidUTF8(s[:most-len("…")], "") + "…" // no half of a character
 	}
 	return s
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"unicode/utf8"
 
 	"vacate/proof"
 )
@@ -103,6 +104,7 @@ func TestThisMachine(t *testing.T) {
 
 func FuzzReadHost(f *testing.F) {
 	f.Add("init_on_free=1", "HugePages_Total: 1\nHugepagesize: 2 kB", "[a] b", "head\n")
+	f.Add("x", "", "x"+strings.Repeat("€", 400), "") // a character that the bound cuts in two
 	f.Add("\xff\x00", "\x1b[31m", "[", "\n\n")
 	f.Fuzz(func(t *testing.T, cmdline, meminfo, chosen, swaps string) {
 		h := ReadHost(fstest.MapFS{
@@ -116,4 +118,16 @@ func FuzzReadHost(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestClip: whatever is cut off a text, what is left is one, within a fact's bounds.
+func TestClip(t *testing.T) {
+	for _, unit := range []string{"a", "é", "€", "𝄞", "\xff", "\x1b"} {
+		for before := range 5 {
+			got := clip(strings.Repeat("x", before) + strings.Repeat(unit, 1100))
+			if len(got) > 1024 || len(got) < 1016 || !utf8.ValidString(got) || !strings.HasSuffix(got, "…") {
+				t.Errorf("%d and %q: %d bytes, …%q", before, unit, len(got), got[len(got)-10:])
+			}
+		}
+	}
 }
