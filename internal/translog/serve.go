@@ -39,6 +39,7 @@ type ServeConfig struct {
 // Bounds of the server.
 const (
 	maxAdding   = 128  // requests of nodes that add at the same time
+	maxOfNode   = 4    // and of one node, of these: it could let each take as long as may be
 	maxConns    = 4096 // connections of an address
 	readTimeout = 30 * time.Second
 	idleTimeout = 2 * time.Minute
@@ -140,7 +141,7 @@ func serverTLS(cfg ServeConfig) (*tls.Config, error) {
 
 // adding serves readers, and nodes that add.
 func adding(l *Log) http.Handler {
-	room := make(chan struct{}, maxAdding)
+	room := &room{of: map[string]int{}}
 	mux := http.NewServeMux()
 	mux.Handle("/", l.Handler())
 	mux.HandleFunc("POST "+addPath, func(w http.ResponseWriter, r *http.Request) {
@@ -148,17 +149,44 @@ func adding(l *Log) http.Handler {
 			reply(w, http.StatusForbidden, answer{V: wireV, Code: codeForbidden, Text: "show a client's certificate"})
 			return
 		}
-		select {
-		case room <- struct{}{}:
-			defer func() { <-room }()
-			status, a := add(l, w, r)
-			reply(w, status, a)
-		default:
+		node := r.TLS.VerifiedChains[0][0].Subject.CommonName
+		if !room.enter(node) {
 			w.Header().Set("Retry-After", "1")
-			reply(w, http.StatusServiceUnavailable, answer{V: wireV, Code: codeBusy, Text: "too many nodes add records: try again"})
+			reply(w, http.StatusServiceUnavailable, answer{V: wireV, Code: codeBusy, Text: "too many requests add records: try again"})
+			return
 		}
+		defer room.leave(node)
+		status, a := add(l, node, w, r)
+		reply(w, status, a)
 	})
 	return mux
+}
+
+// A room counts the requests that add.
+type room struct {
+	mu  sync.Mutex
+	all int
+	of  map[string]int // node: its own
+}
+
+func (m *room) enter(node string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.all == maxAdding || m.of[node] == maxOfNode {
+		return false
+	}
+	m.all++
+	m.of[node]++
+	return true
+}
+
+func (m *room) leave(node string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.all--
+	if m.of[node]--; m.of[node] == 0 {
+		delete(m.of, node)
+	}
 }
 
 func reply(w http.ResponseWriter, status int, a answer) {
@@ -173,9 +201,8 @@ func reply(w http.ResponseWriter, status int, a answer) {
 	w.Write(raw) //nolint:errcheck // the node has gone, and asks again
 }
 
-// add serves one request that adds, of who has shown a certificate.
-func add(l *Log, w http.ResponseWriter, r *http.Request) (int, answer) {
-	node := r.TLS.VerifiedChains[0][0].Subject.CommonName
+// add serves one request that adds, of the node whose certificate was shown.
+func add(l *Log, node string, w http.ResponseWriter, r *http.Request) (int, answer) {
 	malformed := func(err error) (int, answer) {
 		return http.StatusBadRequest, answer{V: wireV, Code: codeMalformed, Text: err.Error()}
 	}
@@ -216,7 +243,12 @@ type pinned struct {
 	mu   sync.Mutex
 	read *proof.Policy
 	info os.FileInfo // of the file that was read
+	at   time.Time   // when it was
 }
+
+// A file that changed so shortly before it was read may change again, and show the
+// same time.
+const timeOfFiles = time.Second
 
 // policy returns the policy as the file has it now.
 func (p *pinned) policy() (*proof.Policy, error) {
@@ -226,9 +258,11 @@ func (p *pinned) policy() (*proof.Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the policy: %w", err)
 	}
-	if p.read != nil && os.SameFile(info, p.info) && info.ModTime().Equal(p.info.ModTime()) && info.Size() == p.info.Size() {
+	if p.read != nil && os.SameFile(info, p.info) && info.ModTime().Equal(p.info.ModTime()) && info.Size() == p.info.Size() &&
+		p.info.ModTime().Before(p.at.Add(-timeOfFiles)) {
 		return p.read, nil
 	}
+	at := time.Now()
 	f, err := os.Open(p.file)
 	if err != nil {
 		return nil, fmt.Errorf("reading the policy: %w", err)
@@ -242,7 +276,7 @@ func (p *pinned) policy() (*proof.Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the policy %s: %w", p.file, err)
 	}
-	p.read, p.info = read, info
+	p.read, p.info, p.at = read, info, at
 	return read, nil
 }
 

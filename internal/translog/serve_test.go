@@ -225,6 +225,52 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// TestPolicyAtOnce: a change of the policy is seen that shows neither in its file's time
+// nor in its size.
+func TestPolicyAtOnce(t *testing.T) {
+	f := serve(t, t.TempDir(), nodeLine(t, 1, "- 2920-01-01T00:00:00Z"))
+	one := f.client(t, nodeID(1))
+	mustAdd(t, one, leaf(t, 1, 1, 0))
+	info, err := os.Stat(f.policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.writePolicy(t, nodeLine(t, 1, "- 2020-01-01T00:00:00Z"))
+	if err := os.Chtimes(f.policy, info.ModTime(), info.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = one.Add(t.Context(), []Leaf{leaf(t, 1, 2, 0)})
+	if late := time.Since(info.ModTime()) > timeOfFiles; !errors.Is(err, ErrRefused) && !late { // a machine that slept has read it as settled
+		t.Errorf("a key that has just ended: %v", err)
+	}
+}
+
+// TestSlowNode: a node that never ends its requests holds up nobody but itself.
+func TestSlowNode(t *testing.T) {
+	f := serve(t, t.TempDir(), nodeLine(t, 1, "- -")+nodeLine(t, 2, "- -"))
+	one, two := f.client(t, nodeID(1)), f.client(t, nodeID(2))
+	for range maxOfNode {
+		body, hold := io.Pipe()
+		t.Cleanup(func() { hold.Close() })
+		go func() {
+			resp, err := one.http.Post("https://"+f.secure+addPath, addType, body)
+			if err == nil {
+				resp.Body.Close()
+			}
+		}()
+	}
+	for seq := uint64(1); ; seq++ { // until all of them are there
+		_, err := one.Add(t.Context(), []Leaf{leaf(t, 1, seq, 0)})
+		if err != nil {
+			if !strings.Contains(err.Error(), codeBusy) {
+				t.Errorf("one request more than a node may have: %v", err)
+			}
+			break
+		}
+	}
+	mustAdd(t, two, leaf(t, 2, 1, 0))
+}
+
 // resign signs the payload of an envelope with the key of another node.
 func resign(t testing.TB, envelope []byte, n byte) []byte {
 	t.Helper()
