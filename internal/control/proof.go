@@ -113,7 +113,7 @@ func (p *process) openProof(store journal.Store) (_ *prover, err error) {
 		return nil, err
 	}
 	pr.Notary, err = notary.New(notary.Config{Spool: spool, Append: app.Append, Keys: pr.keys, Log: pr.log, Trust: trust, Quoter: quoter, BootID: hex.EncodeToString(boot[:]),
-		Dir: p.cfg.CertificatesDir(), Keep: p.cfg.Certificates.Keep, SpoolMax: p.cfg.Proof.SpoolMax, Logs: p.log})
+		Dir: p.cfg.CertificatesDir(), Keep: p.cfg.Certificates.Keep, SpoolMax: p.cfg.Proof.SpoolMax, Renewed: pr.writePolicy, Logs: p.log})
 	if err != nil {
 		return nil, err
 	}
@@ -267,15 +267,14 @@ func (pr *prover) openPolicy(path string) (err error) {
 		return fmt.Errorf("writing the policy: %w", err)
 	}
 	pr.end = append(pr.end, pr.policy.Close)
-	return pr.writePolicy()
+	return pr.writePolicy(pr.Notary.Policy())
 }
 
 // writePolicy brings the file of --dev up to date.
-func (pr *prover) writePolicy() error {
+func (pr *prover) writePolicy(b []byte) error {
 	if pr.policy == nil {
 		return nil
 	}
-	b := pr.Notary.Policy()
 	have := make([]byte, len(b)+1)
 	if n, _ := pr.policy.ReadAt(have, 0); bytes.Equal(have[:n], b) {
 		return nil

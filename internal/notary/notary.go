@@ -73,6 +73,10 @@ type Config struct {
 	// SpoolMax is how many records may wait for the log before [Notary.Full].
 	SpoolMax int // 16384
 
+	// Renewed is told of a policy that is other than before, one call at a time; nil:
+	// nobody is.
+	Renewed func(policy []byte) error
+
 	Clock func() time.Time
 	Logs  *slog.Logger
 }

@@ -198,6 +198,8 @@ func TestRotationInTheMiddle(t *testing.T) {
 		}
 		if after := string(w.n.Policy()); strings.Contains(string(before), next) || !strings.Contains(after, next) || !strings.Contains(after, old) {
 			t.Errorf("policies: before\n%s\nafter\n%s", before, after)
+		} else if w.renewed != after {
+			t.Errorf("told of the policy\n%s\nwhich is\n%s", w.renewed, after)
 		}
 	}
 }

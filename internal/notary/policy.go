@@ -37,6 +37,7 @@ func (n *Notary) rules() *proof.Policy {
 	return n.policy
 }
 
+// renewPolicy makes the policy anew of the keys as they are. REQUIRES: signing is held.
 func (n *Notary) renewPolicy() error {
 	p, err := n.makePolicy()
 	if err != nil {
@@ -46,7 +47,10 @@ func (n *Notary) renewPolicy() error {
 	n.policy = p
 	n.mu.Unlock()
 	n.changed()
-	return nil
+	if n.cfg.Renewed == nil {
+		return nil
+	}
+	return n.cfg.Renewed(p.Marshal())
 }
 
 // makePolicy writes down whom a tenant has to trust.

@@ -30,6 +30,8 @@ type world struct {
 	now   time.Time
 	stop  func()
 
+	renewed string // the newest policy that the notary told of
+
 	quoter *machine         // nil: records are not quoted
 	boot   string           // "": that of the records
 	ak     *proof.PublicKey // that the policy pins; nil: the quoter's
@@ -68,6 +70,7 @@ func (w *world) start() {
 	}
 	c := Config{Spool: w.spool, Append: w.spool.append, Keys: w.keys, Log: w.log, Trust: trust,
 		Dir: filepath.Join(w.dir, "certificates"), Clock: func() time.Time { return w.now }, SpoolMax: 8,
+		Renewed: func(policy []byte) error { w.renewed = string(policy); return nil },
 		Logs: slog.New(slog.NewTextHandler(w.t.Output(), nil))}
 	if w.quoter != nil {
 		w.measure(&c)
