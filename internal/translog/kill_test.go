@@ -95,7 +95,7 @@ func TestKill(t *testing.T) {
 	index := filepath.Join(dir, indexFile)
 	where := map[string]uint64{}
 	var old []byte
-	for range kills {
+	for kill := range kills {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), childEnv+"="+dir)
 		out, err := cmd.StdoutPipe()
@@ -105,9 +105,18 @@ func TestKill(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		killed := time.AfterFunc(time.Duration(20+r.IntN(500))*time.Millisecond, func() { cmd.Process.Kill() })
+		var killed *time.Timer
+		soon := func() {
+			if killed == nil {
+				killed = time.AfterFunc(time.Duration(20+r.IntN(500))*time.Millisecond, func() { cmd.Process.Kill() })
+			}
+		}
+		if kill%3 > 0 { // else it is left until it has added something, however slow the machine is
+			soon()
+		}
 		lines := bufio.NewScanner(out)
 		for lines.Scan() {
+			soon()
 			var n byte
 			var seq, at uint64
 			if _, err := fmt.Sscanf(lines.Text(), "at %d %d %d .", &n, &seq, &at); err != nil {
@@ -121,6 +130,9 @@ func TestKill(t *testing.T) {
 				t.Fatalf("record %d of node %d was at %d and is at %d", seq, n, was, at)
 			}
 			where[key] = at
+		}
+		if killed == nil {
+			t.Fatal("the child ended by itself")
 		}
 		killed.Stop()
 		cmd.Wait() //nolint:errcheck // it was killed

@@ -61,9 +61,17 @@ func TestKill(t *testing.T) {
 	evil.signer = good.signer
 	dir := t.TempDir()
 	largest, taken := int64(0), [2]int{}
-	for range kills {
+	for kill := range kills {
 		url, cmd := startChild(t, dir, good.vkey)
-		killed := time.AfterFunc(time.Duration(r.IntN(60))*time.Millisecond, func() { cmd.Process.Kill() })
+		var killed *time.Timer
+		soon := func() {
+			if killed == nil {
+				killed = time.AfterFunc(time.Duration(r.IntN(60))*time.Millisecond, func() { cmd.Process.Kill() })
+			}
+		}
+		if kill%2 == 0 { // else it is left until it has cosigned something, however slow the machine is
+			soon()
+		}
 		from := int64(r.IntN(2)) * largest // sometimes it does not know
 		for i := 0; ; i++ {
 			l := []*testLog{good, evil}[i%2]
@@ -84,6 +92,7 @@ func TestKill(t *testing.T) {
 				}
 				taken[i%2]++
 				from, largest = to, to
+				soon()
 			case resp.StatusCode == 409 && resp.Header.Get("Content-Type") == sizeType:
 				if from, err = strconv.ParseInt(strings.TrimSpace(string(body)), 10, 64); err != nil || from < largest {
 					t.Fatalf("the witness has %q, and cosigned %d", body, largest)
@@ -91,6 +100,9 @@ func TestKill(t *testing.T) {
 			case resp.StatusCode != 422 && resp.StatusCode != 409:
 				t.Fatalf("%s %s", resp.Status, body)
 			}
+		}
+		if killed == nil {
+			t.Fatal("the child ended by itself")
 		}
 		killed.Stop()
 		cmd.Wait() //nolint:errcheck // it was killed
