@@ -107,7 +107,7 @@ func (t *TPM) Close() error {
 // Send carries out one command; it is for go-tpm. REQUIRES: t.mu.
 func (t *TPM) Send(command []byte) ([]byte, error) {
 	if t.broken != nil {
-		return nil, fmt.Errorf("the connection to the TPM %s has ended: %w", t.path, t.broken)
+		return nil, fmt.Errorf("the connection to the TPM %s has ended, and control opens one only as it starts: %w", t.path, t.broken)
 	}
 	response, err := t.link.Send(command)
 	if err != nil {
