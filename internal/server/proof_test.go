@@ -197,6 +197,31 @@ func TestCertificateOf(t *testing.T) {
 	d.wait()
 }
 
+// TestCertificateOfForgotten: certificates are kept for longer than leases are
+// remembered. Who may see all gets one; to others there was no such lease.
+func TestCertificateOfForgotten(t *testing.T) {
+	d := start(t)
+	const id = "ffffffffffffffff"
+	get := func(uid uint32) (string, error) {
+		res, err := d.as(uid).Certificates.Get(t.Context(), &vacatev1.CertificateServiceGetRequest{LeaseId: id})
+		return string(res.GetBundle()), err
+	}
+	for _, uid := range []uint32{uidOperator, uidAuditor} {
+		if b, err := get(uid); err != nil || b != "bundle of "+id {
+			t.Errorf("uid %d got %q, %v", uid, b, err)
+		}
+	}
+	if b, err := get(uidTenant); connect.CodeOf(err) != connect.CodeNotFound {
+		t.Errorf("a tenant got %q, %v", b, err)
+	}
+	d.proof.mu.Lock()
+	d.proof.fail = errors.New("there is no certificate")
+	d.proof.mu.Unlock()
+	if b, err := get(uidOperator); connect.CodeOf(err) != connect.CodeNotFound {
+		t.Errorf("of a lease that never was: %q, %v", b, err)
+	}
+}
+
 // TestTenantClose closes what the caller may close, and nothing else.
 func TestTenantClose(t *testing.T) {
 	var out bytes.Buffer
