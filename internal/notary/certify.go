@@ -1,6 +1,7 @@
 package notary
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/base64"
@@ -77,6 +78,10 @@ func (n *Notary) certificate(ctx context.Context, id string, newest published) e
 		}
 	}
 	b, err := n.bundle(ctx, id, all, newest)
+	if errors.Is(err, errElsewhere) { // nor will there ever be one
+		n.cfg.Logs.Error("a lease gets no certificate", "lease_id", id, "error", err)
+		return n.cfg.Spool.Certified(id)
+	}
 	if err != nil {
 		return err
 	}
@@ -204,7 +209,7 @@ func (n *Notary) bundle(ctx context.Context, id string, all []piece, newest publ
 		}
 		// What is written is never replaced: what the log says is checked before.
 		if err := proof.VerifyInclusion(newest.point, p.index, proof.LeafHash(p.envelope), path); err != nil {
-			return nil, fmt.Errorf("record %d: %w", p.record.NodeSeq, err)
+			return nil, fmt.Errorf("record %d: %w", p.record.NodeSeq, cmp.Or(n.elsewhere(ctx, p, path, newest), err))
 		}
 		t := proof.TlogProof{Index: p.index, Path: path, Checkpoint: signed}
 		b.Records = append(b.Records, proof.Entry{Envelope: p.envelope, Proof: string(t.Marshal())})
@@ -223,6 +228,18 @@ func (n *Notary) bundle(ctx context.Context, id string, all []piece, newest publ
 		b.Quotes = append(b.Quotes, q...)
 	}
 	return b.Marshal()
+}
+
+// errElsewhere: another log has a record. There is no certificate over two logs.
+var errElsewhere = errors.New("it was logged while another log was in use: this one has another record in its place")
+
+// elsewhere is errElsewhere if the log proves that another record is where p was put.
+func (n *Notary) elsewhere(ctx context.Context, p piece, path [][32]byte, newest published) error {
+	leaf, err := n.cfg.Log.Leaf(ctx, p.index)
+	if err != nil || bytes.Equal(leaf, p.envelope) || proof.VerifyInclusion(newest.point, p.index, proof.LeafHash(leaf), path) != nil {
+		return nil // the log is what is wrong
+	}
+	return errElsewhere
 }
 
 // beacons are the checkpoints that records name, the oldest first, with the proof
@@ -336,6 +353,10 @@ func (n *Notary) judge(id string, all []piece, newest published) error {
 	at, ok := n.rules().QuorumTime(newest.point)
 	if !ok {
 		l, err := n.cfg.Spool.Lease(id)
+		if errors.Is(err, journal.ErrNotFound) { // the log was away while a thousand others ended
+			n.cfg.Logs.Warn("it is not known any more whether a lease was erased by its time", "lease_id", id, "erase_by", by)
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -288,6 +288,34 @@ func TestUnproven(t *testing.T) {
 	w.certificate(0, w.n.Policy())
 }
 
+// TestAnotherLog: a lease that was open while the node was given another log has no
+// certificate, and does not hold up those of others.
+func TestAnotherLog(t *testing.T) {
+	w := newWorld(t, false)
+	w.open(0, time.Time{})
+	w.mustPass()
+	w.log.hashes, w.log.leaves = nil, nil
+	if _, err := w.log.Add(t.Context(), []leaf{{Envelope: []byte("another node's")}}); err != nil {
+		t.Fatal(err)
+	}
+	work := filepath.Join(w.dir, "certificates", workDir)
+	if err := os.RemoveAll(work); err != nil { // the beacons of the log before
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(work, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	w.close(0)
+	w.open(1, time.Time{})
+	w.close(1)
+	w.mustPass()
+	if size, _ := w.n.State(leaseID(0)); size != 0 || !w.spool.done[leaseID(0)] {
+		t.Errorf("a certificate over two logs has %d bytes, it is waited for: %v", size, !w.spool.done[leaseID(0)])
+	}
+	w.certificate(1, w.n.Policy())
+}
+
 func TestForkedLog(t *testing.T) {
 	w := newWorld(t, false)
 	w.open(0, time.Time{})

@@ -71,7 +71,7 @@ func (w *world) start() {
 	c := Config{Spool: w.spool, Append: w.spool.append, Keys: w.keys, Log: w.log, Trust: trust,
 		Dir: filepath.Join(w.dir, "certificates"), Clock: func() time.Time { return w.now }, SpoolMax: 8,
 		Renewed: func(policy []byte) error { w.renewed = string(policy); return nil },
-		Logs: slog.New(slog.NewTextHandler(w.t.Output(), nil))}
+		Logs:    slog.New(slog.NewTextHandler(w.t.Output(), nil))}
 	if w.quoter != nil {
 		w.measure(&c)
 	}
