@@ -96,6 +96,13 @@ func TestQuorumComes(t *testing.T) {
 	if names, err := filepath.Glob(filepath.Join(w.dir, "certificates", "*.json")); err != nil || len(names) != 1 {
 		t.Errorf("certificates: %v, %v", names, err)
 	}
+	if err := os.WriteFile(filepath.Join(w.dir, "certificates", leaseID(0)+partialSuffix), without, 0o600); err != nil { // as a crash leaves it
+		t.Fatal(err)
+	}
+	w.start()
+	if st, err := w.n.Status(); err != nil || st.Certificates != 1 || st.NoQuorum != 0 {
+		t.Errorf("after a crash between the two: %+v, %v", st, err)
+	}
 }
 
 // TestL6SentAfterLogged: no record counts as logged that the log does not have. A

@@ -75,6 +75,14 @@ func openStore(dir string) (*store, error) {
 			s.met[id] = false
 		}
 	}
+	for id := range s.files { // a crash left the one that was replaced
+		if _, ok := s.partial[id]; ok {
+			delete(s.partial, id)
+			if err := durable.Remove(s.path(id, partialSuffix)); err != nil {
+				return nil, err
+			}
+		}
+	}
 	return s, nil
 }
 
