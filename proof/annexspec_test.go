@@ -72,6 +72,8 @@ func buildAnnexVectors(t *testing.T) annexVectors {
 		"a validated module without its certificate":         func(a *Annex) { a.Module.Validated = true },
 		"a value whose source says that there is none":       func(a *Annex) { a.Host.Kernel = Fact{"Linux", SourceNone} },
 		"a source that is none":                              func(a *Annex) { a.Host.Kernel = Fact{"Linux", "rumour"} },
+		"a node names who performed":                         func(a *Annex) { a.Sanitize.Performed = Fact{"Anne", SourceConfigured} },
+		"a node gives a person's word":                       func(a *Annex) { a.Host.Kernel = Fact{"Linux", EnteredBy("anne")} },
 		"no media":                                           func(a *Annex) { a.Media = []Medium{} },
 		"an observation without a value":                     func(a *Annex) { a.Host.Kernel = Fact{"", SourceObserved} },
 		"a version that is not known":                        func(a *Annex) { a.V = 2 },
