@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -100,6 +101,22 @@ func TestWholeBatch(t *testing.T) {
 	}}
 	if got := mustAdd(t, l, run(t, 1, 2, 2+records)...); !slices.Equal(got, []uint64{1, 2, 3, 4, 5}) || given != records {
 		t.Errorf("indices %v, %d records given", got, given)
+	}
+}
+
+// TestBatchesEnd: nothing of a batch's appender is left when the batch is in the log.
+func TestBatchesEnd(t *testing.T) {
+	l := openLog(t, testConfig(t, t.TempDir()))
+	before := runtime.NumGoroutine()
+	for n := range uint64(40) {
+		mustAdd(t, l, run(t, 1, 1+2*n, 3+2*n)...)
+	}
+	end := time.Now().Add(time.Minute)
+	for runtime.NumGoroutine() >= before+40 {
+		if time.Now().After(end) {
+			t.Fatalf("%d goroutines, %d before 40 batches", runtime.NumGoroutine(), before)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
