@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -147,11 +148,14 @@ func (a *app) printCertificates(all []*vacatev1.Certificate) error {
 			size = formatSize(c.GetSizeBytes())
 		}
 		rows = append(rows, []cell{plain(c.GetLeaseId()), {text: c.GetState(), paint: p.certificate}, numeric(size), plain(c.GetTenant()),
-			plain(c.GetResult()), plain(shortTime(c.GetClosedAt(), a.loc)), plain(c.GetStateWhy())})
+			plain(c.GetResult()), plain(shortTime(c.GetClosedAt(), a.loc)), plain(oneLine(c.GetStateWhy()))})
 	}
 	table(a.out, p, []string{"LEASE", "CERTIFICATE", "SIZE", "TENANT", "RESULT", "ENDED", "WHY"}, rows)
 	return nil
 }
+
+// oneLine is an error that has several lines.
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "; ") }
 
 // certificate paints the word for how far a certificate is.
 func (p painter) certificate(s string) string {

@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -142,6 +143,9 @@ func (a *app) logNodeLostCommand() *cobra.Command {
 				return &ExitError{Code: ExitNotFound, Err: fmt.Errorf("the policy names no node %q", args[0]), Next: "give the node's whole id, as `vacate policy show` prints it"}
 			}
 			signer, err := keyring.ReadOperator(keyFile, nil)
+			if errors.Is(err, fs.ErrNotExist) {
+				return &ExitError{Code: ExitNotFound, Err: fmt.Errorf("there is no operator's key: %w", err), Next: "give the copy of keys/operator.key that you keep away from the node"}
+			}
 			if err != nil {
 				return err
 			}
@@ -151,7 +155,7 @@ func (a *app) logNodeLostCommand() *cobra.Command {
 			}
 			defer log.Close() //nolint:errcheck // what was added is durable
 			lost := &nodeLoss{a: a, log: log, text: text, policy: trust, signer: signer, node: args[0], plan: plan, dir: certificates}
-			return lost.declare(c.Context())
+			return unreached(lost.declare(c.Context()))
 		},
 	}
 	policy.add(c)

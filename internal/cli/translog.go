@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -47,7 +49,7 @@ func (l *logFlag) read(a *app, f func(ctx context.Context, log logSource) error)
 				return err
 			}
 			defer remote.Close() //nolint:errcheck // it was only read
-			return f(ctx, remote)
+			return unreached(f(ctx, remote))
 		}
 		if _, err := os.Stat(l.where); err != nil {
 			return &ExitError{Code: ExitNotFound, Err: fmt.Errorf("there is no log: %w", err), Next: "name the folder that the log was made in, or its URL with https:// in front"}
@@ -58,6 +60,19 @@ func (l *logFlag) read(a *app, f func(ctx context.Context, log logSource) error)
 		}
 		return f(ctx, folder)
 	})
+}
+
+// unreached adds what to do where a log could not be asked.
+func unreached(err error) error {
+	var ca x509.UnknownAuthorityError
+	var dial *net.OpError
+	switch {
+	case errors.As(err, &ca):
+		return &ExitError{Code: ExitFailed, Err: err, Next: "name the file with its authority's certificate: --log-ca FILE"}
+	case errors.As(err, &dial) && dial.Op == "dial":
+		return &ExitError{Code: ExitFailed, Err: err, Next: "check the log's URL, and that it runs"}
+	}
+	return err
 }
 
 // A daemonLog is the log that a daemon writes to, read through it.
@@ -307,7 +322,7 @@ func (a *app) printLogStatus(st *vacatev1.LogServiceStatusResponse) error {
 		{"witnesses", plain(dash(strings.Join(st.GetWitnesses(), ", ")))},
 		{"quorum", quorum},
 		{"waiting", waits},
-		{"last error", cell{text: printable(st.GetLastError()), paint: p.red}},
+		{"last error", cell{text: printable(oneLine(st.GetLastError())), paint: p.red}},
 		{"deadlines", missed},
 		{"certificates", plain(fmt.Sprintf("%d, each kept %s after its lease", st.GetCertificates(), days(st.GetKeepSeconds())))},
 	})

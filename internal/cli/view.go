@@ -273,6 +273,7 @@ type configView struct {
 	Dev             string   `json:"dev,omitempty"`
 	StateDir        string   `json:"stateDir"`
 	RunDir          string   `json:"runDir"`
+	DriveDirs       []string `json:"driveDirs"`
 	DriveEngine     string   `json:"driveEngine"`
 	PollBudgetNs    int64    `json:"pollBudgetNs"`
 	MaxConnections  int      `json:"maxConnections"`
@@ -286,6 +287,10 @@ type configView struct {
 	Metrics struct {
 		PerLease bool `json:"perLease"`
 	} `json:"metrics"`
+	Proof        config.Proof `json:"proof"`
+	Certificates struct {
+		KeepSeconds int64 `json:"keepSeconds"`
+	} `json:"certificates"`
 	DangerZone struct {
 		Enabled      bool     `json:"enabled"`
 		ForceForward []string `json:"forceForward"`
@@ -293,10 +298,11 @@ type configView struct {
 }
 
 func configViewOf(c config.Config) configView {
-	v := configView{Dev: c.Dev, StateDir: c.StateDir, RunDir: c.RunDir, DriveEngine: c.DriveEngine, MaxConnections: c.MaxConnections,
+	v := configView{Dev: c.Dev, DriveDirs: orEmpty(c.DriveDirs), Proof: c.Proof, StateDir: c.StateDir, RunDir: c.RunDir, DriveEngine: c.DriveEngine, MaxConnections: c.MaxConnections,
 		PollBudgetNs: c.PollBudget.Nanoseconds(), DrainDeadlineNs: c.DrainDeadline.Nanoseconds(), Operators: orEmpty(c.Operators), Auditors: orEmpty(c.Auditors)}
 	v.Log.Level, v.Log.Format = strings.ToLower(c.Log.Level.String()), c.Log.Format
 	v.Metrics.PerLease = c.Metrics.PerLease
+	v.Certificates.KeepSeconds = int64(c.Certificates.Keep.Seconds())
 	v.DangerZone.Enabled, v.DangerZone.ForceForward = c.DangerZone.Enabled, orEmpty(c.DangerZone.ForceForward)
 	return v
 }

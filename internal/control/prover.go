@@ -100,7 +100,7 @@ func (pr *prover) CertificateState(id string) server.CertificateState {
 	case size > 0:
 		return server.CertificateState{State: "no-quorum", Why: "the quorum of witnesses is missing: it is replaced when that has come", Bytes: size}
 	}
-	why := "its records are not yet in a checkpoint of the log"
+	why := "its records are not yet in a checkpoint of the log; where there will never be one, the daemon's log says why"
 	if st, err := pr.Notary.Status(); err == nil && st.LastError != "" {
 		why = st.LastError
 	}
