@@ -26,7 +26,8 @@
 //	K3: keys are overwritten only when no instruction of an engine can run any
 //	    more, except for the slots that it asks for itself: a cipher that goes on
 //	    with half a key would leave plaintext on a drive.
-//	K4: control ends, however: a new one is started; the leases go on.
+//	K4: control ends, however, or is ended as it does not become ready: a new one is
+//	    started; the leases go on.
 //	K5: control says that a stop is granted: the engine is ended, then every key
 //	    is destroyed, then Run returns nil.
 //	K6: the keeper is killed: the children end on their pipes, and the memory is

@@ -59,7 +59,7 @@ func open(t *testing.T, change func(c *Config)) *house {
 	if h.k, err = newKeeper(cfg); err != nil {
 		t.Fatal(err)
 	}
-	h.k.patience = patience{check: 5 * time.Second, leave: time.Second, up: time.Second, ready: time.Second}
+	h.k.patience = patience{check: 5 * time.Second, leave: time.Second, up: time.Second, ready: time.Second, start: 8 * time.Second}
 	var ctx context.Context
 	ctx, h.end = context.WithCancel(context.Background())
 	go func() { h.done <- h.k.run(ctx) }()
@@ -129,7 +129,7 @@ func (h *house) want(line, want string) {
 // pid waits until the child answers with another pid than not.
 func (h *house) pid(line string, not int) int {
 	h.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if pid, err := strconv.Atoi(ask(h.api, line)); err == nil && pid != not {
 			return pid
 		}
@@ -142,7 +142,7 @@ func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
 func (h *house) until(what string, yes func() bool) {
 	h.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !yes(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !yes(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			h.Fatalf("never: %s", what)
 		}

@@ -245,6 +245,24 @@ func TestEngineHangs(t *testing.T) {
 	}
 }
 
+// TestControlHangs: one that neither becomes ready nor ends is ended, and no lease with
+// it.
+func TestControlHangs(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "hangs")
+	h := open(t, func(c *Config) { c.ControlArgs = []string{"file=" + file} })
+	engine, control := h.pid("engine pid", 0), h.pid("pid", 0)
+	h.want("engine map 3", "<nil>")
+	h.want("engine fill 3", "<nil>")
+	if err := os.WriteFile(file, []byte("hang\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	syscall.Kill(control, syscall.SIGKILL)
+	h.pid("pid", control)
+	if now := h.pid("engine pid", 0); now != engine || h.k.keys.Empty(3) {
+		t.Errorf("engine %d is now %d; the key is gone: %v", engine, now, h.k.keys.Empty(3))
+	}
+}
+
 // TestGivesUp is K2.
 func TestGivesUp(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "deaths")

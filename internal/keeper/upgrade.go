@@ -38,9 +38,12 @@ import (
 const UpgradeEnv = "VACATE_UPGRADE"
 
 // patience is how long the steps of an upgrade may take.
-type patience struct{ check, leave, up, ready time.Duration }
+type patience struct {
+	check, leave, up, ready time.Duration
+	start                   time.Duration // of control, at any start: it reads what there is, and waits for the disk
+}
 
-var inService = patience{check: 10 * time.Second, leave: child.EndTimeout, up: 10 * time.Second, ready: 15 * time.Second}
+var inService = patience{check: 10 * time.Second, leave: child.EndTimeout, up: 10 * time.Second, ready: 15 * time.Second, start: 10 * time.Minute}
 
 // A build is a binary and what its children are started with.
 type build struct {

@@ -49,17 +49,29 @@ func (k *keeper) next(limit <-chan time.Time) {
 		k.log.Info("asked to stop", "signal", s.String())
 		k.asked = true
 	case <-look.C:
-		if k.engine.Held() {
-			k.engineEnded(false, errors.New("engine: it has ended, and the kernel holds a thread of it: one of its drives does not answer"))
-		} else if k.engine != nil && !k.engine.Up() && time.Since(k.engine.Since) > 6*k.patience.up {
-			k.engine.Signal(syscall.SIGKILL) // no key can be destroyed while it hangs: the next one is better than none
-		}
+		k.look()
 	case <-k.changed:
 	case <-limit:
 	case <-k.ctx.Done():
 		k.end(context.Cause(k.ctx))
 	}
 	k.tell()
+}
+
+// look looks for children that nothing is heard of.
+func (k *keeper) look() {
+	switch {
+	case k.engine.Held():
+		k.engineEnded(false, errors.New("engine: it has ended, and the kernel holds a thread of it: one of its drives does not answer"))
+	case k.engine == nil:
+	case !k.engine.Up():
+		if time.Since(k.engine.Since) > 6*k.patience.up {
+			k.engine.Signal(syscall.SIGKILL) // no key can be destroyed while it hangs: the next one is better than none
+		}
+	case k.control != nil && !k.control.Up() && min(time.Since(k.control.Since), time.Since(k.engine.Since)) > k.patience.start:
+		k.log.Error("control does not become ready: it is started anew", "pid", k.control.PID())
+		k.control.Signal(syscall.SIGKILL) // nobody can close a lease while it hangs
+	}
 }
 
 // tell tells others what is new.
