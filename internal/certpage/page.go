@@ -146,6 +146,10 @@ func (v *view) head(res *proof.Result) {
 	}
 	v.Title = "Erasure certificate of " + v.Subject
 	v.Outcome = outcomes[res.Result]
+	if res.Kind == "drive" && len(res.Times) > 0 {
+		v.Title = "Certificate of " + v.Subject
+		v.Outcome = ofDrive(res.Times[0].Record, res.Result)
+	}
 	if v.Outcome == "" {
 		v.Outcome = clean(res.Result)
 	}
@@ -213,6 +217,19 @@ var outcomes = map[string]string{
 	proof.ResultLostEngine: "The node states that it destroyed the key, as no engine could take the lease over",
 	proof.ResultLostDrive:  "The node states that it destroyed the key, as its drive lost writes",
 	proof.ResultLostNode:   "The operator states that the node never came back",
+}
+
+// ofDrive is what the record of a drive says, in words.
+func ofDrive(typ proof.Type, result string) string {
+	switch {
+	case typ == proof.ENROL:
+		return "The node states that it took the drive into use"
+	case typ == proof.RETIRE:
+		return "The node states that it took the drive out of use"
+	case result == proof.ResultOK:
+		return "The node states that the drive was sanitized"
+	}
+	return "The node states that the drive was not sanitized"
 }
 
 var keyModes = map[proof.KeyMode]string{

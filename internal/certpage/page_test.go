@@ -370,6 +370,9 @@ func TestKinds(t *testing.T) {
 			if !bytes.Contains(got, []byte("states that")) {
 				t.Errorf("result %s has no words", res.Result)
 			}
+			if story.Drive != "" && bytes.Contains(got, []byte("destroyed the key")) {
+				t.Error("the page of a drive speaks of a key")
+			}
 		})
 	}
 }
