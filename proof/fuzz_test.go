@@ -168,6 +168,9 @@ func FuzzBundle(f *testing.F) {
 
 func FuzzReceipt(f *testing.F) {
 	for _, story := range prooftest.Kinds() {
+		if story.Drive != "" {
+			continue // who opens none has no receipt
+		}
 		b, err := prooftest.Tell(story).Receipt.Marshal()
 		if err != nil {
 			f.Fatal(err)

@@ -7,7 +7,8 @@ import (
 	"vacate/proof/prooftest"
 )
 
-// TestKinds: a good certificate of every kind passes, with the tenant's receipt.
+// TestKinds: a good certificate of every kind passes, that of a lease with its
+// tenant's receipt.
 func TestKinds(t *testing.T) {
 	for name, story := range prooftest.Kinds() {
 		t.Run(name, func(t *testing.T) {
@@ -16,7 +17,7 @@ func TestKinds(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !res.Opened || len(res.Steps) != 11 {
+			if res.Opened != (story.Drive == "") || len(res.Steps) != 11 {
 				t.Errorf("result %+v", res)
 			}
 		})

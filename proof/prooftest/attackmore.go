@@ -286,6 +286,27 @@ func evidenceAttacks() []Attack {
 		}),
 		claim("device_purged without a run", proof.ClaimDevicePurged),
 		claim("scanned without a scan", proof.ClaimScanned),
+		on("event sanitized without a command", proof.StepClaims, "no drive was", record(proof.CLOSE, func(r *proof.Record) {
+			r.Events = append(r.Events, proof.Event{Type: proof.EventSanitized, MonotonicNs: 13, BootID: Boot1})
+		}), nil),
+		on("event sanitized of a discard", proof.StepClaims, "a discard is none", Story{Annex: func(a *proof.Annex) {
+			d := Purged()
+			d.Command, d.Level = proof.CommandDiscard, proof.LevelClear
+			a.Device = append(a.Device, d)
+		}, Record: func(_ *World, r *proof.Record) {
+			if r.Type == proof.CLOSE {
+				r.Events = append(r.Events, proof.Event{Type: proof.EventSanitized, MonotonicNs: 30, BootID: Boot1})
+			}
+		}}, nil),
+		on("SANITIZE of a drive without a command", proof.StepClaims, "", Story{Drive: proof.SANITIZE, Annex: func(a *proof.Annex) {
+			a.Device = a.Device[:0]
+		}}, nil),
+		on("SANITIZE to another level than the drive's", proof.StepClaims, "its evidence does not", Story{Drive: proof.SANITIZE,
+			Annex:  func(a *proof.Annex) { a.Device[0].Level = proof.LevelClear },
+			Record: func(_ *World, r *proof.Record) { r.Claims = r.Claims[:1] }}, nil),
+		on("SANITIZE with another drive's serial", proof.StepAnnex, "serial", Story{Drive: proof.SANITIZE, Annex: func(a *proof.Annex) {
+			a.Device[0].Serial = "S-2"
+		}}, nil),
 		claim("tenant_share without a share", proof.ClaimTenantShare),
 		on("key_committed after the key was released", proof.StepClaims, "released", Story{Released: true,
 			Record: func(_ *World, r *proof.Record) {

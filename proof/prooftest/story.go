@@ -23,6 +23,8 @@ type Story struct {
 	Few      bool // too few witnesses had cosigned the beacons when they were named
 	Between  int  // somebody's leaves between the records
 
+	Drive proof.Type // it is of a drive, not of a lease: ENROL, SANITIZE (to purge), RETIRE
+
 	Record  func(w *World, r *proof.Record)                         // before a record is encoded
 	Payload func(r proof.Record, b []byte) []byte                   // before a payload is signed
 	Annex   func(a *proof.Annex)                                    // before the annex is hashed
@@ -67,6 +69,9 @@ func Kinds() map[string]Story {
 		"lost_engine": {Result: proof.ResultLostEngine},
 		"lost_drive":  {Result: proof.ResultLostDrive},
 		"lost_node":   {Lost: true, Resized: true},
+		"enrolled":    {Drive: proof.ENROL},
+		"sanitized":   {Drive: proof.SANITIZE},
+		"retired":     {Drive: proof.RETIRE},
 	}
 }
 
@@ -81,10 +86,7 @@ func Tell(s Story) *Certificate {
 func (s Story) In(w *World) *Certificate {
 	t := &teller{Story: s, w: w, c: &Certificate{World: w, Policy: Policy(), Key: Bytes("K", proof.KeyLen)}, signer: Key("node1")}
 	t.beacons = append(t.beacons, len(w.Leaves)-1)
-	open := t.open()
-	t.log(open)
-	t.middle()
-	annex := t.end()
+	annex := t.tell()
 	t.c.Bundle = w.Bundle(t.c.Records, annex, t.beacons...)
 	for i, n := range t.beacons {
 		t.c.Bundle.Beacons[i].Checkpoint = w.Checkpoint(n, t.seen()...)
@@ -99,8 +101,53 @@ func (s Story) In(w *World) *Certificate {
 	if s.Complete {
 		t.complete()
 	}
+	if s.Drive != "" {
+		return t.c
+	}
 	t.c.Receipt = &proof.Receipt{V: proof.ReceiptVersion, Envelope: t.c.Records[0].Envelope, Salts: salts(t.mode()), Tenant: Tenant}
 	return t.c
+}
+
+// tell makes the records and returns the annex.
+func (t *teller) tell() []byte {
+	if t.Drive != "" {
+		return t.drive()
+	}
+	t.log(t.open())
+	t.middle()
+	return t.end()
+}
+
+// drive is the record of a drive, with its annex.
+func (t *teller) drive() []byte {
+	a := NewAnnex(proof.ModeTenant, proof.ResultFailed)
+	a.LeaseID, a.Tenant, a.Salts, a.OpenedAt = "", "", proof.Salts{}, ""
+	s := Space()
+	s[0].Extents = []proof.Range{{First: 0, Count: 100}}
+	r := proof.Record{Type: t.Drive, NodeID: Node1, Bytes: 100 << 20, Space: s, Beacon: t.w.Beacon(t.beacons[0], t.seen()...), Claims: []string{proof.ClaimAsserted}}
+	if t.Drive == proof.SANITIZE {
+		a.Device = append(a.Device, Purged())
+		r.Level, r.Result = proof.LevelPurge, proof.ResultOK
+		r.Claims = append(r.Claims, proof.ClaimDevicePurged)
+		r.Events = []proof.Event{{Type: proof.EventSanitized, MonotonicNs: 30, BootID: Boot1}}
+	}
+	annex := t.digest(&a, &r)
+	t.log(r)
+	return annex
+}
+
+// digest encodes an annex for a record.
+func (t *teller) digest(a *proof.Annex, r *proof.Record) []byte {
+	if t.Annex != nil {
+		t.Annex(a)
+	}
+	annex, err := proof.Encode(*a)
+	if err != nil {
+		panic(err)
+	}
+	sum := sha256.Sum256(annex)
+	r.AnnexDigest = hex.EncodeToString(sum[:])
+	return annex
 }
 
 type teller struct {
@@ -257,13 +304,6 @@ func (t *teller) end() []byte {
 		result = proof.ResultOK
 	}
 	a := NewAnnex(t.mode(), result)
-	if t.Annex != nil {
-		t.Annex(&a)
-	}
-	annex, err := proof.Encode(a)
-	if err != nil {
-		panic(err)
-	}
 	r := Closing(t.open1, t.c.Records[0].Index, result)
 	if t.Resized {
 		r.Bytes, r.Space = 8<<20, Larger()
@@ -271,8 +311,7 @@ func (t *teller) end() []byte {
 	if t.Released {
 		r.Claims = []string{proof.ClaimAsserted}
 	}
-	digest := sha256.Sum256(annex)
-	r.AnnexDigest = hex.EncodeToString(digest[:])
+	annex := t.digest(&a, &r)
 	n := len(t.w.Leaves)
 	r.Beacon = t.w.Beacon(n, t.seen()...)
 	t.beacons = append(t.beacons, n)

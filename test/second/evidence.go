@@ -86,7 +86,7 @@ func (v *verifier) opens(a *annexJSON) error {
 		}
 		return string(b)
 	}
-	if open.TenantCommit != sum([]byte("vacate/tenant/v1"+open.LeaseID+unhex(a.Salts.Tenant)+a.Tenant)) {
+	if !v.ofDrive() && open.TenantCommit != sum([]byte("vacate/tenant/v1"+open.LeaseID+unhex(a.Salts.Tenant)+a.Tenant)) {
 		return errors.New("another tenant")
 	}
 	if (a.Salts.Key == "") != (open.KeyCommit == "") || (a.Salts.Node == "") != (open.NodeCommit == "") || (a.Salts.Share == "") != (open.ShareCommit == "") {
@@ -123,6 +123,9 @@ func (v *verifier) devices(a *annexJSON) error {
 		if d.Level == "none" {
 			continue
 		}
+		if d.Serial == "" {
+			return errors.New("a command of a drive without a serial")
+		}
 		if e := v.end().Events; len(e) > 0 && d.BootID != e[0].BootID || d.CompletedNs < d.IssuedNs {
 			return errors.New("a command of another boot, or that ended before it began")
 		}
@@ -156,7 +159,8 @@ func (v *verifier) devices(a *annexJSON) error {
 	return nil
 }
 
-func (v *verifier) purged() bool {
+// reached says whether a command took each drive to one of the levels.
+func (v *verifier) reached(levels ...string) bool {
 	var a annexJSON
 	if json.Unmarshal(v.bundle.Annex, &a) != nil {
 		return false
@@ -164,7 +168,7 @@ func (v *verifier) purged() bool {
 	for _, m := range a.Media {
 		ok := false
 		for _, d := range a.Device {
-			ok = ok || d.Drive == m.Drive && d.Level == "purge"
+			ok = ok || d.Drive == m.Drive && d.Command != "discard" && slices.Contains(levels, d.Level)
 		}
 		if !ok {
 			return false

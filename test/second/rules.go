@@ -48,10 +48,18 @@ func (r *record) names(h head) bool {
 	return r.Beacon != nil && *r.Beacon == beaconJSON{h.Origin, h.N, base64.StdEncoding.EncodeToString(h.Hash[:]), sum([]byte(h.note))}
 }
 
-// bound checks that the records are of one lease.
+// ofDrive says whether the certificate is of a drive.
+func (v *verifier) ofDrive() bool {
+	return len(v.records) == 1 && slices.Contains([]string{"ENROL", "SANITIZE", "RETIRE"}, v.records[0].Type)
+}
+
+// bound checks that the records are of one lease, or one is of a drive.
 func (v *verifier) bound() error {
 	open, end := &v.records[0], &v.records[len(v.records)-1]
 	v.result, v.lost = end.Result, end.Type == "NODE_LOST"
+	if v.ofDrive() {
+		return nil
+	}
 	if open.Type != "OPEN" || len(v.records) < 2 || end.Type != "CLOSE" && !v.lost {
 		return errors.New("an OPEN or its end is missing")
 	}
@@ -183,6 +191,9 @@ func (v *verifier) leadsTo(h head, r *record) bool {
 }
 
 func (v *verifier) events() error {
+	if v.ofDrive() {
+		return nil
+	}
 	at, boots := map[string]int64{}, map[string]bool{}
 	for i := range v.records {
 		for _, e := range v.records[i].Events {
@@ -251,6 +262,13 @@ func (v *verifier) claims() error {
 		_, event := r.event("key_released")
 		return event || r.Type == "KEY_RELEASED"
 	})
+	if _, ok := end.event("sanitized"); ok && !v.reached("clear", "purge") {
+		return errors.New("sanitized, and no command did it")
+	}
+	if end.Type == "SANITIZE" && end.Result == "ok" && end.Level != "destroy" &&
+		!v.reached("purge") && (end.Level != "clear" || !v.reached("clear", "purge")) {
+		return errors.New("sanitized to a level that no command reached")
+	}
 	for _, c := range end.Claims {
 		ok := true
 		switch c {
@@ -259,7 +277,7 @@ func (v *verifier) claims() error {
 		case "tenant_share":
 			ok = open.KeyMode == "split"
 		case "device_purged":
-			ok = v.purged()
+			ok = v.reached("purge")
 		case "scanned":
 			ok = v.scanned()
 		}
