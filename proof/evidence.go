@@ -124,6 +124,9 @@ func (v *verifier) annexDevices() error {
 		if j < 0 {
 			return fmt.Errorf("command %d is of drive %.40q, which the record does not have", i+1, run.Drive)
 		}
+		if run.Level != "none" && run.Serial == "" {
+			return fmt.Errorf("command %d is of a drive without a serial: nothing shows which one was told", i+1)
+		}
 		if run.Serial != v.annex.Media[j].Serial.Value {
 			return fmt.Errorf("command %d is of a drive with serial %.80q, the medium has %.80q", i+1, run.Serial, v.annex.Media[j].Serial.Value)
 		}

@@ -118,3 +118,32 @@ func TestDriveCertificate(t *testing.T) {
 	b, p = build(LevelPurge, func(*DeviceRun) {})
 	rejected(t, b, p, Options{Opened: testReceipt(w)}, StepBound, "the receipt is of a lease")
 }
+
+// TestNoSerial: of a drive without a serial nothing can be claimed.
+func TestNoSerial(t *testing.T) {
+	for level, good := range map[string]bool{LevelPurge: false, LevelClear: false, "none": true} {
+		a, run := testAnnex(), goodRun()
+		run.Level, run.Serial, a.Media[0].Serial = level, "", Fact{"", SourceNone}
+		a.Device = []DeviceRun{run}
+		salt, err := hex.DecodeString(a.Media[0].Salt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := a.Media[0]
+		space := []Space{{testDrive, DriveCommit(m.Drive, salt, m.MediaType.Value, m.Model.Value, ""), testSpace[0].Extents}}
+		w := newWorld(t)
+		open := openRecord(w)
+		open.Space = space
+		w.add(open)
+		annex := encoded(t, a)
+		end := closeRecord(w, annex)
+		end.Space, end.Beacon = space, nil
+		w.add(end)
+		b := marshalled(t, w.bundle(annex, nil))
+		if !good {
+			rejected(t, b, w.policy(), Options{}, StepAnnex, "without a serial")
+		} else if _, err := Verify(b, w.policy(), Options{}); err != nil {
+			t.Error(err)
+		}
+	}
+}
