@@ -50,7 +50,7 @@ func (a *app) certificateGetCommand() *cobra.Command {
 					return err
 				}
 				if !witnessed && wait > 0 {
-					fmt.Fprintf(a.err, "%s the witnesses' quorum is missing; get it again later, and it will be there\n", a.paint(a.err).yellow("note:"))
+					fmt.Fprintf(a.err, "%s the witnesses' quorum is missing; get it again later, with --force in place of this one\n", a.paint(a.err).yellow("note:"))
 				}
 				return a.wrote(out, "certificate of lease "+args[0], b,
 					certificateFileView{LeaseID: args[0], fileView: fileView{File: out.path, SizeBytes: len(b)}, Witnessed: witnessed})

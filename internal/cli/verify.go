@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -161,8 +162,14 @@ func errRejected(v verifyView) error {
 	if v.Number > 1 {
 		where = fmt.Sprintf("%s, certificate %d", v.File, v.Number)
 	}
-	return &ExitError{Code: ExitVerify, Err: fmt.Errorf("%s is NOT valid: it fails at step %d of %d, %s: %s", where, v.Step, int(proof.StepClaims), v.Name, v.Error),
-		Next: "do not rely on it; if it is as the operator gave it to you, ask for another and keep this one as evidence"}
+	next := "do not rely on it; if it is as the operator gave it to you, ask for another and keep this one as evidence"
+	switch {
+	case v.Step == int(proof.StepWitnessed):
+		next = "do not rely on it; ask for it again when the witnesses have signed (`vacate certificate get ID --force`)"
+	case v.Step == int(proof.StepAnnex) && strings.HasPrefix(v.Error, "completion of "):
+		next = "verify the certificate as the node gave it; or, if you believe that person, add its line to your policy (`vacate keys make` printed it)"
+	}
+	return &ExitError{Code: ExitVerify, Err: fmt.Errorf("%s is NOT valid: it fails at step %d of %d, %s: %s", where, v.Step, int(proof.StepClaims), v.Name, v.Error), Next: next}
 }
 
 func (a *app) printVerified(views []verifyView) error {

@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
 
+	"vacate/proof"
 	"vacate/proof/prooftest"
 )
 
@@ -45,6 +47,20 @@ func TestWrongFiles(t *testing.T) {
 	}
 	if _, err := os.Lstat("d"); err == nil {
 		t.Error("a log was begun without the witnesses that it was to ask")
+	}
+}
+
+// TestNextOfRejections: what is done about a certificate depends on what it lacks.
+func TestNextOfRejections(t *testing.T) {
+	for want, v := range map[string]verifyView{
+		"when the witnesses have signed": {Step: int(proof.StepWitnessed), Error: "record 1: none"},
+		"add its line to your policy":    {Step: int(proof.StepAnnex), Error: "completion of \"Jane\": the policy pins no person's key"},
+		"keep this one as evidence":      {Step: int(proof.StepAnnex), Error: "the annex is not the one that the record names"},
+	} {
+		var ee *ExitError
+		if err := errRejected(v); !errors.As(err, &ee) || ee.Code != ExitVerify || !strings.Contains(ee.Next, want) {
+			t.Errorf("%s: next %q, want %q", v.Error, ee.Next, want)
+		}
 	}
 }
 
