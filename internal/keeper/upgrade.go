@@ -38,10 +38,8 @@ import (
 const UpgradeEnv = "VACATE_UPGRADE"
 
 // patience is how long the steps of an upgrade may take.
-type patience struct {
-	check, leave, up, ready time.Duration
-	start                   time.Duration // of control, at any start: it reads what there is, and waits for the disk
-}
+// start is of control, at any start: it reads what there is, and waits for the disk.
+type patience struct{ check, leave, up, ready, start time.Duration }
 
 var inService = patience{check: 10 * time.Second, leave: child.EndTimeout, up: 10 * time.Second, ready: 15 * time.Second, start: 10 * time.Minute}
 

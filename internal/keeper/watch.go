@@ -49,29 +49,20 @@ func (k *keeper) next(limit <-chan time.Time) {
 		k.log.Info("asked to stop", "signal", s.String())
 		k.asked = true
 	case <-look.C:
-		k.look()
+		switch e, c := k.engine, k.control; {
+		case e.Held():
+			k.engineEnded(false, errors.New("engine: it has ended, and the kernel holds a thread of it: one of its drives does not answer"))
+		case e != nil && !e.Up() && time.Since(e.Since) > 6*k.patience.up:
+			e.Signal(syscall.SIGKILL) // no key can be destroyed while it hangs: the next one is better than none
+		case e.Up() && c != nil && !c.Up() && min(time.Since(e.Since), time.Since(c.Since)) > k.patience.start:
+			c.Signal(syscall.SIGKILL) // nobody can close a lease while it hangs
+		}
 	case <-k.changed:
 	case <-limit:
 	case <-k.ctx.Done():
 		k.end(context.Cause(k.ctx))
 	}
 	k.tell()
-}
-
-// look looks for children that nothing is heard of.
-func (k *keeper) look() {
-	switch {
-	case k.engine.Held():
-		k.engineEnded(false, errors.New("engine: it has ended, and the kernel holds a thread of it: one of its drives does not answer"))
-	case k.engine == nil:
-	case !k.engine.Up():
-		if time.Since(k.engine.Since) > 6*k.patience.up {
-			k.engine.Signal(syscall.SIGKILL) // no key can be destroyed while it hangs: the next one is better than none
-		}
-	case k.control != nil && !k.control.Up() && min(time.Since(k.control.Since), time.Since(k.engine.Since)) > k.patience.start:
-		k.log.Error("control does not become ready: it is started anew", "pid", k.control.PID())
-		k.control.Signal(syscall.SIGKILL) // nobody can close a lease while it hangs
-	}
 }
 
 // tell tells others what is new.
@@ -149,10 +140,7 @@ func (k *keeper) wake() {
 }
 
 func (k *keeper) server(name string) child.Server {
-	if name == nameControl {
-		return child.Server{Mu: &k.held.Mu, Handle: k.fromControl}
-	}
-	return child.Server{Mu: &k.held.Mu, Handle: k.fromEngine, Urgent: true}
+	return map[string]child.Server{nameEngine: {Mu: &k.held.Mu, Handle: k.fromEngine, Urgent: true}, nameControl: {Mu: &k.held.Mu, Handle: k.fromControl}}[name]
 }
 
 func (k *keeper) start(name string, args, env []string, files ...*os.File) (*child.Child, error) {
