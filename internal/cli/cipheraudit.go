@@ -46,6 +46,9 @@ func (a *app) cipherAuditCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if f.share == "" && open.KeyMode == proof.ModeSplit {
+				return usageErrorf("the lease's key was made of two shares: add --share with the file that `vacate tenant share` kept for you")
+			}
 			if f.out.path == "" {
 				f.out.path = args[0] + ".audit.json"
 			}
@@ -143,9 +146,6 @@ func (a *app) releasedKey(ctx context.Context, c *client.Client, open proof.Reco
 		}
 		share = (*[keyshare.ShareSize]byte)(b)
 		defer clear(share[:])
-	}
-	if share == nil && open.KeyMode == proof.ModeSplit {
-		return nil, usageErrorf("the lease's key was made of two shares: add --share with the file that `vacate tenant share` kept for you")
 	}
 	var seed keyshare.Seed
 	seed.Fill()
