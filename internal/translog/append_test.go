@@ -8,11 +8,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/transparency-dev/tessera"
 	"github.com/transparency-dev/tessera/api/layout"
+	"golang.org/x/mod/sumdb/note"
 )
 
 // A wrapped driver makes appenders whose Add is another.
@@ -208,5 +210,17 @@ func TestSetBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	other := cfg
+	other.Signer = otherKey{cfg.Signer}
+	if l, err := Open(t.Context(), other); err == nil || !strings.Contains(err.Error(), "another key") {
+		t.Errorf("with another key: %v", err)
+		if err == nil {
+			l.Close() //nolint:errcheck // it should not be open
+		}
+	}
 	session(1, 6)
 }
+
+type otherKey struct{ note.Signer }
+
+func (k otherKey) KeyHash() uint32 { return k.Signer.KeyHash() + 1 }

@@ -10,8 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/transparency-dev/tessera/api/layout"
+	"golang.org/x/mod/sumdb/note"
 )
 
 // treeDir is where tessera keeps the log below [Config.Dir].
@@ -64,8 +66,9 @@ const treeStateFile = stateDir + "/treeState"
 
 // setBack fails where a folder's tree has less than its checkpoint, or other records,
 // which no crash causes: the tree's state is durable before a checkpoint is made
-// of it. To go on would be to sign a second history.
-func setBack(tree string) error {
+// of it. To go on would be to sign a second history. It also fails where the checkpoint
+// is of another key than s.
+func setBack(tree string, s note.Signer) error {
 	cp, err := os.ReadFile(filepath.Join(tree, layout.CheckpointPath))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // a new log
@@ -75,6 +78,10 @@ func setBack(tree string) error {
 	_, published, root, err := head(cp)
 	if err != nil {
 		return err
+	}
+	if !signedBy(cp, s) {
+		return fmt.Errorf("the log's checkpoint is signed by another key than %s+%08x: bring its key back; a log keeps its key, and a new one begins a new log in another folder",
+			s.Name(), s.KeyHash())
 	}
 	raw, err := os.ReadFile(filepath.Join(tree, treeStateFile))
 	if err != nil {
@@ -92,4 +99,13 @@ func setBack(tree string) error {
 			published, state.Size)
 	}
 	return nil
+}
+
+// signedBy tells whether a signed note names a signer's key. It verifies nothing.
+func signedBy(cp []byte, s note.Signer) bool {
+	_, err := note.Open(cp, note.VerifierList())
+	var unverified *note.UnverifiedNoteError
+	return errors.As(err, &unverified) && slices.ContainsFunc(unverified.Note.UnverifiedSigs, func(sig note.Signature) bool {
+		return sig.Name == s.Name() && sig.Hash == s.KeyHash()
+	})
 }

@@ -201,7 +201,7 @@ func (l *Log) openTree(ctx context.Context) error {
 	if err := l.writable(); err != nil {
 		return err
 	}
-	if err := setBack(filepath.Join(l.cfg.Dir, treeDir)); err != nil {
+	if err := setBack(filepath.Join(l.cfg.Dir, treeDir), l.cfg.Signer); err != nil {
 		return err
 	}
 	posixDriver, err := posix.New(ctx, posix.Config{

@@ -245,30 +245,38 @@ func TestPolicyAtOnce(t *testing.T) {
 	}
 }
 
-// TestSlowNode: a node that never ends its requests holds up nobody but itself.
-func TestSlowNode(t *testing.T) {
-	f := serve(t, t.TempDir(), nodeLine(t, 1, "- -")+nodeLine(t, 2, "- -"))
-	one, two := f.client(t, nodeID(1)), f.client(t, nodeID(2))
-	for range maxOfNode {
-		body, hold := io.Pipe()
-		t.Cleanup(func() { hold.Close() })
-		go func() {
-			resp, err := one.http.Post("https://"+f.secure+addPath, addType, body)
-			if err == nil {
-				resp.Body.Close()
-			}
-		}()
-	}
-	for seq := uint64(1); ; seq++ { // until all of them are there
-		_, err := one.Add(t.Context(), []Leaf{leaf(t, 1, seq, 0)})
-		if err != nil {
-			if !strings.Contains(err.Error(), codeBusy) {
-				t.Errorf("one request more than a node may have: %v", err)
-			}
-			break
+// TestRoom: a node that never ends its requests holds up nobody but itself, and all
+// together have no more than there are.
+func TestRoom(t *testing.T) {
+	m := &room{of: map[string]int{}}
+	slow := nodeID(1)
+	for i := range maxOfNode {
+		if !m.enter(slow) {
+			t.Fatalf("request %d of a node is refused", i+1)
 		}
 	}
-	mustAdd(t, two, leaf(t, 2, 1, 0))
+	if m.enter(slow) {
+		t.Error("one request more than a node may have")
+	}
+	for i := range maxAdding - maxOfNode {
+		if !m.enter(nodeID(byte(2 + i/maxOfNode))) {
+			t.Fatalf("request %d is refused", i+1+maxOfNode)
+		}
+	}
+	if m.enter(nodeID(200)) {
+		t.Error("one request more than there may be")
+	}
+	m.leave(slow)
+	if !m.enter(nodeID(200)) || m.enter(slow) {
+		t.Error("the place of a request that has ended goes to who comes first")
+	}
+	m.leave(nodeID(200))
+	for range maxOfNode - 1 {
+		m.leave(slow)
+	}
+	if _, there := m.of[slow]; there {
+		t.Error("a node that has no requests is still remembered")
+	}
 }
 
 // resign signs the payload of an envelope with the key of another node.
