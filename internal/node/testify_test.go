@@ -45,7 +45,7 @@ func TestRecordsCommit(t *testing.T) {
 			if want := proof.TenantCommit(l.ID, unhex(t, l.Proof.TenantSalt), "acme"); r.TenantCommit != want {
 				t.Errorf("the tenant is committed to by %s, want %s", r.TenantCommit, want)
 			}
-			if !slices.Equal(r.Claims, []string{"asserted", "key_committed"}) || !slices.Contains(r.NotClaimed, "tenant_share") {
+			if !slices.Equal(r.Claims, []string{"asserted", "key_committed"}) || !slices.Contains(r.NotClaimed, "tenant_share") || !slices.Contains(r.NotClaimed, "guest_memory") {
 				t.Errorf("claims %v, not claimed %v", r.Claims, r.NotClaimed)
 			}
 			for i, s := range r.Space {
