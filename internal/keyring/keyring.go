@@ -148,7 +148,7 @@ func (k *Keyring) folder() error {
 	if err := durable.Sweep(k.dir); err != nil {
 		return fmt.Errorf("tidying the folder of the keys: %w", err)
 	}
-	return durable.SyncDir(filepath.Dir(k.dir))
+	return nil
 }
 
 func fileName(role Role) string { return string(role) + ".key" }
@@ -199,6 +199,10 @@ func (k *Keyring) first(role Role) (*key, error) {
 		return nil, err
 	}
 	first.FromSeq = 1
+	// The folder's own name: only now, so that no later start waits for the disk.
+	if err := durable.SyncDir(filepath.Dir(k.dir)); err != nil {
+		return nil, err
+	}
 	return first, k.write(fileName(role), first.file)
 }
 

@@ -36,9 +36,14 @@ const (
 )
 
 // Prepare makes the folders of a notary, with mode 0700. Their parent has to be
-// there. It comes before the process is confined.
+// there. It comes before the process is confined, and before anybody is answered: where
+// they are there already, it does not wait for the disk.
 func Prepare(dir string) error {
-	for _, d := range []string{dir, filepath.Join(dir, workDir)} {
+	work := filepath.Join(dir, workDir)
+	if _, err := os.Lstat(work); err == nil {
+		return nil
+	}
+	for _, d := range []string{dir, work} {
 		if err := os.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("making the folder of the certificates: %w", err)
 		}
