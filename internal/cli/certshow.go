@@ -17,7 +17,7 @@ func (a *app) certificateShowCommand() *cobra.Command {
 			"`vacate certificate verify` does.",
 		Args: needArgs(1, 1, "one file"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			b, err := a.readFile(args[0], maxDocument)
+			b, err := a.readFile(args[0], maxCertificates)
 			if err != nil {
 				return err
 			}

@@ -16,9 +16,11 @@ import (
 	"vacate/proof"
 )
 
-// maxDocument bounds what is read from a file that somebody was sent: certificates
-// of 64 leases, one after the other.
-const maxDocument = 64 * proof.MaxBundle
+// These bound what is read from a file that somebody was sent.
+const (
+	maxDocument     = 64 * proof.MaxBundle
+	maxCertificates = 1024 * proof.MaxBundle // of all leases that a node can hold at once, one after the other
+)
 
 // readFile reads a document; "-" is standard input.
 func (a *app) readFile(path string, limit int64) ([]byte, error) {

@@ -104,7 +104,7 @@ func (a *app) certificateVerifyCommand() *cobra.Command {
 			views := make([]verifyView, 0, len(files))
 			var last []byte
 			for _, file := range files {
-				b, err := a.readFile(file, maxDocument)
+				b, err := a.readFile(file, maxCertificates)
 				if err != nil {
 					return err
 				}
