@@ -170,8 +170,12 @@ func (v *view) head(res *proof.Result) {
 		add("Tenant's receipt", map[bool]string{true: "shown, and of this lease", false: "not shown"}[res.Opened])
 	}
 	for _, t := range res.Times {
+		who := "node"
+		if t.Record == proof.NodeLost {
+			who = "operator"
+		}
 		v.Times = append(v.Times, moment{
-			What: clean(string(t.Record)), Where: fmt.Sprintf("record %d of the node, leaf %d of the log", t.NodeSeq, t.LeafIndex),
+			What: clean(string(t.Record)), Where: fmt.Sprintf("record %d of the %s, leaf %d of the log", t.NodeSeq, who, t.LeafIndex),
 			NotBefore: orNot(clean(t.NotBefore)), NotAfter: orNot(clean(t.NotAfter)),
 		})
 	}

@@ -366,6 +366,10 @@ func TestKinds(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			lost := res.Times[len(res.Times)-1].Record == proof.NodeLost
+			if bytes.Contains(got, []byte("of the operator, leaf")) != lost {
+				t.Error("whose record ends the lease is not what the page says")
+			}
 			inspect(t, got, bundle)
 			if !bytes.Contains(got, []byte("states that")) {
 				t.Errorf("result %s has no words", res.Result)
