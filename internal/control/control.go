@@ -152,7 +152,13 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 	if err := p.prove(ctx, store); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.proof.close()) }()
+	defer func() {
+		// What the log has not published it publishes when it is opened again, and what
+		// it has not taken waits in the journal: neither keeps anybody from ending.
+		if err := p.proof.close(); err != nil {
+			p.log.Error("closing the log", "error", err)
+		}
+	}()
 	if err := p.confine(); err != nil {
 		return cannotStart(err)
 	}

@@ -49,7 +49,7 @@ const (
 	flushEvery            = time.Second // the index is behind the tree at most so long …
 	flushAt               = 8192        // … and so many records
 	sweepEvery            = time.Minute // and what is older is swept
-	closeTimeout          = 10 * time.Second
+	closeTimeout          = 6 * time.Second
 )
 
 // Validate reports all faults of a configuration at once.
@@ -117,7 +117,7 @@ type Log struct {
 	publisher   *tessera.Appender // its appender that publishes checkpoints
 	reader      tessera.LogReader
 	signer      *signer
-	stopTessera func() error
+	stopTessera func(context.Context) error
 
 	calls   chan *call
 	closing chan struct{} // closed by Close
@@ -184,7 +184,7 @@ func (l *Log) open(ctx context.Context) error {
 		return err
 	}
 	if err := l.openIndex(ctx); err != nil {
-		return errors.Join(err, l.stopTessera())
+		return errors.Join(err, l.stopTessera(ctx))
 	}
 	return nil
 }
@@ -225,9 +225,9 @@ func (l *Log) openTree(ctx context.Context) error {
 		return err
 	}
 	l.driver, l.publisher, l.reader = posixDriver.(driver), publisher, reader // NewAppender has asserted the same
-	l.stopTessera = func() error {
+	l.stopTessera = func(ctx context.Context) error {
 		defer cancel()
-		err := shutdown(own)
+		err := shutdown(ctx)
 		l.signer.stop()
 		return errors.Join(err, l.awaitPublished())
 	}
@@ -337,18 +337,18 @@ func (l *Log) Close() error {
 		<-l.done
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.ended = errors.Join(l.awaitCovered(), l.stopTessera(), l.index.close(), l.lock.Close())
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		l.ended = errors.Join(l.awaitCovered(ctx), l.stopTessera(ctx), l.index.close(), l.lock.Close())
 	})
 	return l.ended
 }
 
 // awaitCovered waits until a checkpoint commits to all records.
-func (l *Log) awaitCovered() error {
+func (l *Log) awaitCovered(ctx context.Context) error {
 	if l.index.size == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
 	_, err := Await(ctx, l, l.index.size-1, minInterval/4)
 	return err
 }

@@ -75,19 +75,28 @@ func TestStateFolderReadOnly(t *testing.T) {
 // follows when there is room, and only then the space is free.
 func TestStateFolderFull(t *testing.T) {
 	dir, state := stateOn(t, onTmpfs("size=256k"))
-	d := startIn(t, bin, dir, daemon.Options{})
+	// A log that gets on would have the journal make room, and need it, by itself.
+	_, full := stateOn(t, onTmpfs("size=64k"))
+	must(t, os.Mkdir(filepath.Join(full, "log"), 0o700))
+	fill(t, filepath.Join(full, "ballast"))
+	d := startIn(t, bin, dir, daemon.Options{Env: []string{"VACATE_PROOF__LOG_DIR=" + filepath.Join(full, "log")}})
 	drive := filepath.Join(dir, "drive.img")
 	empty := showDrive(t, d, drive).FreeBytes
 	leaver, stayer := open(t, d, "--size", "16MiB"), open(t, d, "--size", "16MiB")
 	lc, sc := dial(t, leaver), dial(t, stayer)
 	write(t, lc, 0, []byte("leaver"))
 	write(t, sc, 0, []byte("stayer"))
-	before := showDrive(t, d, drive).FreeBytes
-
 	ballast := filepath.Join(state, "ballast")
-	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("filling the state folder: %v", err)
+	fill(t, ballast)
+	var more []string // that the journal's file has room for
+	for len(more) < 100 {
+		l, err := d.Open("--size", "1MiB")
+		if err != nil {
+			break
+		}
+		more = append(more, l.ID)
 	}
+	before := showDrive(t, d, drive).FreeBytes
 	refuseOpens(t, d, "no space left on device")
 	if now := showDrive(t, d, drive).FreeBytes; now != before {
 		t.Errorf("%d bytes are free, %d were before leases were refused", now, before)
@@ -106,13 +115,62 @@ func TestStateFolderFull(t *testing.T) {
 		return nil
 	})
 	goesOn(t, d, stayer, "stayer")
-	if _, err := d.Run("lease", "close", stayer.ID); err != nil {
+	if _, err := d.Run(append([]string{"lease", "close", stayer.ID}, more...)...); err != nil {
 		t.Error(err)
 	}
 	if now := showDrive(t, d, drive).FreeBytes; now != empty {
 		t.Errorf("%d bytes are free after all, want %d", now, empty)
 	}
 	usable(t, d)
+}
+
+// With the log's folder full leases are opened and closed, records wait in the
+// spool, and the daemon ends when it is told to, soon.
+func TestLogFolderFull(t *testing.T) {
+	_, full := stateOn(t, onTmpfs("size=1m"))
+	d := start(t, daemon.Options{Env: []string{"VACATE_PROOF__LOG_DIR=" + filepath.Join(full, "log")}})
+	usable(t, d)
+	ballast := filepath.Join(full, "ballast")
+	fill(t, ballast)
+	usable(t, d)
+	spooled(t, d, true)
+	must(t, d.Stop())
+	must(t, os.Remove(ballast))
+	d = startIn(t, d.Bin, d.Dir, daemon.Options{Env: []string{"VACATE_PROOF__LOG_DIR=" + filepath.Join(full, "log")}})
+	spooled(t, d, false)
+}
+
+// fill takes all room of a file system: that too which others, whose files replace
+// each other, give back for some time.
+func fill(t *testing.T, ballast string) {
+	t.Helper()
+	f, err := os.Create(ballast)
+	must(t, err)
+	defer f.Close() //nolint:errcheck // it is full
+	for quiet := 0; quiet < 25; quiet++ {
+		for n := 1; n > 0; {
+			if n, err = f.Write(make([]byte, 4096)); !errors.Is(err, syscall.ENOSPC) {
+				must(t, err)
+			}
+			if n > 0 {
+				quiet = 0
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// spooled waits until records wait for the log, or none.
+func spooled(t *testing.T, d *daemon.Daemon, some bool) {
+	t.Helper()
+	eventually(t, "records on their way to the log", func() error {
+		var s struct{ Spool int }
+		err := d.JSON(&s, "log", "status")
+		if err == nil && (s.Spool > 0) != some {
+			err = fmt.Errorf("%d wait", s.Spool)
+		}
+		return err
+	})
 }
 
 // A file system that turns read-only after an error, as ext4 does by default on
