@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"vacate/proof"
@@ -23,10 +24,13 @@ type Attack struct {
 	Receipt *proof.Receipt
 }
 
-// Attacks are all that one bundle can show to be wrong.
-func Attacks() []Attack {
+// Attacks are all that one bundle can show to be wrong. They are made once, and
+// nobody changes them.
+func Attacks() []Attack { return attacks() }
+
+var attacks = sync.OnceValue(func() []Attack {
 	return slices.Concat(formAttacks(), keyAttacks(), logAttacks(), bindingAttacks(), timeAttacks(), evidenceAttacks())
-}
+})
 
 // on is an attack on the bundle of a story, after it was signed.
 func on(name string, step proof.Step, want string, s Story, damage func(*Certificate)) Attack {
