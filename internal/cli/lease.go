@@ -23,6 +23,16 @@ func (a *app) leaseCommand() *cobra.Command {
 		a.leaseOpenCommand(), a.leasePrepareCommand(), a.leaseListCommand(), a.leaseShowCommand(), a.leaseResizeCommand(), a.leaseLimitCommand(), a.leaseCloseCommand(), a.leaseWatchCommand())
 }
 
+const leaseOpenExample = "vacate lease open --size 10GiB --tenant acme\n" +
+	"# for another user's process, on one drive, gone after a day at the latest\n" +
+	"vacate lease open --size 1TiB --tenant acme --uid libvirt-qemu --drive /dev/nvme1n1 --ttl 24h\n" +
+	"# a share of a drive\n" +
+	"vacate lease open --size 100GiB --tenant acme --limit iops=5000,bandwidth=200MiB\n" +
+	"# erased by a time, and a receipt for the tenant, to demand the certificate with\n" +
+	"vacate lease open --size 10GiB --tenant acme --erase-by 24h --receipt acme.receipt.json\n" +
+	"# for a virtual machine, and what to paste into its configuration\n" +
+	"vacate lease open --size 20GiB --tenant acme --uid libvirt-qemu --export vhost-user --print-config libvirt"
+
 func (a *app) leaseOpenCommand() *cobra.Command {
 	var size sizeFlag
 	var limits limitsFlag
@@ -33,16 +43,10 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 	var logical uint32
 	var ttl time.Duration
 	c := &cobra.Command{
-		Use:   "open --size SIZE",
-		Short: "Open a lease: a new volume that reads zeros, and a way to reach it",
-		Example: "vacate lease open --size 10GiB --tenant acme\n" +
-			"# for another user's process, on one drive, gone after a day at the latest\n" +
-			"vacate lease open --size 1TiB --tenant acme --uid libvirt-qemu --drive /dev/nvme1n1 --ttl 24h\n" +
-			"# a share of a drive\n" +
-			"vacate lease open --size 100GiB --tenant acme --limit iops=5000,bandwidth=200MiB\n" +
-			"# for a virtual machine, and what to paste into its configuration\n" +
-			"vacate lease open --size 20GiB --tenant acme --uid libvirt-qemu --export vhost-user --print-config libvirt",
-		Args: noArgs,
+		Use:     "open --size SIZE",
+		Short:   "Open a lease: a new volume that reads zeros, and a way to reach it",
+		Example: leaseOpenExample,
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !size.set {
 				return usageErrorf("the lease's size is missing: write --size 1GiB")

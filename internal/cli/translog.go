@@ -214,7 +214,10 @@ var errEnough = errors.New("enough")
 
 func (a *app) listLeaves(ctx context.Context, src logSource, from, size uint64, limit int, lease string) error {
 	views := []leafView{}
-	err := src.Leaves(ctx, min(from, size), size, func(index uint64, leaf []byte) error {
+	from = min(from, size)
+	bar := a.tally("records", size-from)
+	err := src.Leaves(ctx, from, size, func(index uint64, leaf []byte) error {
+		bar.at(index + 1 - from)
 		v := leafViewOf(index, leaf)
 		if lease != "" && (v.Record == nil || v.Record.LeaseID != lease) {
 			return nil
@@ -225,6 +228,7 @@ func (a *app) listLeaves(ctx context.Context, src logSource, from, size uint64, 
 		}
 		return nil
 	})
+	bar.end()
 	if err != nil && !errors.Is(err, errEnough) {
 		return err
 	}
