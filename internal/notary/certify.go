@@ -237,7 +237,7 @@ var errElsewhere = errors.New("it was logged while another log was in use: this 
 func (n *Notary) elsewhere(ctx context.Context, p piece, path [][32]byte, newest published) error {
 	leaf, err := n.cfg.Log.Leaf(ctx, p.index)
 	if err != nil || bytes.Equal(leaf, p.envelope) || proof.VerifyInclusion(newest.point, p.index, proof.LeafHash(leaf), path) != nil {
-		return nil // the log is what is wrong
+		return nil //nolint:nilerr // the log is what is wrong
 	}
 	return errElsewhere
 }
