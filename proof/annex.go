@@ -128,7 +128,7 @@ type Module struct {
 	Name      string `json:"name"`
 	Version   string `json:"version"`
 	Validated bool   `json:"validated"`
-	CertNo    string `json:"certNo,omitempty"` // digits; iff Validated
+	CertNo    string `json:"certNo,omitempty"` // 1 to 16 digits; iff Validated
 }
 
 // KeyEvidence is what was observed of the key's end. Times are those of the

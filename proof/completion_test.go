@@ -205,6 +205,7 @@ func TestAnnexCheck(t *testing.T) {
 		"validation by a name":  func(a *Annex) { a.Sanitize.Validation = Fact{"accepted", EnteredBy("root")} },
 		"FIPS without a number": func(a *Annex) { a.Module.Validated = true },
 		"number without FIPS":   func(a *Annex) { a.Module.CertNo = "4242" },
+		"number that is none":   func(a *Annex) { a.Module.Validated, a.Module.CertNo = true, "pending" },
 		"value of nobody":       func(a *Annex) { a.Host.Kernel = Fact{"Linux", ""} },
 		"unknown source":        func(a *Annex) { a.Host.Kernel = Fact{"Linux", "rumour"} },
 		"nameless person":       func(a *Annex) { a.Host.Kernel = Fact{"Linux", "entered by "} },

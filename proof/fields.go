@@ -19,6 +19,8 @@ func (a *Annex) Check() error {
 		return fmt.Errorf("annex: %d media, not 1 to 128", len(a.Media))
 	case len(a.Device) > 128 || len(a.Scan) > 128 || len(a.Limits) > 64:
 		return errors.New("annex: too many parts")
+	case len(a.Module.CertNo) > 16 || strings.Trim(a.Module.CertNo, "0123456789") != "":
+		return fmt.Errorf("annex: %.40q is not the number of a certificate", a.Module.CertNo)
 	case a.Module.Validated == (a.Module.CertNo == ""):
 		return errors.New("annex: a validated module has the number of its certificate, and no other has one")
 	}

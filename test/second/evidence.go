@@ -63,6 +63,8 @@ func (v *verifier) annex() error {
 	case a.Sanitization.PerformedBy.Source != "requires human entry" || a.Sanitization.VerifiedBy.Source != "requires human entry",
 		bytes.Contains(v.bundle.Annex, []byte(`"source":"entered by `)):
 		return errors.New("a node speaks for a person")
+	case len(a.Module.CertNo) > 16 || strings.Trim(a.Module.CertNo, "0123456789") != "":
+		return errors.New("a certificate's number that is none")
 	case a.Module.Validated != (a.Module.CertNo != ""):
 		return errors.New("validated without a certificate's number")
 	case destroyed && !a.Key.ReadBack, end.Drained && a.Key.InFlight:
