@@ -166,7 +166,7 @@ func (a *app) printMissing(lease string, missing []string) error {
 		fmt.Fprintln(a.out, "nothing requires human entry any more")
 		return nil
 	}
-	fmt.Fprintf(a.out, "%s, of lease %s:\n", proof.SourceHuman, lease)
+	fmt.Fprintf(a.out, "%s, of lease %s:\n", proof.SourceHuman, printable(lease))
 	for _, path := range missing {
 		fmt.Fprintf(a.out, "  %s\n", path)
 	}
