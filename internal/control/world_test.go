@@ -138,7 +138,7 @@ func (w *world) hear(want volatile.Kind) volatile.Message {
 			w.t.Fatalf("control says %v, want %v", m.Kind, want)
 		}
 		return m
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		w.t.Fatalf("control does not say %v", want)
 		return volatile.Message{}
 	}
@@ -150,7 +150,7 @@ func (w *world) end() error {
 	select {
 	case err := <-w.ended:
 		return err
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		w.t.Fatal("control does not end")
 		return nil
 	}
@@ -192,7 +192,7 @@ func (w *world) expect(id string, state vacatev1.LeaseState) *vacatev1.Lease {
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for start := time.Now(); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Since(start) > 10*time.Second {
+		if time.Since(start) > time.Minute {
 			t.Fatalf("it is not so that %s", what)
 		}
 	}

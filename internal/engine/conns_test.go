@@ -96,7 +96,7 @@ func TestL8LeaveFull(t *testing.T) {
 	for slot, n := range []int{6, 1, 1} {
 		socket := h.open(request(slot, uuid, uint32(slot)))
 		for range n {
-			c, _ := dial(t, socket, nbdclient.Options{Timeout: 10 * time.Second})
+			c, _ := dial(t, socket, nbdclient.Options{Timeout: time.Minute})
 			clients = append(clients, c)
 		}
 	}

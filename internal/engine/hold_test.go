@@ -88,7 +88,7 @@ func TestL6HeldServesNothing(t *testing.T) {
 			}
 			h.restart()
 			check(t, h.serve(req.Lease)) // the answer may have been lost
-			c, _ := dial(t, paths[0], nbdclient.Options{Timeout: 10 * time.Second})
+			c, _ := dial(t, paths[0], nbdclient.Options{Timeout: time.Minute})
 			check(t, c.WriteFlags(make([]byte, 4096), 0, 0))
 			if _, err := h.close(req.Lease); err != nil {
 				t.Error(err)

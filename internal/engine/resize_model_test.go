@@ -45,7 +45,7 @@ func TestL4ResizeModel(t *testing.T) {
 		t.Helper()
 		eventually(t, "the lease to be served", func() bool {
 			var err error
-			c, err = nbdclient.Dial(socket, nbdclient.Options{NoBlockSize: true, Timeout: 10 * time.Second})
+			c, err = nbdclient.Dial(socket, nbdclient.Options{NoBlockSize: true, Timeout: time.Minute})
 			return err == nil
 		})
 	}

@@ -63,13 +63,13 @@ func TestL8MissingDrive(t *testing.T) {
 			wantCode(t, err, ipc.CodeNotFound)
 			check(t, back(h, path+".away", path, uuid))
 			got := make([]byte, len(want))
-			c, _ = dial(t, socket, nbdclient.Options{Timeout: 10 * time.Second})
+			c, _ = dial(t, socket, nbdclient.Options{Timeout: time.Minute})
 			check(t, c.ReadFlags(got, 4096, 0))
 			if !bytes.Equal(got, want) {
 				t.Error("L8: the lease reads other bytes")
 			}
 			h.restart() // the table knows the path that counts
-			c, _ = dial(t, socket, nbdclient.Options{Timeout: 10 * time.Second})
+			c, _ = dial(t, socket, nbdclient.Options{Timeout: time.Minute})
 			check(t, c.ReadFlags(got, 4096, 0))
 		})
 	}

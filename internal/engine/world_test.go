@@ -210,7 +210,7 @@ func (h *host) drained(id string) {
 	if t, _, _ := h.lease(id); t != nil {
 		select {
 		case <-t.gone:
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			h.t.Fatalf("lease %s does not drain", id)
 		}
 	}
@@ -369,7 +369,7 @@ func files(t testing.TB) int {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)
 		}

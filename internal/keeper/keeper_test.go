@@ -101,7 +101,7 @@ func (h *house) ended() error {
 	case err := <-h.done:
 		h.done <- err
 		return err
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		h.Fatal("the keeper does not end")
 		return nil
 	}
@@ -292,7 +292,7 @@ func TestL5WipeWaitsForNoMap(t *testing.T) {
 	h := open(t, nil)
 	h.pid("engine pid", 0)
 	fastest := time.Hour // of a few: other processes are in the way now and then
-	for range 5 {
+	for tries := 0; tries < 5 || tries < 30 && fastest > time.Millisecond; tries++ {
 		ns, err := strconv.Atoi(ask(h.api, "engine overlap"))
 		if err != nil {
 			t.Fatal(err)
@@ -323,7 +323,7 @@ func BenchmarkWipe(b *testing.B) {
 			defer cmd.Wait()
 			defer cmd.Process.Kill()
 			for start := time.Now(); ask(api, "engine pid") == "" || ask(api, "engine pid") == "no engine"; time.Sleep(time.Millisecond) {
-				if time.Since(start) > 10*time.Second {
+				if time.Since(start) > time.Minute {
 					b.Fatal("the engine does not answer")
 				}
 			}

@@ -65,7 +65,7 @@ func TestLimits(t *testing.T) {
 		}
 		one := make([]byte, 1)
 		last := conns[len(conns)-1]
-		if err := last.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := last.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := last.Read(one); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
