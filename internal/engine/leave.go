@@ -28,6 +28,7 @@ func (e *Engine) leave(ctx context.Context) {
 	e.leaving = true
 	e.cancel()
 	e.mu.Unlock()
+	e.prepared.clear() // what this process held goes back to the kernel as it is
 	e.returning.Wait()
 	e.watching.Wait()
 	var passed, lost atomic.Int64

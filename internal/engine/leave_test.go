@@ -72,6 +72,21 @@ func TestL8LeaveTwice(t *testing.T) {
 	}
 }
 
+// TestL2LeaveForgets: recipient keys, which no other engine has, are destroyed.
+func TestL2LeaveForgets(t *testing.T) {
+	h := newHost(t, guardless)
+	h.sealed(leaseID(1))
+	if b := h.preparedBytes(); bytes.Equal(b, make([]byte, len(b))) {
+		t.Fatal("control: no recipient key is found")
+	}
+	h.leave(t.Context())
+	if b := h.preparedBytes(); !bytes.Equal(b, make([]byte, len(b))) {
+		t.Error("P2: there is a recipient key after the planned end")
+	}
+	h.crash()()
+	h.takeOver()
+}
+
 // TestLeaveHung: a client that stops within a request holds up the planned end no
 // longer than leaveWithin. It is cut off, others are not.
 func TestLeaveHung(t *testing.T) {

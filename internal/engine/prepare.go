@@ -17,7 +17,8 @@ import (
 //
 //	P1: the private key lies in locked memory of this process, and nowhere else.
 //	P2: it is overwritten with the first attempt to open a share with it, whatever
-//	    comes of that; when the lease is prepared again; or after ten minutes.
+//	    comes of that; when the lease is prepared again; after ten minutes; or when
+//	    this engine leaves for the next.
 //	P3: no other process has it. An engine that takes over has none, and the tenant
 //	    prepares anew.
 
@@ -141,6 +142,15 @@ func (p *prepared) drop(lease string, l reserved) {
 	mem.Wipe(p.region.Bytes()[l.at*preparedSize:][:preparedSize])
 	p.used[l.at] = false
 	delete(p.byLease, lease)
+}
+
+// clear destroys all keys.
+func (p *prepared) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for lease, l := range p.byLease {
+		p.drop(lease, l)
+	}
 }
 
 // use opens a share and hands it to fn. When it returns, the recipient key and the
