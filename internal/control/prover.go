@@ -33,6 +33,14 @@ func (pr *prover) Prepare(ctx context.Context) (server.Prepared, error) {
 		return server.Prepared{}, err
 	}
 	made, err := pr.p.engine.PrepareLease(ctx, id)
+	if re := (*ipc.RemoteError)(nil); errors.As(err, &re) {
+		switch re.Code {
+		case ipc.CodeRefused:
+			return server.Prepared{}, &node.Error{Kind: node.Refused, Object: "shares", Text: re.Text}
+		case ipc.CodeBusy:
+			return server.Prepared{}, &node.Error{Kind: node.Full, Object: "prepared leases", Text: re.Text}
+		}
+	}
 	if err != nil {
 		return server.Prepared{}, fmt.Errorf("making a key for a tenant's share: %w", err)
 	}
