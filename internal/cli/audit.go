@@ -33,6 +33,9 @@ func (a *app) logAuditCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := keep.free(); err != nil { // before a log is read that may be long
+				return err
+			}
 			auditor := proof.NewAuditor(trust)
 			for _, file := range kept {
 				b, err := a.readFile(file, maxDocument)

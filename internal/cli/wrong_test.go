@@ -36,6 +36,7 @@ func TestWrongFiles(t *testing.T) {
 		{"tenant close acme --out bundle", ExitRefused, "nothing was done"},
 		{"keys make " + nowhere + "/k.pem --name jane", ExitFailed, "no file can be made in " + nowhere},
 		{"log node-lost " + prooftest.Node1 + " --policy policy --operator-key absent --log https://localhost:1", ExitNotFound, "there is no operator's key"},
+		{"log audit --policy policy --log http://127.0.0.1:1 --keep " + nowhere + "/checkpoint", ExitFailed, "no file can be made in " + nowhere},
 		{"log audit --policy policy --log http://127.0.0.1:1", ExitFailed, "check the log's URL"},
 		{"log serve --dir d --origin o --policy policy --listen :0 --cert c --key k --client-ca a --witnesses text", ExitUsage, "is no word of a policy"},
 		{"log serve --dir d --origin o --policy policy --listen :0 --cert c --key k --client-ca a --witnesses quiet", ExitUsage, "names no quorum"},
