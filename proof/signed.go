@@ -32,8 +32,10 @@ func newKeyring(p *Policy) *keyring {
 // or says which of them may not sign it.
 func (k *keyring) signers(env Envelope, r *Record) ([]PinnedKey, error) {
 	makers := k.nodes[r.NodeID]
-	if r.Type == NodeLost || r.Type == KEYS && slices.ContainsFunc(k.operators, func(o PinnedKey) bool { return OperatorID(o.Key) == r.NodeID }) {
-		makers = k.operators
+	for _, o := range k.operators { // each has a chain of its own
+		if OperatorID(o.Key) == r.NodeID {
+			makers = append(makers, o)
+		}
 	}
 	others := slices.Concat(k.operators, k.persons, newKeys(r))
 	var out []PinnedKey

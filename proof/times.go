@@ -152,6 +152,9 @@ func (v *verifier) timeEvents() error {
 			if at, ok := seen[e.Type]; ok && e.Type == EventKeyGenerated && at != e.MonotonicNs {
 				return fmt.Errorf("%s: the key was generated at another time than the OPEN says", v.name(i))
 			}
+			if i < len(v.records)-1 && e.Type != EventKeyGenerated && e.Type != EventKeyReleased {
+				return fmt.Errorf("%s: %s comes before the lease's end", v.name(i), e.Type)
+			}
 			seen[e.Type] = e.MonotonicNs
 		}
 	}

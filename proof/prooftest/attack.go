@@ -194,6 +194,11 @@ func keyAttacks() []Attack {
 		on("signed with a key that nobody pinned", proof.StepSigned, "does not name", signedBy("mallory"), nil),
 		on("signed with another node's key", proof.StepSigned, "does not name", signedBy("node2"), nil),
 		on("signed by the operator alone", proof.StepSigned, "signed it", signedBy("operator"), nil),
+		on("NODE_LOST in the name of another operator", proof.StepSigned, "signed it", Story{Lost: true, Record: func(_ *World, r *proof.Record) {
+			if r.Type == proof.NodeLost {
+				r.NodeID = "operator/0000000000000000"
+			}
+		}}, nil),
 		on("one signature too many", proof.StepSigned, "does not name", signedBy("node1", "mallory"), nil),
 		on("signature of another record", proof.StepSigned, "does not verify", Story{}, func(c *Certificate) {
 			e := c.Bundle.Records

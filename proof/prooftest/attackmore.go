@@ -186,6 +186,13 @@ func timeAttacks() []Attack {
 		events("key destroyed before the gate was shut", "comes before", func(e []proof.Event) { e[2].MonotonicNs = 9 }),
 		events("gate shut before there was a key", "comes before", func(e []proof.Event) { e[1].MonotonicNs = 4 }),
 		events("key of another time", "another time", func(e []proof.Event) { e[0].MonotonicNs = 6 }),
+		on("key destroyed before the lease's end", step, "comes before the lease's end", Story{Record: func(_ *World, r *proof.Record) {
+			if r.Type == proof.OPEN {
+				r.Events = append(r.Events, proof.Event{Type: proof.EventKeyDestroyed, MonotonicNs: 12, BootID: Boot1})
+			} else {
+				r.Events = append(r.Events[:1:1], r.Events[2:]...) // as in a good one
+			}
+		}}, nil),
 		events("another boot without lost_boot", "not lost_boot", func(e []proof.Event) {
 			for i := range e {
 				e[i].BootID = Boot2
@@ -194,7 +201,7 @@ func timeAttacks() []Attack {
 		on("key destroyed and no gate shut", step, "gate was shut", record(proof.CLOSE, func(r *proof.Record) {
 			r.Events = []proof.Event{r.Events[0], r.Events[2]}
 		}), nil),
-		on("gate that the OPEN shut", step, "gate was shut", Story{Record: func(_ *World, r *proof.Record) {
+		on("gate that the OPEN shut", step, "comes before the lease's end", Story{Record: func(_ *World, r *proof.Record) {
 			if gate := (proof.Event{Type: proof.EventGateClosed, MonotonicNs: 6, BootID: Boot1}); r.Type == proof.OPEN {
 				r.Events = append(r.Events, gate)
 			} else {

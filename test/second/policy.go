@@ -248,7 +248,7 @@ func (p *policy) open(envelope []byte) (payload []byte, signers []key, err error
 func (p *policy) maySign(r *record) error {
 	made := slices.ContainsFunc(r.signers, func(k key) bool {
 		if strings.HasPrefix(r.NodeID, "operator/") {
-			return k.role == "operator"
+			return k.role == "operator" && r.NodeID == "operator/"+k.id()[:16]
 		}
 		return k.role == "node" && k.name == r.NodeID
 	})

@@ -200,6 +200,9 @@ func (v *verifier) events() error {
 			if was, ok := at[e.Type]; ok && was != e.MonotonicNs && e.Type == "key_generated" {
 				return errors.New("the key was made twice")
 			}
+			if i < len(v.records)-1 && e.Type != "key_generated" && e.Type != "key_released" {
+				return errors.New("an event of the end comes before it")
+			}
 			at[e.Type], boots[e.BootID] = e.MonotonicNs, true
 		}
 	}
