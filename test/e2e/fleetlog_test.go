@@ -30,6 +30,10 @@ import (
 	"vacate/test/daemon"
 )
 
+// logHost is where the fleet's log listens. Whoever connects has another address of
+// this machine's: while the log is away nobody can have its port instead.
+const logHost = "127.77.0.1"
+
 // An authority certifies nodes and their log, in one folder.
 type authority struct {
 	t    *testing.T
@@ -52,7 +56,7 @@ func (a *authority) certify(name string) (*x509.Certificate, *ecdsa.PrivateKey) 
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(a.t, err)
 	c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, BasicConstraintsValid: true,
+		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.ParseIP(logHost)}, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	parent, signer := a.cert, a.key
 	if parent == nil {
@@ -124,7 +128,7 @@ func startInFleet(t *testing.T, env ...string) (d *daemon.Daemon, a *authority, 
 	must(t, os.WriteFile(a.path("nodes"), []byte(nodes), 0o600))
 	a.certify("server")
 	a.certify(node)
-	l = a.serveLog("127.0.0.1:0")
+	l = a.serveLog(logHost + ":0")
 	must(t, os.WriteFile(a.path("policy"), fmt.Appendf(nil, "log %s\nquorum none\n", l.Key), 0o600))
 	d = startIn(t, d.Bin, d.Dir, daemon.Options{Env: append(env,
 		"VACATE_PROOF__LOG_URL=https://"+l.Listen, "VACATE_PROOF__CLIENT_CERT="+a.path(node+".pem"), "VACATE_PROOF__CLIENT_KEY="+a.path(node+".key"),
