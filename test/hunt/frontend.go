@@ -97,7 +97,7 @@ func (w *world) session(l *vacatev1.Lease) (*session, error) {
 	var c *vhostclient.Client
 	var err error
 	// The engine may end between taking a connection and handing it to the keeper.
-	for start := time.Now(); time.Since(start) < 10*time.Second; {
+	for start := time.Now(); time.Since(start) < 30*time.Second; {
 		c, err = vhostclient.Dial(l.GetExports()[i].GetSocket(), vhostclient.Options{Memory: 4 << 20, Timeout: 60 * time.Second})
 		if !errors.Is(err, vhostclient.ErrUnanswered) {
 			break
@@ -135,7 +135,7 @@ func (s *session) ended() error {
 	if s == nil {
 		return nil
 	}
-	const patience = 10 * time.Second
+	const patience = 30 * time.Second
 	for start := time.Now(); s.Conn.Alive() == nil; time.Sleep(time.Millisecond) {
 		if time.Since(start) > patience {
 			return errors.Join(fmt.Errorf("lease %s was closed, and its session goes on", s.lease), s.Close())
@@ -154,7 +154,7 @@ func (h *killHunt) grow(l *vacatev1.Lease, s *session, size int64) error {
 	if err != nil || s == nil {
 		return err
 	}
-	timeout := time.After(30 * time.Second)
+	timeout := time.After(60 * time.Second)
 	for s.Size() != size {
 		select {
 		case <-s.Changes():
