@@ -196,7 +196,7 @@ func (n *Node) missing(e *entry) error {
 		n.over(e, lease.LostBoot, "the host has restarted since it was opened", lease.KeyLost)
 	case o.EngineID == hello.EngineID:
 		// This engine would remember a lease that it had closed.
-		n.over(e, lease.Failed, "its opening was cut off before a key existed", lease.KeyGone)
+		n.over(e, lease.Failed, "its opening was cut off: the engine that it was opened with has no key of it", lease.KeyGone)
 	case pending != "":
 		return fmt.Errorf("an earlier engine may still write to drive %s, its fence is not held yet", pending)
 	case o.KeeperID == hello.KeeperID && o.Generation > hello.Emptied:
