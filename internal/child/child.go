@@ -21,6 +21,13 @@ import (
 // the kernel takes, unless a drive hangs.
 const heldAfter = 200 * time.Millisecond
 
+// reapedAfter is the same where nothing waits meanwhile: taking the memory of a large
+// process apart may take a busy machine longer than heldAfter.
+const reapedAfter = 5 * time.Second
+
+// ErrHeld says that the kernel still holds a child that was killed.
+var ErrHeld = errors.New("it was killed and has not ended")
+
 // lastWords is how long a child may take to end after its link.
 const lastWords = 500 * time.Millisecond
 
@@ -194,7 +201,16 @@ func (c *Child) End() error {
 	if c.wait(heldAfter) {
 		return c.Free()
 	}
-	return errors.Join(c.Free(), fmt.Errorf("the kernel still holds %s, process %d: it was killed and has not ended", c.Name, c.PID()))
+	return errors.Join(c.Free(), fmt.Errorf("the kernel still holds %s, process %d: %w", c.Name, c.PID(), ErrHeld))
+}
+
+// Reaped waits for longer where [Child.End] ended with err, and returns what is left
+// of it. c may be nil.
+func (c *Child) Reaped(err error) error {
+	if errors.Is(err, ErrHeld) && c.wait(reapedAfter) {
+		return nil
+	}
+	return err
 }
 
 // Held reports whether the child has ended, but cannot be reaped: the kernel

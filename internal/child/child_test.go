@@ -143,8 +143,8 @@ func TestEnd(t *testing.T) {
 			if how == "stopped" {
 				c.Signal(syscall.SIGSTOP)
 			}
-			if err := c.End(); err != nil {
-				t.Error(err)
+			if err := c.Reaped(c.End()); err != nil {
+				t.Fatal(err)
 			}
 			if _, how := c.How(4); !strings.Contains(how.Error(), "killed") {
 				t.Errorf("it ended with %v", how)

@@ -250,15 +250,15 @@ func (k *keeper) run(ctx context.Context) error {
 	}
 	k.cfg.Notify("STOPPING=1")
 	// K5's order: engine, keys, the rest.
-	errs := []error{k.err}
+	var ended error
 	if k.engine != nil {
-		errs = append(errs, k.engine.End())
+		ended = k.engine.End()
 	}
-	errs = append(errs, k.held.Destroy())
+	errs := []error{k.err, k.held.Destroy()}
 	if k.control != nil {
 		errs = append(errs, k.control.End())
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, k.engine.Reaped(ended))...) // no key waits for that
 }
 
 // end makes run return err.
