@@ -57,8 +57,9 @@ func (e *Engine) resizeLease(ctx context.Context, req *ipc.LeaseResizeRequest) (
 	leaving := e.leaving
 	if !leaving {
 		e.returning.Go(func() {
-			defer t.resizing.Store(false)
-			done <- e.resize(t, req)
+			err := e.resize(t, req)
+			t.resizing.Store(false) // before the answer, or the next call is refused
+			done <- err
 		})
 	}
 	e.mu.Unlock()
@@ -181,8 +182,10 @@ func (e *Engine) standing(t *tenancy) error {
 	case volatile.StateOpening:
 		return busy("lease %s is not served yet", t.id)
 	}
-	return notFound("lease %s is being closed", t.id)
+	return closing(t)
 }
+
+func closing(t *tenancy) error { return notFound("lease %s is being closed", t.id) }
 
 // park is step 2. When it has returned nil, t has no path, what it is served by is
 // in t.waits, and its map stays until t.counting is done: the caller's to say. A
