@@ -19,8 +19,8 @@ import (
 //
 //	R1: only blocks that the lease has written are read. Elsewhere the drive holds
 //	    what others left, be it noise.
-//	R2: each block is read while the lease is open, by the slot's own word, and the
-//	    space is not given back before the last one is (t.counting).
+//	R2: each block is read through the lease's device gate (law L1), and the space is
+//	    not given back before the last one is read (t.counting).
 //	R3: one call a lease at a time, and none beside a resize. It passes by the limits
 //	    of the lease, and is bounded: MaxRawBlocks.
 
@@ -39,7 +39,7 @@ func (e *Engine) rawBlocks(ctx context.Context, req *ipc.LeaseRawRequest) (*ipc.
 	if !t.resizing.CompareAndSwap(false, true) {
 		return nil, busy("lease %s is being resized, or read: try again when that has ended", t.id)
 	}
-	space, written, err := e.rawSource(t, req.Blocks)
+	space, from, err := e.rawSource(t, req.Blocks)
 	if err != nil {
 		t.resizing.Store(false)
 		return nil, err
@@ -47,7 +47,7 @@ func (e *Engine) rawBlocks(ctx context.Context, req *ipc.LeaseRawRequest) (*ipc.
 	return apart(ctx, func() (*ipc.LeaseRaw, error) {
 		defer t.resizing.Store(false)
 		defer t.counting.Done()
-		raw, err := e.readRaw(t, space, written, req.Blocks)
+		raw, err := readRaw(t, space, from, req.Blocks)
 		if err != nil {
 			return nil, fmt.Errorf("reading what is on the drives of lease %s: %w", t.id, err)
 		}
@@ -55,9 +55,10 @@ func (e *Engine) rawBlocks(ctx context.Context, req *ipc.LeaseRawRequest) (*ipc.
 	})
 }
 
-// rawSource is where the blocks of t are, and which are written. With it comes
-// t.counting, the caller's. REQUIRES: t.resizing is the caller's.
-func (e *Engine) rawSource(t *tenancy, blocks []uint64) ([]drive.SpanPiece, *blockmap.Map, error) {
+// rawSource is where the blocks of t are, and the path whose gate and map say which
+// may be read. With it comes t.counting, the caller's. REQUIRES: t.resizing is the
+// caller's.
+func (e *Engine) rawSource(t *tenancy, blocks []uint64) ([]drive.SpanPiece, *path, error) {
 	e.mu.Lock()
 	space, err := place(t.pieces, t.size, e.rooms())
 	size := t.size
@@ -79,11 +80,11 @@ func (e *Engine) rawSource(t *tenancy, blocks []uint64) ([]drive.SpanPiece, *blo
 		return nil, nil, busy("lease %s waits for its drives", t.id)
 	}
 	t.counting.Add(1)
-	return space, t.path.blocks, nil
+	return space, t.path, nil
 }
 
 // readRaw reads blocks, on a thread of its own, as queues of drives want it.
-func (e *Engine) readRaw(t *tenancy, space []drive.SpanPiece, written *blockmap.Map, blocks []uint64) (raw *ipc.LeaseRaw, err error) {
+func readRaw(t *tenancy, space []drive.SpanPiece, from *path, blocks []uint64) (raw *ipc.LeaseRaw, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -101,18 +102,22 @@ func (e *Engine) readRaw(t *tenancy, space []drive.SpanPiece, written *blockmap.
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, q.Close()) }()
+	gate, drop, err := from.volume.Gate()
+	if err != nil {
+		return nil, closing(t)
+	}
+	defer drop()
 	raw = &ipc.LeaseRaw{Blocks: make([][]byte, len(blocks))}
 	for i, n := range blocks {
-		t.mu.Lock()
-		err := e.standing(t)
-		t.mu.Unlock()
-		if err != nil {
-			return nil, err
-		}
-		if !isWritten(written, n) {
+		if !isWritten(from.blocks, n) {
 			continue
 		}
-		if err := blk.Do(q, &blk.Request{Op: blk.OpRead, Off: int64(n) * blk.BlockSize, Len: blk.BlockSize, Buf: buf.Bytes()}); err != nil {
+		if !gate.Enter() {
+			return nil, closing(t)
+		}
+		err := blk.Do(q, &blk.Request{Op: blk.OpRead, Off: int64(n) * blk.BlockSize, Len: blk.BlockSize, Buf: buf.Bytes()})
+		gate.Leave()
+		if err != nil {
 			return nil, err
 		}
 		raw.Blocks[i] = bytes.Clone(buf.Bytes())

@@ -291,7 +291,7 @@ func TestL4RawBlocks(t *testing.T) {
 }
 
 // TestRawHoldsTheSpace: a lease that is closed while it is read raw is erased at once,
-// the reading ends early, and the space is given back when it has.
+// the reading ends early (law L1), and the space is given back when it has.
 func TestRawHoldsTheSpace(t *testing.T) {
 	h := newHost(t)
 	_, uuid := h.drive(h.dir)
@@ -304,8 +304,11 @@ func TestRawHoldsTheSpace(t *testing.T) {
 	if !tenancy.resizing.CompareAndSwap(false, true) {
 		t.Fatal("it is being resized")
 	}
-	_, _, err = h.rawSource(tenancy, []uint64{0})
+	space, from, err := h.rawSource(tenancy, []uint64{0})
 	check(t, err)
+	if got, err := readRaw(tenancy, space, from, []uint64{0}); err != nil || len(got.Blocks[0]) != blk.BlockSize {
+		t.Fatalf("it reads %v, %v", got, err)
+	}
 	_, err = h.raw(req.Lease, 0)
 	wantCode(t, err, ipc.CodeBusy)
 	er, err := h.close(req.Lease)
@@ -317,6 +320,8 @@ func TestRawHoldsTheSpace(t *testing.T) {
 		t.Error("the space was given back while it was read")
 	case <-time.After(30 * time.Millisecond):
 	}
+	_, err = readRaw(tenancy, space, from, []uint64{0})
+	wantCode(t, err, ipc.CodeNotFound)
 	tenancy.counting.Done()
 	h.drained(req.Lease)
 }

@@ -121,6 +121,14 @@ func (v *Volume) Shut() {
 	v.excl.ring() // who waits for its turn, or until it is due, has to look
 }
 
+// Gate is for requests to the volume's drives that do not go through a queue: each
+// enters it before it is submitted and leaves it when it has completed. Once Shut was
+// called it is refused with ESHUTDOWN. drop gives it back, when nothing is in flight.
+func (v *Volume) Gate() (gate *blk.Gate, drop func(), err error) {
+	gate, err = v.gates.New()
+	return gate, func() { v.gates.Drop(gate) }, err
+}
+
 // Idle reports whether no request that was admitted is in flight now.
 func (v *Volume) Idle() bool { return v.gates.Idle() }
 
