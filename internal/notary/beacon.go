@@ -246,10 +246,22 @@ func (n *Notary) holdBeacon(r proof.Record) error {
 	return durable.SyncDir(n.path(""))
 }
 
+// surely is a time that it is by now: the node's clock, which a mistake may have set
+// years ahead, but not later than the newest time that a quorum of witnesses gave.
+func (n *Notary) surely(now time.Time) time.Time {
+	policy := n.rules()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if since, ok := policy.QuorumSince(n.newest.point); policy.NeedsWitnesses() && (!ok || since.Before(now)) {
+		return since
+	}
+	return now
+}
+
 // tidy removes certificates whose time is over, and beacons that no record names.
 func (n *Notary) tidy(context.Context) (time.Duration, error) {
 	now := n.cfg.Clock()
-	if err := n.store.expire(now.Add(-n.cfg.Keep)); err != nil {
+	if err := n.store.expire(n.surely(now).Add(-n.cfg.Keep)); err != nil {
 		return 0, err
 	}
 	names, err := os.ReadDir(n.path(""))

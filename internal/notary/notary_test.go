@@ -359,3 +359,26 @@ func TestExpiry(t *testing.T) {
 		t.Errorf("left are %v, %v; want the work folder", left, err)
 	}
 }
+
+// TestExpiryByWitnesses: a node's clock that is set years ahead loses no certificate
+// while there are witnesses who know better.
+func TestExpiryByWitnesses(t *testing.T) {
+	w := newWorld(t, true)
+	w.open(0, w.now)
+	w.close(0)
+	w.mustPass()
+	opened := w.now
+	w.log.clock = func() time.Time { return opened }
+	w.now = time.Now().Add(7 * 366 * 24 * time.Hour)
+	w.mustPass()
+	if _, err := w.n.Certificate(t.Context(), leaseID(0), false); err != nil {
+		t.Fatalf("with the clock ahead: %v", err)
+	}
+	w.log.clock = func() time.Time { return w.now }
+	w.open(1, time.Time{}) // the log has something to sign again
+	w.mustPass()
+	w.mustPass()
+	if _, err := w.n.Certificate(t.Context(), leaseID(0), false); !errors.Is(err, ErrPending) {
+		t.Errorf("when seven years have passed: %v", err)
+	}
+}
