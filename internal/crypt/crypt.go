@@ -33,12 +33,13 @@ package crypt
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"syscall"
+	"time"
 
 	"vacate/internal/blk"
 	"vacate/internal/mem"
 	"vacate/internal/plant"
+	"vacate/internal/sys"
 	"vacate/internal/xts"
 )
 
@@ -89,15 +90,17 @@ func (c *Crypt) Revoke() {
 	if plant.Is(plant.WipeBeforeCiphers) {
 		return
 	}
-	// A call lasts microseconds, a wake-up through the scheduler may take a
-	// hundred (DATAPLANE: hot spots): look first, and sleep only when a cipher
-	// thread has lost its processor.
-	for range 50 {
+	// A call lasts microseconds; a wake-up through Go's scheduler takes other threads,
+	// which have no turn on a busy processor, and so may take tens of milliseconds. So
+	// look, and nap on this very thread: a cipher thread that it preempted gets on.
+	for looks := range 10_000 { // a tenth of a second, and more
 		select {
 		case <-c.gates.Drained():
 			return
 		default:
-			runtime.Gosched()
+			if looks >= 20 {
+				sys.Nap(5 * time.Microsecond)
+			}
 		}
 	}
 	<-c.gates.Drained()

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -138,6 +140,13 @@ func BoottimeNs() int64 {
 		panic("sys: no CLOCK_BOOTTIME: " + err.Error()) // since Linux 2.6.39
 	}
 	return ts.Nano()
+}
+
+// Nap has the calling thread sleep, without a word to Go's scheduler: for who holds a
+// thread of its own, and for microseconds. A signal ends it early.
+func Nap(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0) //nolint:errcheck // see above
 }
 
 // BootID identifies this boot of the kernel (random(4)).
