@@ -90,6 +90,10 @@ const (
 	retryMost  = 10 * time.Second       // … and at most
 	callTime   = 30 * time.Second       // of one call of the log
 	tidyEvery  = time.Hour
+
+	// Sending records takes a transaction, and what the log syncs besides. A lease that
+	// opens waits for what is under way: where leases come and go, records share it.
+	sendEvery = 200 * time.Millisecond
 )
 
 const defaultKeep = 6 * 366 * 24 * time.Hour
@@ -162,18 +166,20 @@ func New(cfg Config) (*Notary, error) {
 // Run works until ctx is done.
 func (n *Notary) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	wg.Go(func() { n.loop(ctx, "signing records", n.cfg.Spool.Appended(), 0, n.sign) })
-	wg.Go(func() { n.loop(ctx, "sending records to the log", n.wakeSend, 0, n.send) })
-	wg.Go(func() { n.loop(ctx, "reading the log's checkpoint", n.wakeLook, pollIdle, n.look) })
-	wg.Go(func() { n.loop(ctx, "tidying certificates", nil, tidyEvery, n.tidy) })
+	wg.Go(func() { n.loop(ctx, "signing records", n.cfg.Spool.Appended(), 0, 0, n.sign) })
+	wg.Go(func() { n.loop(ctx, "sending records to the log", n.wakeSend, 0, sendEvery, n.send) })
+	wg.Go(func() { n.loop(ctx, "reading the log's checkpoint", n.wakeLook, pollIdle, 0, n.look) })
+	wg.Go(func() { n.loop(ctx, "tidying certificates", nil, tidyEvery, 0, n.tidy) })
 	wg.Wait()
 }
 
 // loop does work again and again: at once while there is more, else when it is
-// woken, or after idle where that is not 0. After an error it waits, longer each time.
-func (n *Notary) loop(ctx context.Context, what string, wake <-chan struct{}, idle time.Duration, work func(context.Context) (more time.Duration, err error)) {
+// woken, but every so often at most, or after idle where that is not 0. After an error
+// it waits, longer each time.
+func (n *Notary) loop(ctx context.Context, what string, wake <-chan struct{}, idle, every time.Duration, work func(context.Context) (more time.Duration, err error)) {
 	pause := retryFirst
 	for ctx.Err() == nil {
+		began := time.Now()
 		again, err := work(ctx)
 		if ctx.Err() != nil {
 			return
@@ -198,6 +204,12 @@ func (n *Notary) loop(ctx context.Context, what string, wake <-chan struct{}, id
 		}
 		select {
 		case <-listen:
+			if early := every - time.Since(began); early > 0 {
+				select {
+				case <-time.After(early):
+				case <-ctx.Done():
+				}
+			}
 		case <-timer:
 		case <-ctx.Done():
 		}
