@@ -56,13 +56,13 @@ test: test-packages ## everything: vet, race + invariants, purego, planted bugs,
 test-packages: ## install the Debian packages that the tests use, where missing
 	@tools/test-packages.sh
 
-# Tests with whole daemons in them: a neighbour on the same cores is not what they are about.
+# Tests that start the program as it is released, so the race detector would see nothing of it.
+# A neighbour on the same cores is not what they are about.
 ALONE = vacate/test/e2e vacate/test/script
 OTHERS = $(filter-out $(ALONE),$(shell $(GO) list ./...))
 
-test-race: ## all tests under the race detector, with the costly checks on
+test-race: ## the packages' tests under the race detector, with the costly checks on
 	CGO_ENABLED=1 $(GO) test -race -tags invariants -timeout 8m $(OTHERS)
-	CGO_ENABLED=1 $(GO) test -race -tags invariants -timeout 8m -p 1 $(ALONE)
 
 test-purego: ## the tests of what has assembly, without it
 	$(GO) test -tags purego -timeout 5m $(PUREGO:%=./%/...)

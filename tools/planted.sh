@@ -31,7 +31,7 @@ done
 # run PKG LAW BUG: runs the tests of a law in a package, where go test would.
 run() {
 	(cd "$root/$1" && VACATE_PLANTED=$3 "$dir/${1//\//_}.test" \
-		-test.run "^TestL$2" -test.timeout 3m >"$dir/out" 2>&1)
+		-test.run "^TestL$2" -test.failfast -test.timeout 3m >"$dir/out" 2>&1)
 }
 
 while read -r pkg law; do
