@@ -33,7 +33,7 @@ const table = `
 	leaf     fail:
 	leaf     sys:              golang.org/x/sys/unix kernel.org/pub/linux/libs/security/libcap/psx
 	leaf     virtq:            mem plant
-	leaf     mem:              plant sys
+	leaf     mem:              plant sys xts
 	leaf     sandbox:          sys github.com/landlock-lsm/go-landlock
 	leaf     poll:
 	leaf     xts:              golang.org/x/sys/cpu
@@ -121,7 +121,7 @@ const table = `
 	test     test/vm/disk:
 	test     test/vm/init:     nbdclient test/search test/vm/canary test/vm/wire
 	test     test/vm/wire:
-	test     test/e2e:         api/vacate/v1 client proof test/daemon translog translog/witness
+	test     test/e2e:         api/vacate/v1 client proof test/daemon test/search translog translog/witness
 	test     test/search:
 	test     test/second:      filippo.io/torchwood golang.org/x/mod
 	test     test/slow:

@@ -1,6 +1,10 @@
 package mem
 
-import "unsafe"
+import (
+	"unsafe"
+
+	"vacate/internal/xts"
+)
 
 // Memory of somebody else, a guest's, may be taken away at any time; touching it
 // is a fault then. Whoever touches it runs with debug.SetPanicOnFault, and makes
@@ -19,11 +23,12 @@ func FaultIn(p any, b []byte) bool {
 	return fault.Addr()-from < to-from
 }
 
-// CopyForeign copies like copy, where foreign, which is dst or src or has it as a
+// CopyForeign copies like [Copy], where foreign, which is dst or src or has it as a
 // part, may fault. It reports false if it does; an unknown part is then copied.
 //
 // REQUIRES: debug.SetPanicOnFault.
 func CopyForeign(dst, src, foreign []byte) (ok bool) {
+	defer xts.ClearVectors()
 	defer caught(foreign)
 	copy(dst, src)
 	return true

@@ -254,7 +254,7 @@ func (o *op) copyEdges() bool {
 			dst, src = own, theirs
 		}
 		if r.Flags&blk.Foreign == 0 {
-			copy(dst, src)
+			mem.Copy(dst, src)
 		} else if !mem.CopyForeign(dst, src, theirs) {
 			return false
 		}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vacate/test/daemon"
+	"vacate/test/search"
 )
 
 var (
@@ -28,6 +29,13 @@ var tools = map[string]string{
 }
 
 func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == search.RegistersCommand {
+		if err := search.RegistersMain(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	code, err := setUp(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)

@@ -191,6 +191,7 @@ func (t *tenant) use(logical int) (err error) {
 	if err := t.compare(0, len(t.want)); err != nil {
 		return fmt.Errorf("before it wrote anything: %w", err)
 	}
+	last := 0
 	for range 1 + t.rng.IntN(6) {
 		at := t.rng.IntN(len(t.want)/logical) * logical
 		n := min(logical*(1+t.rng.IntN(64)), len(t.want)-at)
@@ -199,10 +200,15 @@ func (t *tenant) use(logical int) (err error) {
 			err = t.change(at, make([]byte, n), func() error { return t.conn.Trim(int64(at), int64(n), 0) })
 		case 1:
 			err = t.change(at, make([]byte, n), func() error { return t.conn.Zero(int64(at), int64(n), 0) })
-		case 2, 3:
+		case 2:
 			err = t.compare(at, n)
+		case 3: // what it wrote last, from the second logical block on
+			if at = last + logical; at < len(t.want) {
+				err = t.compare(at, min(n, len(t.want)-at))
+			}
 		default:
 			b := t.canary(n)
+			last = at
 			err = t.change(at, b, func() error { _, err := t.conn.WriteAt(b, int64(at)); return err })
 		}
 		if err != nil {

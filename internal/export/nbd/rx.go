@@ -3,6 +3,7 @@ package nbd
 import (
 	"syscall"
 
+	"vacate/internal/mem"
 	"vacate/internal/sys"
 )
 
@@ -46,7 +47,7 @@ func (c *conn) window(leaving bool) []byte {
 // was (N2).
 func (c *conn) moveTo(g *place) {
 	from, to := c.head, g.end
-	n := copy(c.rx[to:], c.rx[from:c.tail])
+	n := mem.Copy(c.rx[to:], c.rx[from:c.tail])
 	switch {
 	case to <= from:
 		wipe(c.rx[max(to+n, from):c.tail])

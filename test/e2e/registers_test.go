@@ -1,0 +1,120 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net"
+	"testing"
+
+	"vacate/internal/nbdclient"
+	"vacate/internal/vhostclient"
+	"vacate/test/daemon"
+	"vacate/test/search"
+)
+
+// canaryBlocks are n bytes that have a canary in every second 16 of them, so that
+// whatever register they went through can be told by it.
+func canaryBlocks(n int) (b []byte, canaries *search.Needles) {
+	canary := []byte("a canary's 16 B.")
+	canaries = search.NewNeedles()
+	canaries.Add("a canary", canary)
+	return bytes.Repeat(append(canary, "and other bytes."...), n/32), canaries
+}
+
+// noneInRegisters fails the test if a thread of the engine's has a canary in a
+// register.
+func noneInRegisters(t *testing.T, d *daemon.Daemon, canaries *search.Needles, after string) {
+	t.Helper()
+	pid, err := d.Child("engine")
+	must(t, err)
+	hits, threads, err := canaries.Registers(pid)
+	must(t, err)
+	if threads < 2 {
+		t.Fatalf("%d threads were searched", threads)
+	}
+	for _, hit := range hits {
+		t.Errorf("after %s: %v", after, hit)
+	}
+}
+
+// TestCopiesLeaveNothing: reads and writes of parts of blocks go through copies. The
+// thread that made them waits for its client afterwards, without a byte of the
+// tenant's in its registers.
+func TestCopiesLeaveNothing(t *testing.T) {
+	d := start(t, daemon.Options{})
+	type client interface {
+		ReadAt(p []byte, off int64) (int, error)
+		WriteAt(p []byte, off int64) (int, error)
+	}
+	nbd, err := nbdclient.Dial(open(t, d, "--size", "8MiB", "--tenant", "t").URI(), nbdclient.Options{})
+	must(t, err)
+	defer nbd.Close() //nolint:errcheck // the daemon ends
+	guest, err := vhostclient.Dial(openVhost(t, d), vhostclient.Options{Memory: 1 << 20})
+	must(t, err)
+	defer guest.Close() //nolint:errcheck // the daemon ends
+	for name, c := range map[string]client{"NBD": nbd, "vhost-user": guest} {
+		b, canaries := canaryBlocks(64 << 10)
+		_, err := c.WriteAt(b, 0)
+		must(t, err)
+		noneInRegisters(t, d, canaries, name+", a write")
+		for _, n := range []int{512, 1024, 2048, 3584, 4096, 16384} {
+			got := make([]byte, n)
+			_, err := c.ReadAt(got, 1536)
+			must(t, err)
+			if !bytes.Equal(got, b[:n]) {
+				t.Fatalf("%s: a read of %d bytes is wrong", name, n)
+			}
+			noneInRegisters(t, d, canaries, name+", a read")
+			_, err = c.WriteAt(b[:n], 512)
+			must(t, err)
+			noneInRegisters(t, d, canaries, name+", a write of parts")
+		}
+	}
+}
+
+// TestHalfRequestLeavesNothing: what has come of a request is moved to where there
+// is room for the rest.
+func TestHalfRequestLeavesNothing(t *testing.T) {
+	d := start(t, daemon.Options{})
+	conn, err := net.Dial("unix", open(t, d, "--size", "8MiB", "--tenant", "t").Socket())
+	must(t, err)
+	c, err := nbdclient.New(conn, nbdclient.Options{SimpleReplies: true})
+	must(t, err)
+	defer c.Close() //nolint:errcheck // the daemon ends
+	b, canaries := canaryBlocks(4096)
+	write := func(cookie, off uint64) (request []byte) {
+		request = binary.BigEndian.AppendUint32(request, 0x25609513)
+		request = binary.BigEndian.AppendUint32(request, 1) // NBD_CMD_WRITE
+		request = binary.BigEndian.AppendUint64(request, cookie)
+		request = binary.BigEndian.AppendUint64(request, off)
+		request = binary.BigEndian.AppendUint32(request, uint32(len(b)))
+		return append(request, b...)
+	}
+	answered := func(cookie uint64) {
+		t.Helper()
+		reply := make([]byte, 16)
+		for n := 0; n < len(reply); {
+			more, err := conn.Read(reply[n:])
+			must(t, err)
+			n += more
+		}
+		if binary.BigEndian.Uint32(reply[4:]) != 0 || binary.BigEndian.Uint64(reply[8:]) != cookie {
+			t.Fatalf("the reply is % x", reply)
+		}
+	}
+	second := write(2, 4096)
+	_, err = conn.Write(append(write(1, 0), second[:2000]...))
+	must(t, err)
+	answered(1)
+	noneInRegisters(t, d, canaries, "half a request")
+	_, err = conn.Write(second[2000:])
+	must(t, err)
+	answered(2)
+	noneInRegisters(t, d, canaries, "the rest of it")
+	got := make([]byte, len(b))
+	_, err = c.ReadAt(got, 4096)
+	must(t, err)
+	if !bytes.Equal(got, b) {
+		t.Error("the request that came in halves wrote other bytes")
+	}
+}
