@@ -49,7 +49,9 @@ func (e *Engine) closeLease(id string) (*ipc.Erasure, error) {
 func (e *Engine) end(t *tenancy) error {
 	var er *ipc.Erasure
 	var err, noted error
+	e.erasing.Add(1)
 	urgently(func() { er, noted, err = e.erase(t) })
+	e.erasing.Add(-1)
 	e.at(fail.CloseErased)
 	if noted != nil {
 		// The key comes first, and the answer tells of it all the same.
@@ -141,6 +143,7 @@ func (e *Engine) finish(t *tenancy) {
 	e.ended.add(t.id, *t.erasure)
 	e.mu.Unlock()
 	close(t.gone)
+	e.leftLitter()
 }
 
 func (t *tenancy) isGone() bool {

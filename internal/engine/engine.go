@@ -96,6 +96,8 @@ type Engine struct {
 	started time.Time
 
 	prepared prepared
+	erasing  atomic.Int32  // closes between gate and destroyed key
+	litter   chan struct{} // has a value when a lease has gone
 
 	toldFull atomic.Int64 // when the log was told that the keeper is full: Unix time in seconds
 
@@ -128,6 +130,7 @@ func New(cfg Config) *Engine {
 		cfg: cfg, keeper: cfg.Keeper, keys: cfg.Keys, table: cfg.Table, started: time.Now(),
 		conns:  &budget{max: int64(cfg.MaxConns)},
 		up:     make(chan struct{}),
+		litter: make(chan struct{}, 1),
 		drives: map[string]*openDrive{},
 		leases: map[string]*tenancy{},
 		ready:  map[string]*tenancy{},

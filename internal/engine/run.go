@@ -54,7 +54,7 @@ func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
 		return err
 	}
 	runtime.GOMAXPROCS(processors())
-	usual := debug.SetGCPercent(hasty)
+	debug.SetGCPercent(hasty)
 	debug.SetMaxThreads(threads(s.MaxConns))
 	link, err := volatile.NewLink(f.Link)
 	if err != nil {
@@ -70,7 +70,7 @@ func Run(ctx context.Context, f Files, s Settings, log *slog.Logger) error {
 		return errors.Join(err, link.Close())
 	}
 	trim := time.AfterFunc(restored, func() {
-		debug.SetGCPercent(usual)
+		go e.collect(ctx)
 		if err := sys.TrimProgram(); err != nil {
 			log.Debug("giving back pages of the program", "error", err) // it only costs memory
 		}
@@ -110,11 +110,6 @@ func (e *Engine) serve(ctx context.Context, link *volatile.Link) error {
 		}
 	}
 }
-
-// hasty is GOGC until everything is taken over. What is made then is made to stay,
-// and to look for garbage in it, as often as a heap of this size lets Go, took more
-// processor time than all else of a take-over.
-const hasty = 800
 
 // processors is how many threads may run Go code at once. An export's threads
 // compute and block in the kernel, and seldom come to Go's scheduler, which

@@ -19,8 +19,8 @@ const nameEngine, nameControl = "engine", "control"
 
 // engineEnv comes after Recipe.EngineEnv. A preempted thread's registers, keys
 // among them, would be saved to its stack and stay there: so no asynchronous
-// preemption. The heap is small: let it stay so.
-var engineEnv = []string{"GODEBUG=asyncpreemptoff=1", "GOGC=50"}
+// preemption.
+var engineEnv = []string{"GODEBUG=asyncpreemptoff=1"}
 
 // lookEvery is how often the keeper looks at what does not tell it.
 const lookEvery = 200 * time.Millisecond
