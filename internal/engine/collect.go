@@ -34,21 +34,33 @@ const (
 	collectEvery = time.Second
 )
 
-// collect collects until ctx ends.
+// collect collects until ctx ends, and gives the memory back when no lease has gone
+// for a while.
 func (e *Engine) collect(ctx context.Context) {
 	debug.SetGCPercent(backstop)
 	tick := time.NewTicker(collectEvery)
 	defer tick.Stop()
+	calm := false // no lease has gone since the tick before
+	kept := true  // there is memory to be given back
 	for {
+		left := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.litter:
+			left = true
 		case <-tick.C:
 		}
-		if e.erasing.Load() == 0 && littered() {
+		switch {
+		case e.erasing.Load() > 0:
+		case littered():
 			runtime.GC()
+			kept = true
+		case calm && kept && !left:
+			debug.FreeOSMemory()
+			kept = false
 		}
+		calm = !left
 	}
 }
 
