@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"testing"
+	"time"
 
 	"vacate/internal/nbdclient"
 	"vacate/internal/vhostclient"
@@ -21,20 +22,26 @@ func canaryBlocks(n int) (b []byte, canaries *search.Needles) {
 	return bytes.Repeat(append(canary, "and other bytes."...), n/32), canaries
 }
 
-// noneInRegisters fails the test if a thread of the engine's has a canary in a
-// register.
+// noneInRegisters fails the test if a thread of the engine's keeps a canary in a
+// register. A thread that is just copying has some: it is looked at again.
 func noneInRegisters(t *testing.T, d *daemon.Daemon, canaries *search.Needles, after string) {
 	t.Helper()
 	pid, err := d.Child("engine")
 	must(t, err)
-	hits, threads, err := canaries.Registers(pid)
-	must(t, err)
-	if threads < 2 {
-		t.Fatalf("%d threads were searched", threads)
+	var hits []search.Hit
+	for range 5 {
+		var threads int
+		hits, threads, err = canaries.Registers(pid)
+		must(t, err)
+		if threads < 2 {
+			t.Fatalf("%d threads were searched", threads)
+		}
+		if len(hits) == 0 {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
-	for _, hit := range hits {
-		t.Errorf("after %s: %v", after, hit)
-	}
+	t.Errorf("after %s: %v", after, hits)
 }
 
 // TestCopiesLeaveNothing: reads and writes of parts of blocks go through copies. The
