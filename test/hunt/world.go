@@ -378,7 +378,7 @@ var finds = map[string][]string{
 	plant.InflightUnwritten:                     {"have had no answer", "wrong bytes", "answered twice"},
 	plant.AnswerEarly:                           {"or twice", "the reply to"},
 	plant.SentEarly:                             {lostMark},
-	plant.ResubmitLeftOut:                       {"have had no answer", "was not ended"},
+	plant.ResubmitLeftOut:                       {"have had no answer", "was not ended", "answered twice"},
 }
 
 func firstLine(s string) string { s, _, _ = strings.Cut(s, "\n"); return s }
