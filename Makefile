@@ -105,8 +105,8 @@ hunts: test-packages ## the hunts in short form, and that they find what is plan
 	$(HUNT) spool -n 20 -planted sent-early
 	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted gate-skipped,late-decrypt
 	$(HUNT) leak -n 20000 -every 20000 -chaos 100ms -planted bit-early
-	$(HUNT) leak -n 3000 -every 300 -chaos 300ms -planted buffer-not-cleared
-	$(HUNT) leak -n 3000 -every 300 -planted schedule-left
+	$(HUNT) leak -n 3000 -every 100 -chaos 300ms -planted buffer-not-cleared
+	$(HUNT) leak -n 3000 -every 100 -planted schedule-left
 	$(HUNT) leak -n 200 -every 4 -workers 2 -chaos 0 -planted key-not-wiped
 
 hunts-full: test-packages ## the hunts at the counts that a release needs (long; root)
