@@ -84,7 +84,7 @@ test-vm: test-packages ## real kernels in virtual machines, as host and as guest
 	$(GO) run ./test/hunt power -n $(CUTS)
 	$(GO) run ./test/hunt power -n 8 -plant cipher-null
 	$(GO) run ./test/hunt power -n 8 -plant key-on-disk
-	$(GO) run ./test/hunt power -n 15 -plant lying-disk
+	$(GO) run ./test/hunt power -n 25 -plant lying-disk
 
 HUNT = $(GO) run ./test/hunt
 
