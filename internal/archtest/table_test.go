@@ -51,7 +51,7 @@ const table = `
 	# data plane: a request moves down, a completion up
 	data     export/nbd:       blk mem plant poll sys
 	data     export/vhostuser: blk fail mem plant poll sys uring virtioblk virtq volatile
-	data     virtioblk:        blk fail mem poll sys virtq
+	data     virtioblk:        blk fail mem poll sys virtq xts
 	data     volume:           blk mem plant sys
 	data     blockmap:         blk fail mem plant
 	data     crypt:            blk mem plant sys xts

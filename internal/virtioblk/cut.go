@@ -2,6 +2,7 @@ package virtioblk
 
 import (
 	"vacate/internal/blk"
+	"vacate/internal/xts"
 )
 
 // How a request is cut into parts:
@@ -161,8 +162,9 @@ func (j *job) gather() int64 {
 	}
 }
 
-// fillBounce copies what is to be written.
+// fillBounce copies what is to be written, and leaves nothing of it in registers.
 func (j *job) fillBounce(b []byte) (ok bool) {
+	defer xts.ClearVectors()
 	defer j.caught(&ok)
 	return j.data.copyOut(b) == len(b)
 }

@@ -7,6 +7,7 @@ import (
 	"vacate/internal/blk"
 	"vacate/internal/mem"
 	"vacate/internal/virtq"
+	"vacate/internal/xts"
 )
 
 // What a request asks for, as far as it is known.
@@ -237,8 +238,10 @@ func (j *job) putID() {
 	}
 }
 
-// writeData writes p to the driver's memory at c.
+// writeData writes p to the driver's memory at c, and leaves nothing of it in
+// registers.
 func (j *job) writeData(c *cursor, p []byte) (ok bool) {
+	defer xts.ClearVectors()
 	defer j.caught(&ok)
 	return c.copyIn(p) == len(p)
 }

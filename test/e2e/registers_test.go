@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/binary"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -44,6 +45,28 @@ func noneInRegisters(t *testing.T, d *daemon.Daemon, canaries *search.Needles, a
 	t.Errorf("after %s: %v", after, hits)
 }
 
+// pieces is a guest whose requests lie in its memory in two pieces, the first of which
+// is no whole sector.
+type pieces struct {
+	*vhostclient.Client
+	buf []byte
+}
+
+func (g pieces) ReadAt(p []byte, off int64) (int, error) {
+	err := g.do(vhostclient.TypeIn, len(p), off)
+	return copy(p, g.buf), err
+}
+
+func (g pieces) WriteAt(p []byte, off int64) (int, error) {
+	n := copy(g.buf, p)
+	return n, g.do(vhostclient.TypeOut, n, off)
+}
+
+func (g pieces) do(typ uint32, n int, off int64) error {
+	const first = 336 // as many of the canaries' steps
+	return g.Do(&vhostclient.Request{Type: typ, Sector: uint64(off / 512), Data: [][]byte{g.buf[:first], g.buf[first:n]}})
+}
+
 // TestCopiesLeaveNothing: reads and writes of parts of blocks go through copies. The
 // thread that made them waits for its client afterwards, without a byte of the
 // tenant's in its registers.
@@ -59,7 +82,9 @@ func TestCopiesLeaveNothing(t *testing.T) {
 	guest, err := vhostclient.Dial(openVhost(t, d), vhostclient.Options{Memory: 1 << 20})
 	must(t, err)
 	defer guest.Close() //nolint:errcheck // the daemon ends
-	for name, c := range map[string]client{"NBD": nbd, "vhost-user": guest} {
+	buf, err := guest.Memory.Alloc(64 << 10)
+	must(t, err)
+	for name, c := range map[string]client{"NBD": nbd, "vhost-user": guest, "vhost-user in pieces": pieces{guest, buf}} {
 		b, canaries := canaryBlocks(64 << 10)
 		_, err := c.WriteAt(b, 0)
 		must(t, err)
@@ -100,11 +125,8 @@ func TestHalfRequestLeavesNothing(t *testing.T) {
 	answered := func(cookie uint64) {
 		t.Helper()
 		reply := make([]byte, 16)
-		for n := 0; n < len(reply); {
-			more, err := conn.Read(reply[n:])
-			must(t, err)
-			n += more
-		}
+		_, err := io.ReadFull(conn, reply)
+		must(t, err)
 		if binary.BigEndian.Uint32(reply[4:]) != 0 || binary.BigEndian.Uint64(reply[8:]) != cookie {
 			t.Fatalf("the reply is % x", reply)
 		}
