@@ -68,15 +68,16 @@ func rss(t *testing.T, pid int) int64 {
 }
 
 // honest writes and reads on its own connection, at least once, until stop is
-// called, which returns how often it did, and the first error.
-func honest(t *testing.T, l daemon.Lease) (stop func() (int, error)) {
+// called, which returns how often it did, and the first error. The 8 MiB from base
+// on must be its own.
+func honest(t *testing.T, l daemon.Lease, base int64) (stop func() (int, error)) {
 	t.Helper()
 	c := dial(t, l)
 	quit, ended := make(chan struct{}), make(chan error, 1)
 	rounds := 0
 	go func() {
 		want, got := make([]byte, 64<<10), make([]byte, 64<<10)
-		r := rand.NewChaCha8([32]byte{1})
+		r := rand.NewChaCha8([32]byte{1, byte(base >> 23)})
 		for ; ; rounds++ {
 			select {
 			case <-quit:
@@ -87,11 +88,15 @@ func honest(t *testing.T, l daemon.Lease) (stop func() (int, error)) {
 			default:
 			}
 			r.Read(want) //nolint:errcheck // never fails
-			off := int64(rounds%200) * int64(len(want))
+			off := base + int64(rounds%128)*int64(len(want))
 			_, werr := c.WriteAt(want, off)
 			_, rerr := c.ReadAt(got, off)
-			if err := errors.Join(werr, rerr); err != nil || !bytes.Equal(got, want) {
-				ended <- fmt.Errorf("round %d: %w, equal: %v", rounds, err, bytes.Equal(got, want))
+			err := errors.Join(werr, rerr)
+			if err == nil && !bytes.Equal(got, want) {
+				err = errors.New("read other than it wrote")
+			}
+			if err != nil {
+				ended <- fmt.Errorf("round %d: %w", rounds, err)
 				return
 			}
 		}
@@ -205,7 +210,7 @@ func TestHostileClients(t *testing.T) {
 			other := open(t, d, "--size", "16MiB")
 			engine, err := d.Child("engine")
 			must(t, err)
-			stop := honest(t, l)
+			stop := honest(t, l, 0)
 			const attackers = 8
 			for i := range attackers {
 				attack(t, l, i)
@@ -331,7 +336,7 @@ func TestOrdinaryUser(t *testing.T) {
 	l := open(t, d, "--size", "64MiB", "--uid", fmt.Sprint(nobody))
 	stops := make([]func() (int, error), 8)
 	for i := range stops { // more than can be locked
-		stops[i] = honest(t, l)
+		stops[i] = honest(t, l, int64(i)<<23)
 		time.Sleep(20 * time.Millisecond)
 	}
 	for _, stop := range stops {
