@@ -44,6 +44,7 @@ APT::Install-Recommends "false";
 APT::Sandbox::User "";
 Debug::NoLocking "true";
 Acquire::Languages "none";
+Acquire::Retries "5";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 EOF
 export APT_CONFIG=$dir/apt.conf

@@ -39,6 +39,12 @@ elif [ "$(id -u)" -ne 0 ]; then
 else
 	echo "make test: installing ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
-	apt-get update -qq
-	$command -qq >/dev/null
+	for pause in 10 30 60 ""; do # a mirror may be busy, or just be changed
+		if apt-get update -qq -o DPkg::Lock::Timeout=300 && $command -qq -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300 >/dev/null; then
+			exit 0
+		fi
+		[ -n "$pause" ] || exit 1
+		echo "make test: that failed; once more in $pause s" >&2
+		sleep "$pause"
+	done
 fi

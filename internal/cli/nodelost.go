@@ -258,10 +258,30 @@ func (n *nodeLoss) record(ctx context.Context, l *lostReader, note []byte) (*los
 	if err != nil {
 		return nil, fmt.Errorf("adding the record to the log: %w", err)
 	}
-	if _, err := translog.Await(ctx, n.log, at[0], 200*time.Millisecond); err != nil {
-		return nil, fmt.Errorf("the record is in the log at index %d, and no checkpoint has it yet: %w", at[0], err)
+	if err := n.await(ctx, at[0]); err != nil {
+		return nil, fmt.Errorf("the record is in the log at index %d, and no checkpoint that the policy accepts has it yet: %w", at[0], err)
 	}
 	return &lostPiece{index: at[0], seq: r.NodeSeq, envelope: envelope}, nil
+}
+
+// await waits for a checkpoint that has the leaf at index, and that the policy accepts: a
+// witness that was slow signs the next one.
+func (n *nodeLoss) await(ctx context.Context, index uint64) error {
+	for {
+		note, err := translog.Await(ctx, n.log, index, 200*time.Millisecond)
+		if err != nil {
+			return err
+		}
+		_, quorum, err := n.policy.OpenCheckpoint(note)
+		if err != nil || quorum {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("the quorum of witnesses is missing")
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // read gives all of the log to l, and returns its newest checkpoint, whose tree the

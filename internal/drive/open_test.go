@@ -23,7 +23,7 @@ func enrolled(t testing.TB, path string) string {
 	return path
 }
 
-var usual = OpenOptions{Node: nodeA, UUID: uuid1, Epoch: 5, NewEpoch: 5, FenceWait: time.Second}
+var usual = OpenOptions{Node: nodeA, UUID: uuid1, Epoch: 5, NewEpoch: 5, FenceWait: time.Minute}
 
 // open opens what enrolled made; it is closed with the test, after the queues
 // that it makes.

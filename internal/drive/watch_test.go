@@ -248,7 +248,7 @@ func TestW1FromWithin(t *testing.T) {
 		{Op: blk.OpRead, Len: blk.BlockSize, Buf: aligned(blk.BlockSize), Done: &others},
 	}
 	q.Submit(batch)
-	for end := time.Now().Add(10 * time.Second); q.ring.Ready() < len(batch); {
+	for end := time.Now().Add(time.Minute); q.ring.Ready() < len(batch); {
 		if errno := q.ring.Enter(false); errno != 0 || time.Now().After(end) {
 			t.Fatalf("%d of %d completed: %v", q.ring.Ready(), len(batch), errno)
 		}

@@ -112,7 +112,7 @@ func TestL5CloseOrder(t *testing.T) {
 	began := time.Now()
 	first, err := h.close(req.Lease)
 	check(t, err)
-	note("answered", time.Since(began) < 5*time.Second)
+	note("answered", time.Since(began) < time.Minute)
 	note("key overwritten", h.keys.Empty(req.Slot) && h.keeper.keys.Empty(req.Slot) && first.ReadBack)
 	note("sockets shut", hungUp(t, conn, 10*time.Second))
 	note("not drained", !first.Drained && !in.isGone() && state() == volatile.StateErased)
@@ -121,7 +121,7 @@ func TestL5CloseOrder(t *testing.T) {
 	drained := make(chan error, 1)
 	go func() {
 		_, err := h.drain(context.Background(), req.Lease)
-		note("drained", in.isGone())
+		note("drained", state() == volatile.StateEnded && h.keeper.mapped() == 0)
 		drained <- err
 	}()
 	release()

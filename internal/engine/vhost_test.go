@@ -149,7 +149,7 @@ func TestL5SessionHangs(t *testing.T) {
 	req.Exports = vhostAlone
 	paths, err := h.tryOpen(req, 1)
 	check(t, err)
-	c, err := vhostclient.Dial(paths[0], vhostclient.Options{Timeout: 2 * time.Second})
+	c, err := vhostclient.Dial(paths[0], vhostclient.Options{Timeout: 15 * time.Second})
 	check(t, err)
 	defer c.Close()
 	_, err = c.WriteAt(bytes.Repeat([]byte{7}, 1<<20), 0)

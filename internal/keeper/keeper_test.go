@@ -35,8 +35,20 @@ type house struct {
 	done chan error
 }
 
+// patient are steps that are given longer than they ever take; hasty is for tests that
+// are about a step's end.
+var (
+	patient = patience{check: 20 * time.Second, leave: time.Second, up: 20 * time.Second, ready: 20 * time.Second, start: time.Minute}
+	hasty   = patience{check: 5 * time.Second, leave: time.Second, up: time.Second, ready: time.Second, start: 8 * time.Second}
+)
+
 // open starts a keeper whose log is printed when the test has failed.
 func open(t *testing.T, change func(c *Config)) *house {
+	t.Helper()
+	return openWith(t, patient, change)
+}
+
+func openWith(t *testing.T, p patience, change func(c *Config)) *house {
 	t.Helper()
 	h := &house{T: t, api: filepath.Join(t.TempDir(), "api"), done: make(chan error, 1)}
 	l, err := net.Listen("unix", h.api)
@@ -59,7 +71,7 @@ func open(t *testing.T, change func(c *Config)) *house {
 	if h.k, err = newKeeper(cfg); err != nil {
 		t.Fatal(err)
 	}
-	h.k.patience = patience{check: 5 * time.Second, leave: time.Second, up: time.Second, ready: time.Second, start: 8 * time.Second}
+	h.k.patience = p
 	var ctx context.Context
 	ctx, h.end = context.WithCancel(context.Background())
 	go func() { h.done <- h.k.run(ctx) }()

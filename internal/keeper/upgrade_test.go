@@ -79,10 +79,13 @@ func TestUpgrade(t *testing.T) {
 			t.Errorf("the client reads %q, %v", line, err)
 		}
 		said("upgraded")
-		time.Sleep(20 * time.Millisecond)
-		if n, err, _ := strings.Cut(ask(m.api, "engine hammered"), " "); err != "<nil>" || number(n) < 100 {
-			t.Errorf("messages that were under way: %s answered, %s", n, err)
-		}
+		m.until("100 messages that were under way are answered", func() bool {
+			n, err, _ := strings.Cut(ask(m.api, "engine hammered"), " ")
+			if err != "<nil>" {
+				t.Errorf("messages that were under way: %s answered, %s", n, err)
+			}
+			return err != "<nil>" || number(n) >= 100
+		})
 	}
 	m.rss()
 	engine, control := m.pid("engine pid", 0), m.pid("pid", 0)
@@ -196,7 +199,11 @@ func TestUpgradeDoesNotStart(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("PLAY_CHECK", tt.check)
 			t.Setenv("PLAY_PLACE", tt.place)
-			h := open(t, func(c *Config) {
+			p := patient
+			if tt.check == "hang" {
+				p = hasty
+			}
+			h := openWith(t, p, func(c *Config) {
 				if tt.self != "" {
 					c.Self = tt.self
 				}
@@ -236,7 +243,14 @@ func TestUpgradeFallsBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("PLAY_ENGINE", tt.engine)
 			t.Setenv("PLAY_CONTROL", tt.control)
-			h := open(t, func(c *Config) {
+			p := patient
+			if tt.engine == "hang" {
+				p.up = 4 * time.Second
+			}
+			if tt.control == "hang" {
+				p.ready = 4 * time.Second
+			}
+			h := openWith(t, p, func(c *Config) {
 				c.EngineArgs = []string{"was", tt.old}
 				c.ControlArgs = []string{"was"}
 			})

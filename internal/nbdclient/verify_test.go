@@ -66,6 +66,16 @@ func TestVerifyGood(t *testing.T) {
 	}
 }
 
+// loading waits until v has had an answer.
+func loading(t *testing.T, v *Verify) {
+	for begun := time.Now(); v.Snapshot().Requests == 0; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > time.Minute {
+			t.Error("the load has had no answer for a minute")
+			return
+		}
+	}
+}
+
 // TestVerifyKilled: a server that is killed at random moments, with requests half
 // received, carried out and half answered, is found to have no fault; the load
 // goes on, and its stalls are told.
@@ -75,6 +85,7 @@ func TestVerifyKilled(t *testing.T) {
 	v.Requests, v.Duration = 0, 1500*time.Millisecond
 	done := make(chan Report)
 	go func() { done <- verify(t, v) }()
+	loading(t, v)
 	kills := 0
 	for over := false; !over; {
 		select {
@@ -189,7 +200,7 @@ func TestVerifyFinds(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.class.String(), func(t *testing.T) {
 			var r Report
-			for range 3 { // what strikes only once may strike where a request in flight excuses it
+			for range 10 { // what strikes only once may strike where a request in flight excuses it
 				s := newVictim(t, 1<<20)
 				v := s.quick()
 				tt.plant(s, v)
@@ -221,7 +232,7 @@ func TestVerifyFinds(t *testing.T) {
 func TestVerifyLateWrite(t *testing.T) {
 	s := newVictim(t, 256<<10)
 	v := s.quick()
-	v.Requests, v.Duration, v.Resend, v.MaxRequest = 0, time.Second, -1, 8<<10
+	v.Requests, v.Duration, v.Resend, v.MaxRequest = 0, 2*time.Second, -1, 8<<10
 	type kept struct {
 		b   []byte
 		off int64
@@ -236,13 +247,21 @@ func TestVerifyLateWrite(t *testing.T) {
 	}
 	done := make(chan Report)
 	go func() { done <- verify(t, v) }()
+	loading(t, v)
 	for range 5 {
 		time.Sleep(50 * time.Millisecond)
 		s.mu.Lock()
 		killing = true
 		s.onReply = func(uint64) int { return 0 } // nobody hears of them
 		s.mu.Unlock()
-		time.Sleep(5 * time.Millisecond)
+		for begun := time.Now(); time.Since(begun) < time.Second; time.Sleep(5 * time.Millisecond) {
+			s.mu.Lock()
+			n := len(late)
+			s.mu.Unlock()
+			if n > 0 {
+				break
+			}
+		}
 		s.kill()
 		s.mu.Lock()
 		killing, s.onReply = false, nil
@@ -323,15 +342,18 @@ func TestVerifyGap(t *testing.T) {
 func TestVerifyGivesUp(t *testing.T) {
 	s := newVictim(t, 1<<20)
 	v := s.quick()
-	v.Patience = 200 * time.Millisecond
+	v.Patience = 2 * time.Second
 	s.onReply = func(uint64) int { return 0 }
-	if r, err := v.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "no answer for 200ms") || r.Requests != 0 {
+	if r, err := v.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "no answer for 2s") || r.Requests != 0 {
 		t.Errorf("with a server that does not answer: %v, %v", &r, err)
 	}
 	s.kill()
 	v = s.quick()
-	v.Patience = 50 * time.Millisecond
-	if r, err := v.Run(t.Context()); !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) || r.Attempts < 2 {
+	v.Patience = time.Second
+	none := func(err error) bool { // the last attempt may have had no time
+		return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrDeadlineExceeded)
+	}
+	if r, err := v.Run(t.Context()); !none(err) || r.Attempts < 2 {
 		t.Errorf("without a server: %v, %v", &r, err)
 	}
 }
@@ -341,10 +363,14 @@ func TestVerifyContext(t *testing.T) {
 	s := newVictim(t, 1<<20)
 	v := s.quick()
 	v.Requests, v.Pause = 0, time.Millisecond
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer cancel()
+		loading(t, v)
+		time.Sleep(50 * time.Millisecond)
+	}()
 	r, err := v.Run(ctx)
-	if err != nil || r.Err() != nil || r.Verified != 1<<20 || r.Requests == 0 || r.Requests > 1000 {
+	if err != nil || r.Err() != nil || r.Verified != 1<<20 || r.Requests == 0 {
 		t.Errorf("%v, %v, %v", &r, err, r.Err())
 	}
 }

@@ -327,7 +327,7 @@ func signals() error {
 	select {
 	case <-got:
 		return nil
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		return errors.New("no signal came")
 	}
 }

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"vacate/internal/sys"
 )
@@ -280,7 +282,11 @@ func spawn(t *testing.T, bin string, o order, uid int) outcome {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(bin)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, bin)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) } // it says where it hangs
+	cmd.WaitDelay = 10 * time.Second
 	cmd.Env = []string{childVar + "=" + string(text), "TZ=Europe/Berlin"}
 	cmd.ExtraFiles = []*os.File{listener}
 	var out bytes.Buffer
@@ -288,7 +294,10 @@ func spawn(t *testing.T, bin string, o order, uid int) outcome {
 	if uid != os.Geteuid() {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 	}
-	cmd.Run()                                                //nolint:errcheck // how it ended is looked at below
+	cmd.Run() //nolint:errcheck // how it ended is looked at below
+	if ctx.Err() != nil {
+		t.Errorf("the child hangs:\n%s", out.String())
+	}
 	if slices.Contains(o.Try, "work") && o.Who == "engine" { // it accepted a connection on the socket that it was given
 		if b, rerr := io.ReadAll(client); rerr != nil || string(b) != strconv.Itoa(cmd.Process.Pid) {
 			t.Errorf("the child answered %q, %v", b, rerr)

@@ -159,7 +159,7 @@ func openBeneath(name string, flags uintptr) func(world, order) error {
 func checkSession(t *testing.T, told *os.File) {
 	t.Helper()
 	fd := fdOf(t, told)
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		errno := sys.ClearEvent(fd)
 		if errno == 0 {
 			return

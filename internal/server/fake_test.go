@@ -48,6 +48,7 @@ type fakeNode struct {
 	limited []limit.Limits
 	fail    error         // of Open, Limit and Close
 	hold    chan struct{} // Close waits for it, if not nil
+	entered chan struct{} // Close closes it before it waits
 	engine  bool          // an engine answers
 }
 
@@ -128,6 +129,7 @@ func (n *fakeNode) Close(_ context.Context, id string) (lease.Lease, error) {
 	if n.hold != nil {
 		hold := n.hold
 		n.mu.Unlock()
+		close(n.entered)
 		<-hold
 		n.mu.Lock()
 	}

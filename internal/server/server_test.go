@@ -172,10 +172,17 @@ func TestErrors(t *testing.T) {
 // TestCloseGoesOnAlone checks that a close is carried out when its caller leaves.
 func TestCloseGoesOnAlone(t *testing.T) {
 	d := start(t)
-	d.node.hold = make(chan struct{})
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	d.node.hold, d.node.entered = make(chan struct{}), make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if _, err := d.as(uidTenant).Leases.Close(ctx, &vacatev1.LeaseServiceCloseRequest{Id: idOwn}); connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+	left := make(chan error, 1)
+	go func() {
+		_, err := d.as(uidTenant).Leases.Close(ctx, &vacatev1.LeaseServiceCloseRequest{Id: idOwn})
+		left <- err
+	}()
+	<-d.node.entered
+	cancel()
+	if err := <-left; connect.CodeOf(err) != connect.CodeCanceled {
 		t.Fatalf("closing: %v", err)
 	}
 	close(d.node.hold)

@@ -95,7 +95,7 @@ func TestExitOnEOF(t *testing.T) {
 				}
 				w.Close()
 			}
-			late := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
+			late := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 			err = cmd.Wait()
 			if !late.Stop() {
 				t.Error("it went on for 10 s")
@@ -129,7 +129,7 @@ func TestDying(t *testing.T) {
 		t.Error("a process that lives is said to be dying")
 	}
 	in.Close()
-	for deadline := time.Now().Add(10 * time.Second); !Dying(cmd.Process.Pid); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !Dying(cmd.Process.Pid); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("a process whose first thread is a zombie is not dying")
 		}

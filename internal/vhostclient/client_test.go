@@ -110,10 +110,11 @@ func TestLoadErrors(t *testing.T) {
 // TestLoadDeaf: a device that answers no more ends a load, poll or not.
 func TestLoadDeaf(t *testing.T) {
 	for _, poll := range []bool{true, false} {
-		c := dialTest(t, startQSD(t, 1<<20, 1), Options{Timeout: 200 * time.Millisecond})
+		c := dialTest(t, startQSD(t, 1<<20, 1), Options{})
 		if err := c.Stop(); err != nil {
 			t.Fatal(err)
 		}
+		c.Conn.timeout = 200 * time.Millisecond
 		if r, err := (Load{Requests: 10, Poll: poll}).Run(c); err == nil {
 			t.Errorf("poll %v: a stopped device answered: %+v", poll, r)
 		}

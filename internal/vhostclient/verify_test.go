@@ -19,7 +19,7 @@ func TestVerify(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			v.Target, v.Lease, v.Seed = startQSD(t, 8<<20, 2), "qsd", uint64(i)
-			v.Requests, v.Patience = 4000, 10*time.Second
+			v.Requests, v.Patience = 4000, time.Minute
 			r, err := v.Run(context.Background())
 			if err != nil {
 				t.Fatal(err)

@@ -94,7 +94,7 @@ func TestChains(t *testing.T) {
 func waitReady(t *testing.T, fd int, what string) {
 	t.Helper()
 	ready := []sys.Ready{{FD: int32(fd), Events: sys.ReadyRead}}
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		if errno := sys.WaitReady(ready, 0, int64(time.Second)); errno == 0 && ready[0].Got != 0 {
 			return
 		}

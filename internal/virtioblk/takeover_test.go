@@ -37,16 +37,18 @@ func TestStopAfterTakeover(t *testing.T) {
 	}
 	w := served(t, d, Config{Export: dev, Depth: 1})
 	eventually(t, "none is begun", func() bool { return dev.begun.Load() == 1 })
-	stopped := make(chan *virtq.Ring)
-	go func() { stopped <- w.Stop(0) }()
-	time.Sleep(5 * time.Millisecond) // the order comes while four are to be done again
+	stop := &order{what: orderStop}
+	if err := w.give(stop); err != nil { // it comes while four are to be done again
+		t.Fatal(err)
+	}
 	for range popped + 1 {
 		select {
 		case dev.held <- struct{}{}:
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	r := <-stopped
+	<-stop.done
+	r := stop.ring
 	if r.Resubmit() != 0 || r.Base() != popped {
 		t.Errorf("the ring comes back at %d with %d to be done again; want %d and none", r.Base(), r.Resubmit(), popped)
 	}

@@ -49,7 +49,7 @@ func newPipe(t testing.TB) pipe {
 func (p pipe) checkClosed(t testing.TB) {
 	t.Helper()
 	p.w.Close()
-	if err := p.r.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := p.r.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := p.r.Read(make([]byte, 1)); n != 0 || err != io.EOF {

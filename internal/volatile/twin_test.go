@@ -154,8 +154,8 @@ func getDuringPut[R comparable, P record[R]](t *testing.T, k kindOfSlot[R, P]) {
 	}
 	const slot = 7
 	var stop atomic.Bool
-	var wrote uint64
-	var reads [2]uint64
+	var wrote atomic.Uint64
+	var reads [2]atomic.Uint64
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for n := uint64(1); !stop.Load(); n++ {
@@ -163,12 +163,12 @@ func getDuringPut[R comparable, P record[R]](t *testing.T, k kindOfSlot[R, P]) {
 				t.Error(err)
 				return
 			}
-			wrote = n
+			wrote.Store(n)
 		}
 	})
 	for i, tab := range []*Table{tab, other} {
 		wg.Go(func() {
-			for last := uint64(0); !stop.Load(); reads[i]++ {
+			for last := uint64(0); !stop.Load(); reads[i].Add(1) {
 				r, _, _, err := k.twins(tab).get(slot)
 				n := k.n(r)
 				if err != nil || n < last || n > 0 && r != k.make(n) {
@@ -179,11 +179,14 @@ func getDuringPut[R comparable, P record[R]](t *testing.T, k kindOfSlot[R, P]) {
 			}
 		})
 	}
-	time.Sleep(300 * time.Millisecond)
+	few := func() bool { return min(wrote.Load(), reads[0].Load(), reads[1].Load()) < 100 }
+	for begun := time.Now(); time.Since(begun) < 300*time.Millisecond || few() && time.Since(begun) < time.Minute && !t.Failed(); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	stop.Store(true)
 	wg.Wait()
-	if wrote < 100 || reads[0] < 100 || reads[1] < 100 {
-		t.Errorf("%d records and %d reads: nothing was tested", wrote, reads)
+	if few() {
+		t.Errorf("%d records, %d and %d reads: nothing was tested", wrote.Load(), reads[0].Load(), reads[1].Load())
 	}
 }
 

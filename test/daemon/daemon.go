@@ -103,7 +103,7 @@ func (d *Daemon) waitReady() error {
 
 // Admin fetches a path (/readyz, /metrics) from the admin socket.
 func (d *Daemon) Admin(path string) (string, error) {
-	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+	c := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var nd net.Dialer

@@ -30,7 +30,7 @@ func noneInRegisters(t *testing.T, d *daemon.Daemon, canaries *search.Needles, a
 	pid, err := d.Child("engine")
 	must(t, err)
 	var hits []search.Hit
-	for range 5 {
+	for try := range 20 {
 		var threads int
 		hits, threads, err = canaries.Registers(pid)
 		must(t, err)
@@ -40,7 +40,7 @@ func noneInRegisters(t *testing.T, d *daemon.Daemon, canaries *search.Needles, a
 		if len(hits) == 0 {
 			return
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(time.Duration(try+1) * 50 * time.Millisecond)
 	}
 	t.Errorf("after %s: %v", after, hits)
 }

@@ -139,7 +139,7 @@ func (w *world) keeperRound(n int, p fail.Point, rng *rand.Rand) (r keeperResult
 	}
 	select {
 	case <-old.Done():
-	case <-time.After(5 * time.Second): // nobody came to the point
+	case <-time.After(30 * time.Second): // nobody came to the point
 		err = errors.Join(err, old.Signal(syscall.SIGKILL))
 		<-old.Done()
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"vacate/test/search"
 )
@@ -58,12 +60,42 @@ func (k *keyring) sample(keeper int, report func(error)) {
 	}
 }
 
+// settled waits until the daemon is ready with an engine and a control that stay: one
+// that was just killed may have said so, and be gone a moment later.
+func (h *leakHunt) settled() error {
+	return h.retry("waiting for the daemon", func(context.Context) error {
+		first, err := h.present()
+		if err != nil {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+		now, err := h.present()
+		if err == nil && now != first {
+			err = fmt.Errorf("its processes were %v, and are %v", first, now)
+		}
+		return err
+	})
+}
+
+// present is the engine's and control's pid of a daemon that is ready.
+func (h *leakHunt) present() (pids [2]int, err error) {
+	if err := h.d.Ready(); err != nil {
+		return pids, err
+	}
+	for i, name := range []string{"engine", "control"} {
+		if pids[i], err = h.d.Child(name); err != nil {
+			return pids, err
+		}
+	}
+	return pids, nil
+}
+
 // search holds everything still and looks everywhere for canaries and keys.
 func (h *leakHunt) search() error {
 	h.still.Lock()
 	defer h.still.Unlock()
 	h.disarm()
-	if err := h.ready(); err != nil {
+	if err := h.settled(); err != nil {
 		return err
 	}
 	h.keys.sample(h.d.PID(), h.report)

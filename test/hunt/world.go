@@ -375,10 +375,10 @@ var finds = map[string][]string{
 	plant.CipherNull:       {"a canary in"},
 	plant.GateSkipped + "," + plant.LateDecrypt: {"ended by itself", "after its gate"},
 	plant.WipeBeforeCiphers:                     {"ended by itself"},
-	plant.InflightUnwritten:                     {"have had no answer", "wrong bytes", "answered twice"},
+	plant.InflightUnwritten:                     {"have had no answer", "wrong bytes", "answered twice", "more than taken", "was not ended"},
 	plant.AnswerEarly:                           {"or twice", "the reply to"},
 	plant.SentEarly:                             {lostMark},
-	plant.ResubmitLeftOut:                       {"have had no answer", "was not ended", "answered twice"},
+	plant.ResubmitLeftOut:                       {"have had no answer", "was not ended", "answered twice", "more than taken", "wrong bytes"},
 }
 
 func firstLine(s string) string { s, _, _ = strings.Cut(s, "\n"); return s }

@@ -269,7 +269,8 @@ func TestFleet(t *testing.T) {
 	}
 }
 
-// add adds records as their node, and waits for a checkpoint that has them.
+// add adds records as their node, and waits for a checkpoint that has them, and that the policy
+// accepts.
 func (f *fleet) add(log served, leaves ...translog.Leaf) {
 	f.t.Helper()
 	c, err := translog.NewClient(translog.ClientConfig{URL: "https://" + log.Listen, CAFile: f.path("ca.pem"),
@@ -284,8 +285,25 @@ func (f *fleet) add(log served, leaves ...translog.Leaf) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if _, err := translog.Await(ctx, c, at[len(at)-1], 50*time.Millisecond); err != nil {
+	text, err := os.ReadFile(f.path("policy"))
+	if err != nil {
 		f.t.Fatal(err)
+	}
+	policy, err := proof.ParsePolicy(text)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for {
+		note, err := translog.Await(ctx, c, at[len(at)-1], 50*time.Millisecond)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if _, quorum, err := policy.OpenCheckpoint(note); err != nil {
+			f.t.Fatal(err)
+		} else if quorum {
+			return
+		}
+		time.Sleep(50 * time.Millisecond) // a witness that was slow signs the next one; Await ends with ctx
 	}
 }
 

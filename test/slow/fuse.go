@@ -92,7 +92,10 @@ func (f *File) answer(b []byte) {
 func (f *File) read(r request, off int64, n int) {
 	f.replies.Go(func() {
 		p := make([]byte, max(0, min(int64(n), f.size-off)))
-		if _, err := f.back.ReadAt(p, off); err != nil {
+		f.landing.RLock()
+		_, err := f.back.ReadAt(p, off)
+		f.landing.RUnlock()
+		if err != nil {
 			f.fail(r, syscall.EIO)
 			return
 		}

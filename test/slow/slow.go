@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // A File is a slow file.
@@ -30,6 +31,8 @@ type File struct {
 	serving sync.WaitGroup
 	pending atomic.Int64                  // writes that have not landed
 	hangs   atomic.Pointer[chan struct{}] // closed by GoOn; nil: writes do not hang
+
+	landing sync.RWMutex // writes land one at a time, and not while something is read
 
 	mu  sync.Mutex
 	rng *rand.Rand // under mu
@@ -70,7 +73,33 @@ func Open(path, back string, most time.Duration, seed uint64) (f *File, err erro
 	for range servers {
 		f.serving.Go(f.serve)
 	}
-	return f, nil
+	return f, f.unpolled()
+}
+
+// unpolled has the kernel learn that nobody is to be asked whether the file is ready.
+// Package os asks when it opens a file, by a system call for which the runtime does not
+// make place for another goroutine: on one processor this process could not answer it,
+// and nothing would end that.
+func (f *File) unpolled() error {
+	fd, err := syscall.Open(f.path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd) //nolint:errcheck // nothing was written
+	type pollfd struct {
+		fd              int32
+		events, revents int16
+	}
+	p := pollfd{fd: int32(fd), events: 1}
+	for {
+		switch _, _, errno := syscall.Syscall(syscall.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, 0); errno {
+		case 0:
+			return nil
+		case syscall.EINTR:
+		default:
+			return fmt.Errorf("polling: %w", errno)
+		}
+	}
 }
 
 // Hang keeps every write from landing until GoOn: a drive that never completes.
@@ -145,7 +174,9 @@ func (f *File) write(r request, off int64, data []byte) {
 		if c := f.hangs.Load(); c != nil {
 			<-*c
 		}
+		f.landing.Lock()
 		n, err := f.back.WriteAt(data, off)
+		f.landing.Unlock()
 		f.pending.Add(-1)
 		if err != nil {
 			f.fail(r, syscall.EIO)

@@ -59,7 +59,7 @@ func TestRaw(t *testing.T) {
 				if got.requests == 0 || got.errors != 0 || got.bytes != got.requests*int64(w.BlockBytes) {
 					t.Errorf("%d requests, %d errors (%v), %d bytes", got.requests, got.errors, got.first, got.bytes)
 				}
-				if got.elapsed < long || got.elapsed > 5*time.Second {
+				if got.elapsed < long || got.elapsed > time.Minute {
 					t.Errorf("it took %v, want %v", got.elapsed, long)
 				}
 				if p50, p99 := got.times.Quantile(0.5), got.times.Quantile(0.99); p50 <= 0 || p99 < p50 {
@@ -95,6 +95,9 @@ func TestRawErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := r.run(w, 5*time.Millisecond, 1)
+		for more := 0; err == nil && got.requests == 0 && more < 100; more++ { // its threads had no turn
+			got, err = r.run(w, 5*time.Millisecond, 1)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +105,7 @@ func TestRawErrors(t *testing.T) {
 			t.Errorf("%s: %d requests, %d errors (%v), %d bytes of a file that ends before", engine, got.requests, got.errors, got.first, got.bytes)
 		}
 		r.fd = -1
-		if got, err = r.run(w, 5*time.Millisecond, 1); err != nil || got.errors == 0 || got.first != syscall.EBADF {
+		if got, err = r.run(w, 50*time.Millisecond, 1); err != nil || got.errors == 0 || got.first != syscall.EBADF {
 			t.Errorf("%s: %+v, %v of a descriptor that is none", engine, got, err)
 		}
 	}

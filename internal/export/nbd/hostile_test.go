@@ -23,7 +23,7 @@ type rawClient struct {
 func rawConnect(t *testing.T, s *Server) rawClient {
 	t.Helper()
 	c := rawClient{t, connect(t, s)}
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(3 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := c.read(18), hexBytes("4e42444d41474943 49484156454f5054 0003"); !bytes.Equal(got, want) {
@@ -123,9 +123,9 @@ func TestHostileHandshake(t *testing.T) {
 	})
 	t.Run("silence", func(t *testing.T) {
 		cfg := newMemory(1 << 20).config()
-		cfg.HandshakeTimeout = 50 * time.Millisecond
+		cfg.HandshakeTimeout = 2 * time.Second
 		c := rawConnect(t, alone(t, cfg))
-		c.write(hexBytes("0000"))
+		_, _ = c.Write(hexBytes("0000")) // it may have ended already
 		c.wantEnd()
 	})
 }

@@ -155,7 +155,7 @@ func TestLaterModel(t *testing.T) {
 				Target: h.path, Lease: "a", Seed: rand.Uint64(), Depth: 32, MaxRequest: 300 << 10, Patience: 20 * time.Second,
 				Options: tt.options,
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			ended := make(chan struct{})
 			go func() {
@@ -166,10 +166,11 @@ func TestLaterModel(t *testing.T) {
 					t.Errorf("seed %d: %v, %v, %d requests, %d reconnects", check.Seed, err, r.Err(), r.Requests, r.Reconnects)
 				}
 			}()
-			for ctx.Err() == nil {
+			for begun := time.Now(); time.Since(begun) < 2*time.Second || check.Snapshot().Requests == 0 && time.Since(begun) < time.Minute; {
 				time.Sleep(50 * time.Millisecond)
 				h.upgrade()
 			}
+			cancel()
 			<-ended
 		})
 	}
@@ -276,10 +277,16 @@ func TestHungUpInFlight(t *testing.T) {
 		c.write(flushes)
 		eventually(t, "all is taken that can be", func() bool { return unread(t, s) == 0 })
 		c.Close()
-		before := processorTime(t)
-		time.Sleep(200 * time.Millisecond)
-		if used := processorTime(t) - before; used > 100*time.Millisecond {
-			t.Errorf("%d requests: waiting for them used %v in 200 ms", 1+extra, used)
+		least := time.Hour
+		for range 5 { // the least: others run in this process too
+			before := processorTime(t)
+			time.Sleep(200 * time.Millisecond)
+			if least = min(least, processorTime(t)-before); least < 100*time.Millisecond {
+				break
+			}
+		}
+		if least > 100*time.Millisecond {
+			t.Errorf("%d requests: waiting for them used %v in 200 ms", 1+extra, least)
 		}
 		close(v.release)
 		eventually(t, "the connection has ended", func() bool { return s.Stats().Connections == 0 })

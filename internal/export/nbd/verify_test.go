@@ -95,6 +95,7 @@ func TestVerify(t *testing.T) {
 				defer close(ended)
 				r, err = v.Run(ctx)
 			}()
+			eventually(t, "the load has begun", func() bool { return v.Snapshot().Requests > 0 })
 			kills, upgrades := 0, 0
 			for kills+upgrades < 30 {
 				time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
