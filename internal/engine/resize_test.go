@@ -241,7 +241,14 @@ func TestL8ResizeUnderLoad(t *testing.T) {
 			h.handOver()
 			eventually(t, "all connections to go on", func() bool { return h.stats().Connections == 2 })
 		}
-		time.Sleep(20 * time.Millisecond)
+		requests := func() (n uint64) {
+			for _, l := range h.stats().Leases {
+				n += l.Reads + l.Writes
+			}
+			return n
+		}
+		before := requests()
+		eventually(t, "20 requests more", func() bool { return requests() >= before+20 })
 		to.SizeBytes += 1 << 20
 		to.Pieces = extent.Join(to.Pieces, []extent.Piece{{Drive: uuid, Range: extent.Range{First: 10 + 2*i, Count: 1}}})
 	}

@@ -151,7 +151,7 @@ func show(t testing.TB, d *daemon.Daemon, id string) (l leaseInfo) {
 // TestL5CloseOnAHangingDrive: the key is gone at once, the space is not given to
 // anyone until the drive has answered.
 func TestL5CloseOnAHangingDrive(t *testing.T) {
-	const drain = 4 * time.Second // until then the close waits for the drive, the key's end does not
+	const drain = 12 * time.Second // until then the close waits for the drive, the key's end does not
 	b := newBadDrive(t)
 	d := start(t, daemon.Options{Env: []string{"VACATE_DRAIN_DEADLINE=" + drain.String()}, Args: driveDir(b.path)})
 	if out, err := d.Run("drive", "enroll", b.path); err != nil {
