@@ -91,8 +91,9 @@ func (f *File) unpolled() error {
 		events, revents int16
 	}
 	p := pollfd{fd: int32(fd), events: 1}
+	var now syscall.Timespec // it waits for nothing
 	for {
-		switch _, _, errno := syscall.Syscall(syscall.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, 0); errno {
+		switch _, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0); errno {
 		case 0:
 			return nil
 		case syscall.EINTR:
