@@ -44,7 +44,8 @@ func TestL1FenceOutlivesItsProcess(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	s.Hang() // until the next process waits: a machine may be slower than any time
+	s.Hang()       // until the next process waits: a machine may be slower than any time
+	defer s.GoOn() // before Close, which waits for what hangs
 	cmd := exec.Command(os.Args[0], "-test.run=^TestL1FenceOutlivesItsProcess$")
 	cmd.Env = append(os.Environ(), env+"="+path)
 	out, err := cmd.StdoutPipe()
@@ -65,8 +66,7 @@ func TestL1FenceOutlivesItsProcess(t *testing.T) {
 	if before == 0 {
 		t.Fatal("no write outlived its process: this test can find nothing")
 	}
-	goOn := time.AfterFunc(300*time.Millisecond, s.GoOn)
-	defer goOn.Stop()
+	time.AfterFunc(300*time.Millisecond, s.GoOn)
 	d, err := Open(context.Background(), path, usual)
 	if err != nil {
 		t.Fatal(err)

@@ -117,9 +117,9 @@ func TestCertificateSoon(t *testing.T) {
 				}
 			}
 			t.Logf("certificates were there %v after the close", took)
-			slices.Sort(took) // a busy machine, or a witness with a slow disk, may hold some up
-			if most := took[len(took)/2]; most > withinClose {
-				t.Errorf("half of the certificates took up to %v, more than %v", most, withinClose)
+			slices.Sort(took) // a busy machine may hold one up
+			if most := took[len(took)-2]; most > withinClose {
+				t.Errorf("all certificates but one took up to %v, more than %v", most, withinClose)
 			}
 		})
 	}

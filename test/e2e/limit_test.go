@@ -36,19 +36,15 @@ func measure(t *testing.T, l daemon.Lease, args ...string) rate {
 	return rate{j.Read.IOPS + j.Write.IOPS, j.Read.BWBytes + j.Write.BWBytes}
 }
 
-// near measures: a limit is not passed by more than a tenth, and reached but for a tenth
-// in one of five tries, as a machine that is busy with other things may be slower. Once it
-// may seem passed: fio adds up what its jobs do in two seconds each, and they may begin
-// apart.
+// near measures: a limit is never passed by more than a tenth, and reached but for a
+// tenth in one of five tries, as a machine that is busy with other things may be slower.
 func near(t *testing.T, what string, want float64, measured func() float64) {
 	t.Helper()
-	best, passed := 0.0, 0
+	best := 0.0
 	for try := 0; try < 5 && best < 0.9*want; try++ {
 		got := measured()
 		t.Logf("%s: %.0f, limit %.0f", what, got, want)
-		if got <= 1.1*want {
-			best = max(best, got)
-		} else if passed++; passed > 1 {
+		if best = max(best, got); got > 1.1*want {
 			t.Errorf("%s: %.0f, the limit is %.0f", what, got, want)
 		}
 	}
@@ -87,8 +83,14 @@ func TestLimits(t *testing.T) {
 	free := open(t, d, "--size", "64MiB")
 
 	near(t, "reads/s", 2000, requests(t, l, "--rw=randread", "--bs=4k", "--iodepth=16"))
-	near(t, "reads and writes/s of two connections", 2000,
-		requests(t, l, "--rw=randrw", "--bs=4k", "--iodepth=16", "--numjobs=2"))
+	two := requests(t, l, "--rw=randrw", "--bs=4k", "--iodepth=16", "--numjobs=2")
+	near(t, "reads and writes/s of two connections", 2000, func() float64 {
+		got := two()
+		if got > 1.1*2000 { // fio adds up what its jobs do in two seconds each, and they may begin apart
+			got = two()
+		}
+		return got
+	})
 	beside := 0.0
 	for try := 0; try < 5 && beside < 1.5*2000; try++ {
 		beside = max(beside, measure(t, free, "--rw=randread", "--bs=4k", "--iodepth=16").requests)
@@ -151,7 +153,7 @@ func TestLimitWhileInUse(t *testing.T) {
 	// time for the burst, and is owed requests for that.
 	began := time.Now()
 	setLimits(t, d, l, "iops=200,iops-burst=2000")
-	if took := use(2000); took > 9*time.Second { // 10 s without
+	if took := use(2000); took > 8*time.Second { // 10 s without
 		t.Errorf("a burst of 2000 requests took %v", took)
 	}
 	use(400)
