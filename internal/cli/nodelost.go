@@ -258,21 +258,21 @@ func (n *nodeLoss) record(ctx context.Context, l *lostReader, note []byte) (*los
 	if err != nil {
 		return nil, fmt.Errorf("adding the record to the log: %w", err)
 	}
-	if err := n.await(ctx, at[0]); err != nil {
+	if err := awaitQuorum(ctx, n.log, n.policy, at[0]); err != nil {
 		return nil, fmt.Errorf("the record is in the log at index %d, and no checkpoint that the policy accepts has it yet: %w", at[0], err)
 	}
 	return &lostPiece{index: at[0], seq: r.NodeSeq, envelope: envelope}, nil
 }
 
-// await waits for a checkpoint that has the leaf at index, and that the policy accepts: a
-// witness that was slow signs the next one.
-func (n *nodeLoss) await(ctx context.Context, index uint64) error {
+// awaitQuorum waits for a checkpoint that has the leaf at index, and that the policy
+// accepts: a witness that was slow signs the next one.
+func awaitQuorum(ctx context.Context, log translog.Reader, policy *proof.Policy, index uint64) error {
 	for {
-		note, err := translog.Await(ctx, n.log, index, 200*time.Millisecond)
+		note, err := translog.Await(ctx, log, index, 200*time.Millisecond)
 		if err != nil {
 			return err
 		}
-		_, quorum, err := n.policy.OpenCheckpoint(note)
+		_, quorum, err := policy.OpenCheckpoint(note)
 		if err != nil || quorum {
 			return err
 		}

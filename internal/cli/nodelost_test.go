@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"context"
 	"strings"
 	"testing"
 
+	"vacate/internal/translog"
 	"vacate/proof"
 	"vacate/proof/prooftest"
 )
@@ -52,5 +54,38 @@ func TestLostReader(t *testing.T) {
 	w.Log(w.Next(next), prooftest.Key("node1"))
 	if got := read(); got.gone == nil || got.last != l.last || len(got.open) != 1 || got.own.seq != 1 {
 		t.Errorf("after it was declared lost: %+v, %d open", got.last, len(got.open))
+	}
+}
+
+// checkpoints is a log that publishes one checkpoint after the other; the last one stays.
+type checkpoints struct {
+	translog.Reader
+	notes []string
+	asked int
+}
+
+func (c *checkpoints) Checkpoint(context.Context) ([]byte, error) {
+	note := c.notes[min(c.asked, len(c.notes)-1)]
+	c.asked++
+	return []byte(note), nil
+}
+
+// TestAwaitQuorum: a checkpoint that has the record, and not the witnesses, is not enough.
+func TestAwaitQuorum(t *testing.T) {
+	w := &prooftest.World{}
+	w.Fill(3)
+	policy, err := proof.ParsePolicy(prooftest.Policy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &checkpoints{notes: []string{w.Checkpoint(2, prooftest.Witnesses...), w.Checkpoint(3, prooftest.Witnesses[:1]...), w.Checkpoint(3, prooftest.Witnesses...)}}
+	if err := awaitQuorum(t.Context(), log, policy, 2); err != nil || log.asked != 3 {
+		t.Errorf("after %d checkpoints: %v", log.asked, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	log = &checkpoints{notes: []string{w.Checkpoint(3)}}
+	if err := awaitQuorum(ctx, log, policy, 2); err == nil || !strings.Contains(err.Error(), "quorum of witnesses is missing") {
+		t.Errorf("without witnesses: %v", err)
 	}
 }
