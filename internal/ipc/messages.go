@@ -255,13 +255,14 @@ type DriveStats struct {
 
 // Error codes of a response, for callers that branch.
 const (
-	CodeInternal = "internal"
-	CodeInvalid  = "invalid"   // the request makes no sense
-	CodeNotFound = "not-found" // no such lease or drive
-	CodeRefused  = "refused"   // unsafe or not allowed; the text says what to do
-	CodeBusy     = "busy"      // held by someone else, or a limit was reached
-	CodeMismatch = "mismatch"  // superblock and journal disagree
-	CodeLost     = "lost"      // the drive is open, but may have lost completed writes: close its leases, then it
+	CodeInternal    = "internal"
+	CodeInvalid     = "invalid"     // the request makes no sense
+	CodeNotFound    = "not-found"   // no such lease or drive
+	CodeRefused     = "refused"     // unsafe or not allowed; the text says what to do
+	CodeBusy        = "busy"        // held by someone else, or a limit was reached
+	CodeMismatch    = "mismatch"    // superblock and journal disagree
+	CodeUnsupported = "unsupported" // this host cannot do it; the text says what is missing
+	CodeLost        = "lost"        // the drive is open, but may have lost completed writes: close its leases, then it
 )
 
 // A RemoteError is what the other side answered.

@@ -18,7 +18,7 @@ const maxCalls = 4096
 
 // A Handler carries out one call. The files that came with it, in their order, are
 // the handler's to close. An error that is, or wraps, a [*RemoteError] keeps its
-// code; any other is sent as [CodeInternal].
+// code; any other is sent as [CodeInternal]. An answer with files is a [WithFiles].
 type Handler func(ctx context.Context, method string, body []byte, files []*os.File) (any, error)
 
 // Serve answers calls on the socket f, which it duplicates, until the other
@@ -50,17 +50,28 @@ func Serve(ctx context.Context, f *os.File, h Handler) error {
 		free <- struct{}{}
 		calls.Go(func() {
 			defer func() { <-free }()
-			answer := carryOut(ctx, h, e, files)
-			if err := c.write(answer, nil); err != nil {
+			answer, files := carryOut(ctx, h, e, files)
+			if err := c.write(answer, files); err != nil {
 				c.uc.Close() //nolint:errcheck // ends the reader, which reports
 			}
+			closeFiles(files)
 		})
 	}
 }
 
-func carryOut(ctx context.Context, h Handler, e *envelope, files []*os.File) *envelope {
-	answer := &envelope{ID: e.ID}
+// WithFiles is an answer that files come along with. They are closed when it is sent.
+type WithFiles struct {
+	Body  any
+	Files []*os.File
+}
+
+// carryOut returns the answer to e, and the files that go with it.
+func carryOut(ctx context.Context, h Handler, e *envelope, files []*os.File) (answer *envelope, out []*os.File) {
+	answer = &envelope{ID: e.ID}
 	v, err := h(ctx, e.Method, e.Body, files)
+	if w, ok := v.(WithFiles); ok {
+		v, out = w.Body, w.Files
+	}
 	if err == nil {
 		answer.Body, err = json.Marshal(v)
 	}
@@ -68,11 +79,12 @@ func carryOut(ctx context.Context, h Handler, e *envelope, files []*os.File) *en
 		err = fmt.Errorf("ipc: the answer to %q is %d bytes long, the bound is %d", e.Method, len(answer.Body), MaxBody)
 	}
 	if err != nil {
-		answer.Body = nil
+		closeFiles(out)
+		answer.Body, out = nil, nil
 		if !errors.As(err, &answer.Error) {
 			answer.Error = &RemoteError{Code: CodeInternal}
 		}
 		answer.Error = &RemoteError{Code: answer.Error.Code, Text: err.Error()}
 	}
-	return answer
+	return answer, out
 }

@@ -150,7 +150,9 @@ type Lease struct {
 	// The commitment to the key in the OPEN record, 64 hexadecimal digits, or empty.
 	KeyCommit string `protobuf:"bytes,24,opt,name=key_commit,json=keyCommit,proto3" json:"key_commit,omitempty"`
 	// The key was released to the tenant while the lease was open.
-	KeyReleased   bool `protobuf:"varint,25,opt,name=key_released,json=keyReleased,proto3" json:"key_released,omitempty"`
+	KeyReleased bool `protobuf:"varint,25,opt,name=key_released,json=keyReleased,proto3" json:"key_released,omitempty"`
+	// What serves the block device: "ublk" or "nbd"; empty without one.
+	DeviceKind    string `protobuf:"bytes,26,opt,name=device_kind,json=deviceKind,proto3" json:"device_kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -358,6 +360,13 @@ func (x *Lease) GetKeyReleased() bool {
 		return x.KeyReleased
 	}
 	return false
+}
+
+func (x *Lease) GetDeviceKind() string {
+	if x != nil {
+		return x.DeviceKind
+	}
+	return ""
 }
 
 // Limits are how much a volume grants in a second. What is over it waits; nothing
@@ -860,7 +869,9 @@ type LeaseServiceOpenRequest struct {
 	// closed by itself a while before. At least a minute ahead; unset: no promise.
 	EraseBy *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=erase_by,json=eraseBy,proto3" json:"erase_by,omitempty"`
 	// The tenant's share of the key; unset: the node makes the key alone.
-	Share         *Share `protobuf:"bytes,13,opt,name=share,proto3" json:"share,omitempty"`
+	Share *Share `protobuf:"bytes,13,opt,name=share,proto3" json:"share,omitempty"`
+	// Attach a block device of the host, too. Where that cannot be, nothing is opened.
+	Attach        bool `protobuf:"varint,14,opt,name=attach,proto3" json:"attach,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -984,6 +995,13 @@ func (x *LeaseServiceOpenRequest) GetShare() *Share {
 		return x.Share
 	}
 	return nil
+}
+
+func (x *LeaseServiceOpenRequest) GetAttach() bool {
+	if x != nil {
+		return x.Attach
+	}
+	return false
 }
 
 // Share is a tenant's share of a key, sealed for one lease.
@@ -1413,6 +1431,190 @@ func (x *LeaseServiceRawBlocksResponse) GetBlocks() [][]byte {
 	return nil
 }
 
+// LeaseServiceAttachRequest names a lease.
+type LeaseServiceAttachRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease's id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceAttachRequest) Reset() {
+	*x = LeaseServiceAttachRequest{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceAttachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceAttachRequest) ProtoMessage() {}
+
+func (x *LeaseServiceAttachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceAttachRequest.ProtoReflect.Descriptor instead.
+func (*LeaseServiceAttachRequest) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *LeaseServiceAttachRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// LeaseServiceAttachResponse carries the lease with its device.
+type LeaseServiceAttachResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease.
+	Lease         *Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceAttachResponse) Reset() {
+	*x = LeaseServiceAttachResponse{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceAttachResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceAttachResponse) ProtoMessage() {}
+
+func (x *LeaseServiceAttachResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceAttachResponse.ProtoReflect.Descriptor instead.
+func (*LeaseServiceAttachResponse) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LeaseServiceAttachResponse) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+// LeaseServiceDetachRequest names a lease.
+type LeaseServiceDetachRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease's id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceDetachRequest) Reset() {
+	*x = LeaseServiceDetachRequest{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceDetachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceDetachRequest) ProtoMessage() {}
+
+func (x *LeaseServiceDetachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceDetachRequest.ProtoReflect.Descriptor instead.
+func (*LeaseServiceDetachRequest) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *LeaseServiceDetachRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// LeaseServiceDetachResponse carries the lease without a device.
+type LeaseServiceDetachResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease.
+	Lease         *Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseServiceDetachResponse) Reset() {
+	*x = LeaseServiceDetachResponse{}
+	mi := &file_vacate_v1_lease_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseServiceDetachResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseServiceDetachResponse) ProtoMessage() {}
+
+func (x *LeaseServiceDetachResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_lease_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseServiceDetachResponse.ProtoReflect.Descriptor instead.
+func (*LeaseServiceDetachResponse) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LeaseServiceDetachResponse) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
 // LeaseServiceListRequest narrows what is listed.
 type LeaseServiceListRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1426,7 +1628,7 @@ type LeaseServiceListRequest struct {
 
 func (x *LeaseServiceListRequest) Reset() {
 	*x = LeaseServiceListRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[15]
+	mi := &file_vacate_v1_lease_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1640,7 @@ func (x *LeaseServiceListRequest) String() string {
 func (*LeaseServiceListRequest) ProtoMessage() {}
 
 func (x *LeaseServiceListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[15]
+	mi := &file_vacate_v1_lease_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1653,7 @@ func (x *LeaseServiceListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceListRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceListRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{15}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LeaseServiceListRequest) GetTenant() string {
@@ -1479,7 +1681,7 @@ type LeaseServiceListResponse struct {
 
 func (x *LeaseServiceListResponse) Reset() {
 	*x = LeaseServiceListResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[16]
+	mi := &file_vacate_v1_lease_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1693,7 @@ func (x *LeaseServiceListResponse) String() string {
 func (*LeaseServiceListResponse) ProtoMessage() {}
 
 func (x *LeaseServiceListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[16]
+	mi := &file_vacate_v1_lease_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1706,7 @@ func (x *LeaseServiceListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceListResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceListResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{16}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LeaseServiceListResponse) GetLeases() []*Lease {
@@ -1525,7 +1727,7 @@ type LeaseServiceGetRequest struct {
 
 func (x *LeaseServiceGetRequest) Reset() {
 	*x = LeaseServiceGetRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[17]
+	mi := &file_vacate_v1_lease_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1739,7 @@ func (x *LeaseServiceGetRequest) String() string {
 func (*LeaseServiceGetRequest) ProtoMessage() {}
 
 func (x *LeaseServiceGetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[17]
+	mi := &file_vacate_v1_lease_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1752,7 @@ func (x *LeaseServiceGetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceGetRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceGetRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{17}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LeaseServiceGetRequest) GetId() string {
@@ -1571,7 +1773,7 @@ type LeaseServiceGetResponse struct {
 
 func (x *LeaseServiceGetResponse) Reset() {
 	*x = LeaseServiceGetResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[18]
+	mi := &file_vacate_v1_lease_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1785,7 @@ func (x *LeaseServiceGetResponse) String() string {
 func (*LeaseServiceGetResponse) ProtoMessage() {}
 
 func (x *LeaseServiceGetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[18]
+	mi := &file_vacate_v1_lease_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1798,7 @@ func (x *LeaseServiceGetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceGetResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceGetResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{18}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LeaseServiceGetResponse) GetLease() *Lease {
@@ -1619,7 +1821,7 @@ type LeaseServiceLimitRequest struct {
 
 func (x *LeaseServiceLimitRequest) Reset() {
 	*x = LeaseServiceLimitRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[19]
+	mi := &file_vacate_v1_lease_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1833,7 @@ func (x *LeaseServiceLimitRequest) String() string {
 func (*LeaseServiceLimitRequest) ProtoMessage() {}
 
 func (x *LeaseServiceLimitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[19]
+	mi := &file_vacate_v1_lease_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1846,7 @@ func (x *LeaseServiceLimitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceLimitRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceLimitRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{19}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LeaseServiceLimitRequest) GetId() string {
@@ -1672,7 +1874,7 @@ type LeaseServiceLimitResponse struct {
 
 func (x *LeaseServiceLimitResponse) Reset() {
 	*x = LeaseServiceLimitResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[20]
+	mi := &file_vacate_v1_lease_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1886,7 @@ func (x *LeaseServiceLimitResponse) String() string {
 func (*LeaseServiceLimitResponse) ProtoMessage() {}
 
 func (x *LeaseServiceLimitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[20]
+	mi := &file_vacate_v1_lease_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1899,7 @@ func (x *LeaseServiceLimitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceLimitResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceLimitResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{20}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LeaseServiceLimitResponse) GetLease() *Lease {
@@ -1723,7 +1925,7 @@ type LeaseServiceResizeRequest struct {
 
 func (x *LeaseServiceResizeRequest) Reset() {
 	*x = LeaseServiceResizeRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[21]
+	mi := &file_vacate_v1_lease_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1937,7 @@ func (x *LeaseServiceResizeRequest) String() string {
 func (*LeaseServiceResizeRequest) ProtoMessage() {}
 
 func (x *LeaseServiceResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[21]
+	mi := &file_vacate_v1_lease_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1950,7 @@ func (x *LeaseServiceResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceResizeRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceResizeRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{21}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LeaseServiceResizeRequest) GetId() string {
@@ -1784,7 +1986,7 @@ type LeaseServiceResizeResponse struct {
 
 func (x *LeaseServiceResizeResponse) Reset() {
 	*x = LeaseServiceResizeResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[22]
+	mi := &file_vacate_v1_lease_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +1998,7 @@ func (x *LeaseServiceResizeResponse) String() string {
 func (*LeaseServiceResizeResponse) ProtoMessage() {}
 
 func (x *LeaseServiceResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[22]
+	mi := &file_vacate_v1_lease_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +2011,7 @@ func (x *LeaseServiceResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceResizeResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceResizeResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{22}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LeaseServiceResizeResponse) GetLease() *Lease {
@@ -1830,7 +2032,7 @@ type LeaseServiceCloseRequest struct {
 
 func (x *LeaseServiceCloseRequest) Reset() {
 	*x = LeaseServiceCloseRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[23]
+	mi := &file_vacate_v1_lease_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +2044,7 @@ func (x *LeaseServiceCloseRequest) String() string {
 func (*LeaseServiceCloseRequest) ProtoMessage() {}
 
 func (x *LeaseServiceCloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[23]
+	mi := &file_vacate_v1_lease_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +2057,7 @@ func (x *LeaseServiceCloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceCloseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceCloseRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{23}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LeaseServiceCloseRequest) GetId() string {
@@ -1876,7 +2078,7 @@ type LeaseServiceCloseResponse struct {
 
 func (x *LeaseServiceCloseResponse) Reset() {
 	*x = LeaseServiceCloseResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[24]
+	mi := &file_vacate_v1_lease_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +2090,7 @@ func (x *LeaseServiceCloseResponse) String() string {
 func (*LeaseServiceCloseResponse) ProtoMessage() {}
 
 func (x *LeaseServiceCloseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[24]
+	mi := &file_vacate_v1_lease_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +2103,7 @@ func (x *LeaseServiceCloseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceCloseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceCloseResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{24}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LeaseServiceCloseResponse) GetLease() *Lease {
@@ -1924,7 +2126,7 @@ type LeaseServiceWatchRequest struct {
 
 func (x *LeaseServiceWatchRequest) Reset() {
 	*x = LeaseServiceWatchRequest{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[25]
+	mi := &file_vacate_v1_lease_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2138,7 @@ func (x *LeaseServiceWatchRequest) String() string {
 func (*LeaseServiceWatchRequest) ProtoMessage() {}
 
 func (x *LeaseServiceWatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[25]
+	mi := &file_vacate_v1_lease_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2151,7 @@ func (x *LeaseServiceWatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceWatchRequest.ProtoReflect.Descriptor instead.
 func (*LeaseServiceWatchRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{25}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LeaseServiceWatchRequest) GetIds() []string {
@@ -1977,7 +2179,7 @@ type LeaseServiceWatchResponse struct {
 
 func (x *LeaseServiceWatchResponse) Reset() {
 	*x = LeaseServiceWatchResponse{}
-	mi := &file_vacate_v1_lease_proto_msgTypes[26]
+	mi := &file_vacate_v1_lease_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2191,7 @@ func (x *LeaseServiceWatchResponse) String() string {
 func (*LeaseServiceWatchResponse) ProtoMessage() {}
 
 func (x *LeaseServiceWatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_lease_proto_msgTypes[26]
+	mi := &file_vacate_v1_lease_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2204,7 @@ func (x *LeaseServiceWatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseServiceWatchResponse.ProtoReflect.Descriptor instead.
 func (*LeaseServiceWatchResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{26}
+	return file_vacate_v1_lease_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LeaseServiceWatchResponse) GetLease() *Lease {
@@ -2016,7 +2218,7 @@ var File_vacate_v1_lease_proto protoreflect.FileDescriptor
 
 const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\n" +
-	"\x15vacate/v1/lease.proto\x12\tvacate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x06\n" +
+	"\x15vacate/v1/lease.proto\x12\tvacate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\a\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x1d\n" +
@@ -2046,7 +2248,9 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\bkey_mode\x18\x17 \x01(\tR\akeyMode\x12\x1d\n" +
 	"\n" +
 	"key_commit\x18\x18 \x01(\tR\tkeyCommit\x12!\n" +
-	"\fkey_released\x18\x19 \x01(\bR\vkeyReleased\"\x98\x01\n" +
+	"\fkey_released\x18\x19 \x01(\bR\vkeyReleased\x12\x1f\n" +
+	"\vdevice_kind\x18\x1a \x01(\tR\n" +
+	"deviceKind\"\x98\x01\n" +
 	"\x06Limits\x12\x12\n" +
 	"\x04iops\x18\x01 \x01(\x04R\x04iops\x12\x1d\n" +
 	"\n" +
@@ -2087,7 +2291,7 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x06queues\x18\n" +
 	" \x01(\rR\x06queues\x12#\n" +
 	"\rbroken_queues\x18\v \x01(\x04R\fbrokenQueues\x12\x1a\n" +
-	"\bexpelled\x18\f \x01(\x04R\bexpelled\"\xd9\x03\n" +
+	"\bexpelled\x18\f \x01(\x04R\bexpelled\"\xf1\x03\n" +
 	"\x17LeaseServiceOpenRequest\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12\x16\n" +
@@ -2103,7 +2307,8 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	" \x01(\rR\x06queues\x12\x1b\n" +
 	"\tread_only\x18\v \x01(\bR\breadOnly\x125\n" +
 	"\berase_by\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\aeraseBy\x12&\n" +
-	"\x05share\x18\r \x01(\v2\x10.vacate.v1.ShareR\x05shareB\x06\n" +
+	"\x05share\x18\r \x01(\v2\x10.vacate.v1.ShareR\x05share\x12\x16\n" +
+	"\x06attach\x18\x0e \x01(\bR\x06attachB\x06\n" +
 	"\x04_uid\":\n" +
 	"\x05Share\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\tR\aleaseId\x12\x16\n" +
@@ -2128,7 +2333,15 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06blocks\x18\x02 \x03(\x04R\x06blocks\"7\n" +
 	"\x1dLeaseServiceRawBlocksResponse\x12\x16\n" +
-	"\x06blocks\x18\x01 \x03(\fR\x06blocks\"V\n" +
+	"\x06blocks\x18\x01 \x03(\fR\x06blocks\"+\n" +
+	"\x19LeaseServiceAttachRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"D\n" +
+	"\x1aLeaseServiceAttachResponse\x12&\n" +
+	"\x05lease\x18\x01 \x01(\v2\x10.vacate.v1.LeaseR\x05lease\"+\n" +
+	"\x19LeaseServiceDetachRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"D\n" +
+	"\x1aLeaseServiceDetachResponse\x12&\n" +
+	"\x05lease\x18\x01 \x01(\v2\x10.vacate.v1.LeaseR\x05lease\"V\n" +
 	"\x17LeaseServiceListRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12#\n" +
 	"\rinclude_ended\x18\x02 \x01(\bR\fincludeEnded\"D\n" +
@@ -2167,7 +2380,7 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x13LEASE_STATE_CLOSING\x10\x03\x12\x16\n" +
 	"\x12LEASE_STATE_ERASED\x10\x04\x12\x16\n" +
 	"\x12LEASE_STATE_CLOSED\x10\x05\x12\x14\n" +
-	"\x10LEASE_STATE_LOST\x10\x062\xf0\x06\n" +
+	"\x10LEASE_STATE_LOST\x10\x062\x9e\b\n" +
 	"\fLeaseService\x12O\n" +
 	"\x04Open\x12\".vacate.v1.LeaseServiceOpenRequest\x1a#.vacate.v1.LeaseServiceOpenResponse\x12O\n" +
 	"\x04List\x12\".vacate.v1.LeaseServiceListRequest\x1a#.vacate.v1.LeaseServiceListResponse\x12L\n" +
@@ -2178,7 +2391,9 @@ const file_vacate_v1_lease_proto_rawDesc = "" +
 	"\x05Watch\x12#.vacate.v1.LeaseServiceWatchRequest\x1a$.vacate.v1.LeaseServiceWatchResponse0\x01\x12X\n" +
 	"\aPrepare\x12%.vacate.v1.LeaseServicePrepareRequest\x1a&.vacate.v1.LeaseServicePrepareResponse\x12a\n" +
 	"\n" +
-	"ReleaseKey\x12(.vacate.v1.LeaseServiceReleaseKeyRequest\x1a).vacate.v1.LeaseServiceReleaseKeyResponse\x12^\n" +
+	"ReleaseKey\x12(.vacate.v1.LeaseServiceReleaseKeyRequest\x1a).vacate.v1.LeaseServiceReleaseKeyResponse\x12U\n" +
+	"\x06Attach\x12$.vacate.v1.LeaseServiceAttachRequest\x1a%.vacate.v1.LeaseServiceAttachResponse\x12U\n" +
+	"\x06Detach\x12$.vacate.v1.LeaseServiceDetachRequest\x1a%.vacate.v1.LeaseServiceDetachResponse\x12^\n" +
 	"\tRawBlocks\x12'.vacate.v1.LeaseServiceRawBlocksRequest\x1a(.vacate.v1.LeaseServiceRawBlocksResponseB\x1fZ\x1dvacate/api/vacate/v1;vacatev1b\x06proto3"
 
 var (
@@ -2194,7 +2409,7 @@ func file_vacate_v1_lease_proto_rawDescGZIP() []byte {
 }
 
 var file_vacate_v1_lease_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vacate_v1_lease_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_vacate_v1_lease_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_vacate_v1_lease_proto_goTypes = []any{
 	(LeaseState)(0),                        // 0: vacate.v1.LeaseState
 	(*Lease)(nil),                          // 1: vacate.v1.Lease
@@ -2212,70 +2427,80 @@ var file_vacate_v1_lease_proto_goTypes = []any{
 	(*LeaseServiceReleaseKeyResponse)(nil), // 13: vacate.v1.LeaseServiceReleaseKeyResponse
 	(*LeaseServiceRawBlocksRequest)(nil),   // 14: vacate.v1.LeaseServiceRawBlocksRequest
 	(*LeaseServiceRawBlocksResponse)(nil),  // 15: vacate.v1.LeaseServiceRawBlocksResponse
-	(*LeaseServiceListRequest)(nil),        // 16: vacate.v1.LeaseServiceListRequest
-	(*LeaseServiceListResponse)(nil),       // 17: vacate.v1.LeaseServiceListResponse
-	(*LeaseServiceGetRequest)(nil),         // 18: vacate.v1.LeaseServiceGetRequest
-	(*LeaseServiceGetResponse)(nil),        // 19: vacate.v1.LeaseServiceGetResponse
-	(*LeaseServiceLimitRequest)(nil),       // 20: vacate.v1.LeaseServiceLimitRequest
-	(*LeaseServiceLimitResponse)(nil),      // 21: vacate.v1.LeaseServiceLimitResponse
-	(*LeaseServiceResizeRequest)(nil),      // 22: vacate.v1.LeaseServiceResizeRequest
-	(*LeaseServiceResizeResponse)(nil),     // 23: vacate.v1.LeaseServiceResizeResponse
-	(*LeaseServiceCloseRequest)(nil),       // 24: vacate.v1.LeaseServiceCloseRequest
-	(*LeaseServiceCloseResponse)(nil),      // 25: vacate.v1.LeaseServiceCloseResponse
-	(*LeaseServiceWatchRequest)(nil),       // 26: vacate.v1.LeaseServiceWatchRequest
-	(*LeaseServiceWatchResponse)(nil),      // 27: vacate.v1.LeaseServiceWatchResponse
-	(*timestamppb.Timestamp)(nil),          // 28: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),            // 29: google.protobuf.Duration
+	(*LeaseServiceAttachRequest)(nil),      // 16: vacate.v1.LeaseServiceAttachRequest
+	(*LeaseServiceAttachResponse)(nil),     // 17: vacate.v1.LeaseServiceAttachResponse
+	(*LeaseServiceDetachRequest)(nil),      // 18: vacate.v1.LeaseServiceDetachRequest
+	(*LeaseServiceDetachResponse)(nil),     // 19: vacate.v1.LeaseServiceDetachResponse
+	(*LeaseServiceListRequest)(nil),        // 20: vacate.v1.LeaseServiceListRequest
+	(*LeaseServiceListResponse)(nil),       // 21: vacate.v1.LeaseServiceListResponse
+	(*LeaseServiceGetRequest)(nil),         // 22: vacate.v1.LeaseServiceGetRequest
+	(*LeaseServiceGetResponse)(nil),        // 23: vacate.v1.LeaseServiceGetResponse
+	(*LeaseServiceLimitRequest)(nil),       // 24: vacate.v1.LeaseServiceLimitRequest
+	(*LeaseServiceLimitResponse)(nil),      // 25: vacate.v1.LeaseServiceLimitResponse
+	(*LeaseServiceResizeRequest)(nil),      // 26: vacate.v1.LeaseServiceResizeRequest
+	(*LeaseServiceResizeResponse)(nil),     // 27: vacate.v1.LeaseServiceResizeResponse
+	(*LeaseServiceCloseRequest)(nil),       // 28: vacate.v1.LeaseServiceCloseRequest
+	(*LeaseServiceCloseResponse)(nil),      // 29: vacate.v1.LeaseServiceCloseResponse
+	(*LeaseServiceWatchRequest)(nil),       // 30: vacate.v1.LeaseServiceWatchRequest
+	(*LeaseServiceWatchResponse)(nil),      // 31: vacate.v1.LeaseServiceWatchResponse
+	(*timestamppb.Timestamp)(nil),          // 32: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),            // 33: google.protobuf.Duration
 }
 var file_vacate_v1_lease_proto_depIdxs = []int32{
 	0,  // 0: vacate.v1.Lease.state:type_name -> vacate.v1.LeaseState
 	3,  // 1: vacate.v1.Lease.pieces:type_name -> vacate.v1.Piece
 	4,  // 2: vacate.v1.Lease.exports:type_name -> vacate.v1.Export
-	28, // 3: vacate.v1.Lease.opened_at:type_name -> google.protobuf.Timestamp
-	28, // 4: vacate.v1.Lease.expires_at:type_name -> google.protobuf.Timestamp
-	28, // 5: vacate.v1.Lease.closed_at:type_name -> google.protobuf.Timestamp
+	32, // 3: vacate.v1.Lease.opened_at:type_name -> google.protobuf.Timestamp
+	32, // 4: vacate.v1.Lease.expires_at:type_name -> google.protobuf.Timestamp
+	32, // 5: vacate.v1.Lease.closed_at:type_name -> google.protobuf.Timestamp
 	5,  // 6: vacate.v1.Lease.erasure:type_name -> vacate.v1.Erasure
 	6,  // 7: vacate.v1.Lease.stats:type_name -> vacate.v1.LeaseStats
 	2,  // 8: vacate.v1.Lease.limits:type_name -> vacate.v1.Limits
-	28, // 9: vacate.v1.Lease.erase_by:type_name -> google.protobuf.Timestamp
-	29, // 10: vacate.v1.LeaseServiceOpenRequest.ttl:type_name -> google.protobuf.Duration
+	32, // 9: vacate.v1.Lease.erase_by:type_name -> google.protobuf.Timestamp
+	33, // 10: vacate.v1.LeaseServiceOpenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 11: vacate.v1.LeaseServiceOpenRequest.limits:type_name -> vacate.v1.Limits
-	28, // 12: vacate.v1.LeaseServiceOpenRequest.erase_by:type_name -> google.protobuf.Timestamp
+	32, // 12: vacate.v1.LeaseServiceOpenRequest.erase_by:type_name -> google.protobuf.Timestamp
 	8,  // 13: vacate.v1.LeaseServiceOpenRequest.share:type_name -> vacate.v1.Share
 	1,  // 14: vacate.v1.LeaseServiceOpenResponse.lease:type_name -> vacate.v1.Lease
-	28, // 15: vacate.v1.LeaseServicePrepareResponse.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 16: vacate.v1.LeaseServiceListResponse.leases:type_name -> vacate.v1.Lease
-	1,  // 17: vacate.v1.LeaseServiceGetResponse.lease:type_name -> vacate.v1.Lease
-	2,  // 18: vacate.v1.LeaseServiceLimitRequest.limits:type_name -> vacate.v1.Limits
-	1,  // 19: vacate.v1.LeaseServiceLimitResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 20: vacate.v1.LeaseServiceResizeResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 21: vacate.v1.LeaseServiceCloseResponse.lease:type_name -> vacate.v1.Lease
-	1,  // 22: vacate.v1.LeaseServiceWatchResponse.lease:type_name -> vacate.v1.Lease
-	7,  // 23: vacate.v1.LeaseService.Open:input_type -> vacate.v1.LeaseServiceOpenRequest
-	16, // 24: vacate.v1.LeaseService.List:input_type -> vacate.v1.LeaseServiceListRequest
-	18, // 25: vacate.v1.LeaseService.Get:input_type -> vacate.v1.LeaseServiceGetRequest
-	20, // 26: vacate.v1.LeaseService.Limit:input_type -> vacate.v1.LeaseServiceLimitRequest
-	22, // 27: vacate.v1.LeaseService.Resize:input_type -> vacate.v1.LeaseServiceResizeRequest
-	24, // 28: vacate.v1.LeaseService.Close:input_type -> vacate.v1.LeaseServiceCloseRequest
-	26, // 29: vacate.v1.LeaseService.Watch:input_type -> vacate.v1.LeaseServiceWatchRequest
-	10, // 30: vacate.v1.LeaseService.Prepare:input_type -> vacate.v1.LeaseServicePrepareRequest
-	12, // 31: vacate.v1.LeaseService.ReleaseKey:input_type -> vacate.v1.LeaseServiceReleaseKeyRequest
-	14, // 32: vacate.v1.LeaseService.RawBlocks:input_type -> vacate.v1.LeaseServiceRawBlocksRequest
-	9,  // 33: vacate.v1.LeaseService.Open:output_type -> vacate.v1.LeaseServiceOpenResponse
-	17, // 34: vacate.v1.LeaseService.List:output_type -> vacate.v1.LeaseServiceListResponse
-	19, // 35: vacate.v1.LeaseService.Get:output_type -> vacate.v1.LeaseServiceGetResponse
-	21, // 36: vacate.v1.LeaseService.Limit:output_type -> vacate.v1.LeaseServiceLimitResponse
-	23, // 37: vacate.v1.LeaseService.Resize:output_type -> vacate.v1.LeaseServiceResizeResponse
-	25, // 38: vacate.v1.LeaseService.Close:output_type -> vacate.v1.LeaseServiceCloseResponse
-	27, // 39: vacate.v1.LeaseService.Watch:output_type -> vacate.v1.LeaseServiceWatchResponse
-	11, // 40: vacate.v1.LeaseService.Prepare:output_type -> vacate.v1.LeaseServicePrepareResponse
-	13, // 41: vacate.v1.LeaseService.ReleaseKey:output_type -> vacate.v1.LeaseServiceReleaseKeyResponse
-	15, // 42: vacate.v1.LeaseService.RawBlocks:output_type -> vacate.v1.LeaseServiceRawBlocksResponse
-	33, // [33:43] is the sub-list for method output_type
-	23, // [23:33] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	32, // 15: vacate.v1.LeaseServicePrepareResponse.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 16: vacate.v1.LeaseServiceAttachResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 17: vacate.v1.LeaseServiceDetachResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 18: vacate.v1.LeaseServiceListResponse.leases:type_name -> vacate.v1.Lease
+	1,  // 19: vacate.v1.LeaseServiceGetResponse.lease:type_name -> vacate.v1.Lease
+	2,  // 20: vacate.v1.LeaseServiceLimitRequest.limits:type_name -> vacate.v1.Limits
+	1,  // 21: vacate.v1.LeaseServiceLimitResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 22: vacate.v1.LeaseServiceResizeResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 23: vacate.v1.LeaseServiceCloseResponse.lease:type_name -> vacate.v1.Lease
+	1,  // 24: vacate.v1.LeaseServiceWatchResponse.lease:type_name -> vacate.v1.Lease
+	7,  // 25: vacate.v1.LeaseService.Open:input_type -> vacate.v1.LeaseServiceOpenRequest
+	20, // 26: vacate.v1.LeaseService.List:input_type -> vacate.v1.LeaseServiceListRequest
+	22, // 27: vacate.v1.LeaseService.Get:input_type -> vacate.v1.LeaseServiceGetRequest
+	24, // 28: vacate.v1.LeaseService.Limit:input_type -> vacate.v1.LeaseServiceLimitRequest
+	26, // 29: vacate.v1.LeaseService.Resize:input_type -> vacate.v1.LeaseServiceResizeRequest
+	28, // 30: vacate.v1.LeaseService.Close:input_type -> vacate.v1.LeaseServiceCloseRequest
+	30, // 31: vacate.v1.LeaseService.Watch:input_type -> vacate.v1.LeaseServiceWatchRequest
+	10, // 32: vacate.v1.LeaseService.Prepare:input_type -> vacate.v1.LeaseServicePrepareRequest
+	12, // 33: vacate.v1.LeaseService.ReleaseKey:input_type -> vacate.v1.LeaseServiceReleaseKeyRequest
+	16, // 34: vacate.v1.LeaseService.Attach:input_type -> vacate.v1.LeaseServiceAttachRequest
+	18, // 35: vacate.v1.LeaseService.Detach:input_type -> vacate.v1.LeaseServiceDetachRequest
+	14, // 36: vacate.v1.LeaseService.RawBlocks:input_type -> vacate.v1.LeaseServiceRawBlocksRequest
+	9,  // 37: vacate.v1.LeaseService.Open:output_type -> vacate.v1.LeaseServiceOpenResponse
+	21, // 38: vacate.v1.LeaseService.List:output_type -> vacate.v1.LeaseServiceListResponse
+	23, // 39: vacate.v1.LeaseService.Get:output_type -> vacate.v1.LeaseServiceGetResponse
+	25, // 40: vacate.v1.LeaseService.Limit:output_type -> vacate.v1.LeaseServiceLimitResponse
+	27, // 41: vacate.v1.LeaseService.Resize:output_type -> vacate.v1.LeaseServiceResizeResponse
+	29, // 42: vacate.v1.LeaseService.Close:output_type -> vacate.v1.LeaseServiceCloseResponse
+	31, // 43: vacate.v1.LeaseService.Watch:output_type -> vacate.v1.LeaseServiceWatchResponse
+	11, // 44: vacate.v1.LeaseService.Prepare:output_type -> vacate.v1.LeaseServicePrepareResponse
+	13, // 45: vacate.v1.LeaseService.ReleaseKey:output_type -> vacate.v1.LeaseServiceReleaseKeyResponse
+	17, // 46: vacate.v1.LeaseService.Attach:output_type -> vacate.v1.LeaseServiceAttachResponse
+	19, // 47: vacate.v1.LeaseService.Detach:output_type -> vacate.v1.LeaseServiceDetachResponse
+	15, // 48: vacate.v1.LeaseService.RawBlocks:output_type -> vacate.v1.LeaseServiceRawBlocksResponse
+	37, // [37:49] is the sub-list for method output_type
+	25, // [25:37] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_vacate_v1_lease_proto_init() }
@@ -2290,7 +2515,7 @@ func file_vacate_v1_lease_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vacate_v1_lease_proto_rawDesc), len(file_vacate_v1_lease_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

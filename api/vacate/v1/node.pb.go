@@ -96,7 +96,9 @@ type NodeServiceStatusResponse struct {
 	// where there was none.
 	LastUpgrade string `protobuf:"bytes,16,opt,name=last_upgrade,json=lastUpgrade,proto3" json:"last_upgrade,omitempty"`
 	// Path of the program that the daemon runs, and that Upgrade starts anew.
-	Binary        string `protobuf:"bytes,17,opt,name=binary,proto3" json:"binary,omitempty"`
+	Binary string `protobuf:"bytes,17,opt,name=binary,proto3" json:"binary,omitempty"`
+	// What makes block devices of leases on this host; unset where it was not asked yet.
+	Devices       *Devices `protobuf:"bytes,18,opt,name=devices,proto3" json:"devices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -250,6 +252,77 @@ func (x *NodeServiceStatusResponse) GetBinary() string {
 	return ""
 }
 
+func (x *NodeServiceStatusResponse) GetDevices() *Devices {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+// Devices says how leases get block devices on this host.
+type Devices struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "ublk", "nbd", or empty: they get none.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Why not ublk, or nothing at all, and what to do; empty for ublk.
+	Why string `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	// Devices that there are.
+	Count         uint32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Devices) Reset() {
+	*x = Devices{}
+	mi := &file_vacate_v1_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Devices) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Devices) ProtoMessage() {}
+
+func (x *Devices) ProtoReflect() protoreflect.Message {
+	mi := &file_vacate_v1_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Devices.ProtoReflect.Descriptor instead.
+func (*Devices) Descriptor() ([]byte, []int) {
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Devices) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Devices) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Devices) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // Engine describes the process that serves the volumes.
 type Engine struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -284,7 +357,7 @@ type Engine struct {
 
 func (x *Engine) Reset() {
 	*x = Engine{}
-	mi := &file_vacate_v1_node_proto_msgTypes[2]
+	mi := &file_vacate_v1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -296,7 +369,7 @@ func (x *Engine) String() string {
 func (*Engine) ProtoMessage() {}
 
 func (x *Engine) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_node_proto_msgTypes[2]
+	mi := &file_vacate_v1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -309,7 +382,7 @@ func (x *Engine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Engine.ProtoReflect.Descriptor instead.
 func (*Engine) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Engine) GetPid() int32 {
@@ -405,7 +478,7 @@ type NodeServiceUpgradeRequest struct {
 
 func (x *NodeServiceUpgradeRequest) Reset() {
 	*x = NodeServiceUpgradeRequest{}
-	mi := &file_vacate_v1_node_proto_msgTypes[3]
+	mi := &file_vacate_v1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +490,7 @@ func (x *NodeServiceUpgradeRequest) String() string {
 func (*NodeServiceUpgradeRequest) ProtoMessage() {}
 
 func (x *NodeServiceUpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_node_proto_msgTypes[3]
+	mi := &file_vacate_v1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +503,7 @@ func (x *NodeServiceUpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeServiceUpgradeRequest.ProtoReflect.Descriptor instead.
 func (*NodeServiceUpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{4}
 }
 
 // NodeServiceUpgradeResponse says that the upgrade has begun.
@@ -442,7 +515,7 @@ type NodeServiceUpgradeResponse struct {
 
 func (x *NodeServiceUpgradeResponse) Reset() {
 	*x = NodeServiceUpgradeResponse{}
-	mi := &file_vacate_v1_node_proto_msgTypes[4]
+	mi := &file_vacate_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +527,7 @@ func (x *NodeServiceUpgradeResponse) String() string {
 func (*NodeServiceUpgradeResponse) ProtoMessage() {}
 
 func (x *NodeServiceUpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_node_proto_msgTypes[4]
+	mi := &file_vacate_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +540,7 @@ func (x *NodeServiceUpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeServiceUpgradeResponse.ProtoReflect.Descriptor instead.
 func (*NodeServiceUpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 // NodeServiceStopRequest says how to stop.
@@ -483,7 +556,7 @@ type NodeServiceStopRequest struct {
 
 func (x *NodeServiceStopRequest) Reset() {
 	*x = NodeServiceStopRequest{}
-	mi := &file_vacate_v1_node_proto_msgTypes[5]
+	mi := &file_vacate_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -495,7 +568,7 @@ func (x *NodeServiceStopRequest) String() string {
 func (*NodeServiceStopRequest) ProtoMessage() {}
 
 func (x *NodeServiceStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_node_proto_msgTypes[5]
+	mi := &file_vacate_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -508,7 +581,7 @@ func (x *NodeServiceStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeServiceStopRequest.ProtoReflect.Descriptor instead.
 func (*NodeServiceStopRequest) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeServiceStopRequest) GetErase() bool {
@@ -538,7 +611,7 @@ type NodeServiceStopResponse struct {
 
 func (x *NodeServiceStopResponse) Reset() {
 	*x = NodeServiceStopResponse{}
-	mi := &file_vacate_v1_node_proto_msgTypes[6]
+	mi := &file_vacate_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +623,7 @@ func (x *NodeServiceStopResponse) String() string {
 func (*NodeServiceStopResponse) ProtoMessage() {}
 
 func (x *NodeServiceStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_node_proto_msgTypes[6]
+	mi := &file_vacate_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +636,7 @@ func (x *NodeServiceStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeServiceStopResponse.ProtoReflect.Descriptor instead.
 func (*NodeServiceStopResponse) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeServiceStopResponse) GetLeases() []string {
@@ -598,7 +671,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_vacate_v1_node_proto_msgTypes[7]
+	mi := &file_vacate_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +683,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_vacate_v1_node_proto_msgTypes[7]
+	mi := &file_vacate_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +696,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_vacate_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_vacate_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Problem) GetKind() string {
@@ -659,7 +732,7 @@ var File_vacate_v1_node_proto protoreflect.FileDescriptor
 const file_vacate_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x14vacate/v1/node.proto\x12\tvacate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15vacate/v1/drive.proto\"\x1a\n" +
-	"\x18NodeServiceStatusRequest\"\x9d\x05\n" +
+	"\x18NodeServiceStatusRequest\"\xcb\x05\n" +
 	"\x19NodeServiceStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x129\n" +
@@ -681,10 +754,15 @@ const file_vacate_v1_node_proto_rawDesc = "" +
 	"dangerZone\x12%\n" +
 	"\x0ekeeper_version\x18\x0f \x01(\tR\rkeeperVersion\x12!\n" +
 	"\flast_upgrade\x18\x10 \x01(\tR\vlastUpgrade\x12\x16\n" +
-	"\x06binary\x18\x11 \x01(\tR\x06binary\x1a9\n" +
+	"\x06binary\x18\x11 \x01(\tR\x06binary\x12,\n" +
+	"\adevices\x18\x12 \x01(\v2\x12.vacate.v1.DevicesR\adevices\x1a9\n" +
 	"\vLeasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xcb\x02\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"E\n" +
+	"\aDevices\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\"\xcb\x02\n" +
 	"\x06Engine\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1b\n" +
@@ -732,36 +810,38 @@ func file_vacate_v1_node_proto_rawDescGZIP() []byte {
 	return file_vacate_v1_node_proto_rawDescData
 }
 
-var file_vacate_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_vacate_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_vacate_v1_node_proto_goTypes = []any{
 	(*NodeServiceStatusRequest)(nil),   // 0: vacate.v1.NodeServiceStatusRequest
 	(*NodeServiceStatusResponse)(nil),  // 1: vacate.v1.NodeServiceStatusResponse
-	(*Engine)(nil),                     // 2: vacate.v1.Engine
-	(*NodeServiceUpgradeRequest)(nil),  // 3: vacate.v1.NodeServiceUpgradeRequest
-	(*NodeServiceUpgradeResponse)(nil), // 4: vacate.v1.NodeServiceUpgradeResponse
-	(*NodeServiceStopRequest)(nil),     // 5: vacate.v1.NodeServiceStopRequest
-	(*NodeServiceStopResponse)(nil),    // 6: vacate.v1.NodeServiceStopResponse
-	(*Problem)(nil),                    // 7: vacate.v1.Problem
-	nil,                                // 8: vacate.v1.NodeServiceStatusResponse.LeasesEntry
-	(*timestamppb.Timestamp)(nil),      // 9: google.protobuf.Timestamp
-	(*Finding)(nil),                    // 10: vacate.v1.Finding
+	(*Devices)(nil),                    // 2: vacate.v1.Devices
+	(*Engine)(nil),                     // 3: vacate.v1.Engine
+	(*NodeServiceUpgradeRequest)(nil),  // 4: vacate.v1.NodeServiceUpgradeRequest
+	(*NodeServiceUpgradeResponse)(nil), // 5: vacate.v1.NodeServiceUpgradeResponse
+	(*NodeServiceStopRequest)(nil),     // 6: vacate.v1.NodeServiceStopRequest
+	(*NodeServiceStopResponse)(nil),    // 7: vacate.v1.NodeServiceStopResponse
+	(*Problem)(nil),                    // 8: vacate.v1.Problem
+	nil,                                // 9: vacate.v1.NodeServiceStatusResponse.LeasesEntry
+	(*timestamppb.Timestamp)(nil),      // 10: google.protobuf.Timestamp
+	(*Finding)(nil),                    // 11: vacate.v1.Finding
 }
 var file_vacate_v1_node_proto_depIdxs = []int32{
-	9,  // 0: vacate.v1.NodeServiceStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	2,  // 1: vacate.v1.NodeServiceStatusResponse.engine:type_name -> vacate.v1.Engine
-	8,  // 2: vacate.v1.NodeServiceStatusResponse.leases:type_name -> vacate.v1.NodeServiceStatusResponse.LeasesEntry
-	10, // 3: vacate.v1.Problem.findings:type_name -> vacate.v1.Finding
-	0,  // 4: vacate.v1.NodeService.Status:input_type -> vacate.v1.NodeServiceStatusRequest
-	5,  // 5: vacate.v1.NodeService.Stop:input_type -> vacate.v1.NodeServiceStopRequest
-	3,  // 6: vacate.v1.NodeService.Upgrade:input_type -> vacate.v1.NodeServiceUpgradeRequest
-	1,  // 7: vacate.v1.NodeService.Status:output_type -> vacate.v1.NodeServiceStatusResponse
-	6,  // 8: vacate.v1.NodeService.Stop:output_type -> vacate.v1.NodeServiceStopResponse
-	4,  // 9: vacate.v1.NodeService.Upgrade:output_type -> vacate.v1.NodeServiceUpgradeResponse
-	7,  // [7:10] is the sub-list for method output_type
-	4,  // [4:7] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	10, // 0: vacate.v1.NodeServiceStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	3,  // 1: vacate.v1.NodeServiceStatusResponse.engine:type_name -> vacate.v1.Engine
+	9,  // 2: vacate.v1.NodeServiceStatusResponse.leases:type_name -> vacate.v1.NodeServiceStatusResponse.LeasesEntry
+	2,  // 3: vacate.v1.NodeServiceStatusResponse.devices:type_name -> vacate.v1.Devices
+	11, // 4: vacate.v1.Problem.findings:type_name -> vacate.v1.Finding
+	0,  // 5: vacate.v1.NodeService.Status:input_type -> vacate.v1.NodeServiceStatusRequest
+	6,  // 6: vacate.v1.NodeService.Stop:input_type -> vacate.v1.NodeServiceStopRequest
+	4,  // 7: vacate.v1.NodeService.Upgrade:input_type -> vacate.v1.NodeServiceUpgradeRequest
+	1,  // 8: vacate.v1.NodeService.Status:output_type -> vacate.v1.NodeServiceStatusResponse
+	7,  // 9: vacate.v1.NodeService.Stop:output_type -> vacate.v1.NodeServiceStopResponse
+	5,  // 10: vacate.v1.NodeService.Upgrade:output_type -> vacate.v1.NodeServiceUpgradeResponse
+	8,  // [8:11] is the sub-list for method output_type
+	5,  // [5:8] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_vacate_v1_node_proto_init() }
@@ -776,7 +856,7 @@ func file_vacate_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vacate_v1_node_proto_rawDesc), len(file_vacate_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,6 +51,10 @@ const (
 	LeaseServicePrepareProcedure = "/vacate.v1.LeaseService/Prepare"
 	// LeaseServiceReleaseKeyProcedure is the fully-qualified name of the LeaseService's ReleaseKey RPC.
 	LeaseServiceReleaseKeyProcedure = "/vacate.v1.LeaseService/ReleaseKey"
+	// LeaseServiceAttachProcedure is the fully-qualified name of the LeaseService's Attach RPC.
+	LeaseServiceAttachProcedure = "/vacate.v1.LeaseService/Attach"
+	// LeaseServiceDetachProcedure is the fully-qualified name of the LeaseService's Detach RPC.
+	LeaseServiceDetachProcedure = "/vacate.v1.LeaseService/Detach"
 	// LeaseServiceRawBlocksProcedure is the fully-qualified name of the LeaseService's RawBlocks RPC.
 	LeaseServiceRawBlocksProcedure = "/vacate.v1.LeaseService/RawBlocks"
 )
@@ -90,6 +94,14 @@ type LeaseServiceClient interface {
 	// it. That this was done is recorded first, for good: from then on the lease's
 	// end proves nothing against copies of the key.
 	ReleaseKey(context.Context, *v1.LeaseServiceReleaseKeyRequest) (*v1.LeaseServiceReleaseKeyResponse, error)
+	// Attach makes a block device of the host for an open lease, under /dev/vacate, and
+	// returns when it can be opened. A lease that has one keeps it. An error of kind
+	// "unsupported" says what this host lacks.
+	Attach(context.Context, *v1.LeaseServiceAttachRequest) (*v1.LeaseServiceAttachResponse, error)
+	// Detach takes the lease's block device away; the lease stays open. A device that
+	// is mounted or held open is refused, with what uses it. A lease without a device
+	// stays as it is.
+	Detach(context.Context, *v1.LeaseServiceDetachRequest) (*v1.LeaseServiceDetachResponse, error)
 	// RawBlocks reads blocks of an open lease as they are on the drive, not
 	// decrypted.
 	RawBlocks(context.Context, *v1.LeaseServiceRawBlocksRequest) (*v1.LeaseServiceRawBlocksResponse, error)
@@ -160,6 +172,18 @@ func NewLeaseServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(leaseServiceMethods.ByName("ReleaseKey")),
 			connect.WithClientOptions(opts...),
 		),
+		attach: connect.NewClient[v1.LeaseServiceAttachRequest, v1.LeaseServiceAttachResponse](
+			httpClient,
+			baseURL+LeaseServiceAttachProcedure,
+			connect.WithSchema(leaseServiceMethods.ByName("Attach")),
+			connect.WithClientOptions(opts...),
+		),
+		detach: connect.NewClient[v1.LeaseServiceDetachRequest, v1.LeaseServiceDetachResponse](
+			httpClient,
+			baseURL+LeaseServiceDetachProcedure,
+			connect.WithSchema(leaseServiceMethods.ByName("Detach")),
+			connect.WithClientOptions(opts...),
+		),
 		rawBlocks: connect.NewClient[v1.LeaseServiceRawBlocksRequest, v1.LeaseServiceRawBlocksResponse](
 			httpClient,
 			baseURL+LeaseServiceRawBlocksProcedure,
@@ -180,6 +204,8 @@ type leaseServiceClient struct {
 	watch      *connect.Client[v1.LeaseServiceWatchRequest, v1.LeaseServiceWatchResponse]
 	prepare    *connect.Client[v1.LeaseServicePrepareRequest, v1.LeaseServicePrepareResponse]
 	releaseKey *connect.Client[v1.LeaseServiceReleaseKeyRequest, v1.LeaseServiceReleaseKeyResponse]
+	attach     *connect.Client[v1.LeaseServiceAttachRequest, v1.LeaseServiceAttachResponse]
+	detach     *connect.Client[v1.LeaseServiceDetachRequest, v1.LeaseServiceDetachResponse]
 	rawBlocks  *connect.Client[v1.LeaseServiceRawBlocksRequest, v1.LeaseServiceRawBlocksResponse]
 }
 
@@ -260,6 +286,24 @@ func (c *leaseServiceClient) ReleaseKey(ctx context.Context, req *v1.LeaseServic
 	return nil, err
 }
 
+// Attach calls vacate.v1.LeaseService.Attach.
+func (c *leaseServiceClient) Attach(ctx context.Context, req *v1.LeaseServiceAttachRequest) (*v1.LeaseServiceAttachResponse, error) {
+	response, err := c.attach.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Detach calls vacate.v1.LeaseService.Detach.
+func (c *leaseServiceClient) Detach(ctx context.Context, req *v1.LeaseServiceDetachRequest) (*v1.LeaseServiceDetachResponse, error) {
+	response, err := c.detach.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // RawBlocks calls vacate.v1.LeaseService.RawBlocks.
 func (c *leaseServiceClient) RawBlocks(ctx context.Context, req *v1.LeaseServiceRawBlocksRequest) (*v1.LeaseServiceRawBlocksResponse, error) {
 	response, err := c.rawBlocks.CallUnary(ctx, connect.NewRequest(req))
@@ -304,6 +348,14 @@ type LeaseServiceHandler interface {
 	// it. That this was done is recorded first, for good: from then on the lease's
 	// end proves nothing against copies of the key.
 	ReleaseKey(context.Context, *v1.LeaseServiceReleaseKeyRequest) (*v1.LeaseServiceReleaseKeyResponse, error)
+	// Attach makes a block device of the host for an open lease, under /dev/vacate, and
+	// returns when it can be opened. A lease that has one keeps it. An error of kind
+	// "unsupported" says what this host lacks.
+	Attach(context.Context, *v1.LeaseServiceAttachRequest) (*v1.LeaseServiceAttachResponse, error)
+	// Detach takes the lease's block device away; the lease stays open. A device that
+	// is mounted or held open is refused, with what uses it. A lease without a device
+	// stays as it is.
+	Detach(context.Context, *v1.LeaseServiceDetachRequest) (*v1.LeaseServiceDetachResponse, error)
 	// RawBlocks reads blocks of an open lease as they are on the drive, not
 	// decrypted.
 	RawBlocks(context.Context, *v1.LeaseServiceRawBlocksRequest) (*v1.LeaseServiceRawBlocksResponse, error)
@@ -370,6 +422,18 @@ func NewLeaseServiceHandler(svc LeaseServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(leaseServiceMethods.ByName("ReleaseKey")),
 		connect.WithHandlerOptions(opts...),
 	)
+	leaseServiceAttachHandler := connect.NewUnaryHandlerSimple(
+		LeaseServiceAttachProcedure,
+		svc.Attach,
+		connect.WithSchema(leaseServiceMethods.ByName("Attach")),
+		connect.WithHandlerOptions(opts...),
+	)
+	leaseServiceDetachHandler := connect.NewUnaryHandlerSimple(
+		LeaseServiceDetachProcedure,
+		svc.Detach,
+		connect.WithSchema(leaseServiceMethods.ByName("Detach")),
+		connect.WithHandlerOptions(opts...),
+	)
 	leaseServiceRawBlocksHandler := connect.NewUnaryHandlerSimple(
 		LeaseServiceRawBlocksProcedure,
 		svc.RawBlocks,
@@ -396,6 +460,10 @@ func NewLeaseServiceHandler(svc LeaseServiceHandler, opts ...connect.HandlerOpti
 			leaseServicePrepareHandler.ServeHTTP(w, r)
 		case LeaseServiceReleaseKeyProcedure:
 			leaseServiceReleaseKeyHandler.ServeHTTP(w, r)
+		case LeaseServiceAttachProcedure:
+			leaseServiceAttachHandler.ServeHTTP(w, r)
+		case LeaseServiceDetachProcedure:
+			leaseServiceDetachHandler.ServeHTTP(w, r)
 		case LeaseServiceRawBlocksProcedure:
 			leaseServiceRawBlocksHandler.ServeHTTP(w, r)
 		default:
@@ -441,6 +509,14 @@ func (UnimplementedLeaseServiceHandler) Prepare(context.Context, *v1.LeaseServic
 
 func (UnimplementedLeaseServiceHandler) ReleaseKey(context.Context, *v1.LeaseServiceReleaseKeyRequest) (*v1.LeaseServiceReleaseKeyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.ReleaseKey is not implemented"))
+}
+
+func (UnimplementedLeaseServiceHandler) Attach(context.Context, *v1.LeaseServiceAttachRequest) (*v1.LeaseServiceAttachResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.Attach is not implemented"))
+}
+
+func (UnimplementedLeaseServiceHandler) Detach(context.Context, *v1.LeaseServiceDetachRequest) (*v1.LeaseServiceDetachResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vacate.v1.LeaseService.Detach is not implemented"))
 }
 
 func (UnimplementedLeaseServiceHandler) RawBlocks(context.Context, *v1.LeaseServiceRawBlocksRequest) (*v1.LeaseServiceRawBlocksResponse, error) {
