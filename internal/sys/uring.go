@@ -46,6 +46,7 @@ const (
 	UringOpRead       = 22
 	UringOpWrite      = 23
 	UringOpRecv       = 27 // OpFlags: flags of recv(2)
+	UringOpCommand    = 46 // IORING_OP_URING_CMD: Off is the command's number, Cmd what it carries
 )
 
 // UringFsyncDatasync goes into OpFlags of UringOpFsync: fdatasync(2), not fsync(2).
@@ -70,7 +71,8 @@ type UringSQE struct {
 	OpFlags  uint32
 	UserData uint64
 	BufIndex uint16 // of UringOpReadFixed and UringOpWriteFixed: which registered memory
-	_        [22]byte
+	_        [6]byte
+	Cmd      [16]byte // of UringOpCommand
 }
 
 // A UringCQE is a completion: a count of bytes, or a negative errno.
@@ -154,6 +156,20 @@ const (
 // core dump. It is given back to [Unmap].
 func MapUring(fd int, part int64, size int) ([]byte, error) {
 	b, err := unix.Mmap(fd, part, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	if err := errors.Join(DontFork(b), DontDump(b)); err != nil {
+		return nil, errors.Join(err, Unmap(b))
+	}
+	return b, nil
+}
+
+// MapDevice maps the first size bytes behind off of a device, only to be read, and
+// follows what the driver writes there. A forked child does not get it, nor does a
+// core dump. It is given back to [Unmap].
+func MapDevice(fd int, off int64, size int) ([]byte, error) {
+	b, err := unix.Mmap(fd, off, size, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, os.NewSyscallError("mmap", err)
 	}

@@ -240,6 +240,18 @@ func (r *Ring) Send(id uint64, fd int, c *sys.Parcel) bool {
 	return true
 }
 
+// Command fills in a command to the driver of a device, with its number and what it
+// carries. It completes when the driver says so, which may be never before the device
+// is gone.
+func (r *Ring) Command(id uint64, fd int, op uint32, cmd [16]byte) bool {
+	s := r.next()
+	if s == nil {
+		return false
+	}
+	s.Opcode, s.FD, s.Off, s.Cmd, s.UserData = sys.UringOpCommand, int32(fd), uint64(op), cmd, id
+	return true
+}
+
 // Unsubmitted is the number of submissions that the kernel has not taken (R1).
 func (r *Ring) Unsubmitted() int { return int(r.tail - atomic.LoadUint32(r.sqHead)) }
 
