@@ -46,17 +46,19 @@ const table = `
 	leaf     nbdclient:
 	leaf     vhostclient:      nbdclient sys
 	leaf     bench:
+	leaf     ublkcmd:
 	leaf     version:
 
 	# data plane: a request moves down, a completion up
 	data     export/nbd:       blk mem plant poll sys
+	data     export/ublk:      blk mem poll sys ublkcmd uring
 	data     export/vhostuser: blk fail mem plant poll sys uring virtioblk virtq volatile
 	data     virtioblk:        blk fail mem poll sys virtq xts
 	data     volume:           blk mem plant sys
 	data     blockmap:         blk fail mem plant
 	data     crypt:            blk mem plant sys xts
 	data     drive:            blk mem plant sys uring
-	data     engine:           blk blockmap crypt drive export/nbd export/vhostuser extent fail ipc keyshare limit mem plant sandbox secret sys volatile volume xts
+	data     engine:           blk blockmap crypt drive export/nbd export/ublk export/vhostuser extent fail ipc keyshare limit mem plant sandbox secret sys volatile volume xts
 
 	# between processes
 	shared   ipc:              extent limit

@@ -64,6 +64,7 @@ func (e *Engine) end(t *tenancy) error {
 	if t.server != nil {
 		t.server.Close()
 	}
+	closeDevice(t.device)
 	t.disinherit()
 	t.stopCounting()
 	go e.finish(t)
@@ -115,6 +116,9 @@ func (e *Engine) destroy(t *tenancy) (volatile.Wiped, error) {
 func (e *Engine) finish(t *tenancy) {
 	if t.server != nil {
 		t.server.Wait()
+	}
+	if t.device != nil {
+		t.device.Wait()
 	}
 	if t.path != nil {
 		<-t.path.volume.Drained()

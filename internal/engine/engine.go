@@ -23,6 +23,7 @@
 //	resize.go    leases: their volumes get larger
 //	close.go     leases: close, in the order of law L5
 //	exports.go   the servers of one lease
+//	device.go    its block device
 //	stack.go     the layers of one lease, in one function
 package engine
 

@@ -46,6 +46,8 @@ func (e *Engine) Handle(ctx context.Context, method string, body []byte, files [
 		return call(body, func(ref *ipc.LeaseRef) (*ipc.Empty, error) { return e.drain(ctx, ref.Lease) })
 	case ipc.MethodLeaseList:
 		return e.list(), nil
+	case ipc.MethodDeviceServe:
+		return call(body, func(req *ipc.DeviceServeRequest) (*ipc.Empty, error) { return e.serveDevice(req, files) })
 	case ipc.MethodLosses:
 		return call(body, func(req *ipc.LossesRequest) (*ipc.Losses, error) { return e.awaitLosses(ctx, req.Seen) })
 	case ipc.MethodStats:

@@ -68,6 +68,7 @@ func (e *Engine) letIn(t *tenancy) error {
 		return e.unserve(t, err)
 	}
 	t.disinherit()
+	e.resumeDevice(t)
 	return nil
 }
 

@@ -35,7 +35,7 @@ func (e *Engine) leave(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, t := range e.tenancies() {
 		wg.Go(func() {
-			for _, c := range t.part(ctx) {
+			for _, c := range e.part(ctx, t) {
 				err := errors.Join(e.keeper.Pass(t.slot, c.File, c.Terms), c.File.Close())
 				if err != nil {
 					lost.Add(1)
@@ -53,7 +53,7 @@ func (e *Engine) leave(ctx context.Context) {
 
 // part ends the service of t and returns its connections, also those that were
 // passed to this engine and not served yet.
-func (t *tenancy) part(ctx context.Context) []nbd.Passed {
+func (e *Engine) part(ctx context.Context, t *tenancy) []nbd.Passed {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
@@ -64,6 +64,11 @@ func (t *tenancy) part(ctx context.Context) []nbd.Passed {
 		t.waits.conns = nil
 		return conns
 	case t.server != nil:
+		defer func() {
+			if err := pauseDevice(ctx, t.device); err != nil {
+				e.cfg.Log.Warn("a block device did not come to rest; it is taken over as after a crash", "lease_id", t.id, "error", err)
+			}
+		}()
 		// What waits for its share would have to wait before its connection can be
 		// passed on. The next engine limits it again.
 		t.path.volume.SetLimits(volume.Limits{})

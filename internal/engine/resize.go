@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vacate/internal/blk"
+	"vacate/internal/export/ublk"
 	"vacate/internal/extent"
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
@@ -225,6 +226,7 @@ func (e *Engine) park(ctx context.Context, cancel func(), t *tenancy) error {
 // A service is what a lease is served by, and will be served by again.
 type service struct {
 	server *exports // nil: nothing
+	device *ublk.Server
 	path   *path
 	next   *inheritance
 }
@@ -247,7 +249,7 @@ func (e *Engine) claim(t *tenancy, cancel func()) (s service, err error) {
 		return s, err
 	}
 	if t.path != nil {
-		s = service{t.server, t.path, t.waits}
+		s = service{t.server, t.device, t.path, t.waits}
 		t.waits, t.parting = nil, true
 	}
 	t.stopCounting = cancel
@@ -263,6 +265,11 @@ func (s *service) leave(ctx context.Context, t *tenancy) (ended <-chan struct{})
 	left := make(chan struct{})
 	var watched sync.WaitGroup
 	watched.Go(func() { defer cancel(); s.patience(ctx, left) })
+	rested := make(chan struct{})
+	go func() {
+		defer close(rested)
+		_ = pauseDevice(context.Background(), s.device) // as long as its drive takes
+	}()
 	s.next.conns = s.server.Leave(within)
 	close(left)
 	watched.Wait()
@@ -276,6 +283,7 @@ func (s *service) leave(ctx context.Context, t *tenancy) (ended <-chan struct{})
 	go func() {
 		defer close(over)
 		s.server.Wait()
+		<-rested
 		s.path.volume.Shut()
 		<-s.path.volume.Drained()
 	}()

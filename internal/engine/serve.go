@@ -90,6 +90,7 @@ func (e *Engine) resume(t *tenancy) error {
 	if err := t.server.Adopt(t.waits.conns); err != nil {
 		e.cfg.Log.Error("connections were not taken over, their clients have to connect again", "lease_id", t.id, "error", err)
 	}
+	e.resumeDevice(t)
 	e.cfg.Log.Debug("taking over: served again", "lease_id", t.id, "connections", len(t.waits.conns), "after", time.Since(e.started))
 	t.disinherit()
 	e.count(t)

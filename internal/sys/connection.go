@@ -37,3 +37,23 @@ func Connection(f *os.File) (int, error) {
 	}
 	return fd, nil
 }
+
+// ShareCharDevice returns a second descriptor of the character device f, which stays the
+// caller's. What is something else is refused.
+func ShareCharDevice(f *os.File) (int, error) {
+	fd := -1
+	var err error
+	cerr := control(f, func(raw int) {
+		var st unix.Stat_t
+		if err = unix.Fstat(raw, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFCHR {
+			err = unix.ENODEV
+		}
+		if err == nil {
+			fd, err = unix.FcntlInt(uintptr(raw), unix.F_DUPFD_CLOEXEC, 0)
+		}
+	})
+	if err := errors.Join(cerr, err); err != nil {
+		return -1, fmt.Errorf("sharing the character device %s: %w", f.Name(), err)
+	}
+	return fd, nil
+}

@@ -279,7 +279,7 @@ func (r *Ring) Enter(wait bool) syscall.Errno {
 		switch empty := r.empty(); {
 		case wait && empty:
 			need, how = 1, sys.UringGetEvents
-		case empty && r.deferred():
+		case empty && r.Deferred():
 			how = sys.UringGetEvents
 		case n == 0:
 			return 0
@@ -301,9 +301,9 @@ func (r *Ring) empty() bool { return r.head == atomic.LoadUint32(r.cqTail) }
 // may come meanwhile.
 func (r *Ring) Ready() int { return int(atomic.LoadUint32(r.cqTail) - r.head) }
 
-// deferred reports whether completions wait for this thread to fetch them. On
+// Deferred reports whether completions wait for this thread to fetch them. On
 // kernels that do not tell, none do: they come by themselves.
-func (r *Ring) deferred() bool {
+func (r *Ring) Deferred() bool {
 	return r.sqFlags != nil && atomic.LoadUint32(r.sqFlags)&sys.UringSQTaskrun != 0
 }
 
