@@ -15,7 +15,6 @@ import (
 	"vacate/internal/poll"
 	"vacate/internal/sys"
 	"vacate/internal/ublkcmd"
-	"vacate/internal/uring"
 )
 
 // A queue is one queue of the device, and the thread that serves it.
@@ -26,7 +25,7 @@ type queue struct {
 	dead  chan struct{} // closed after Close, once the volume has no queue of this one
 
 	// All below belongs to the thread.
-	ring     *uring.Ring
+	ring     commands
 	mapped   []byte         // the driver's descriptors
 	descs    []ublkcmd.Desc // of mapped, one a tag
 	arena    *arena
@@ -83,7 +82,7 @@ func (q *queue) furnish() (err error) {
 		return err
 	}
 	size := (depth*int(ublkcmd.DescBytes) + sys.PageSize - 1) / sys.PageSize * sys.PageSize
-	if q.mapped, err = sys.MapDevice(q.s.fd, ublkcmd.DescOffset(int(q.index), sys.PageSize), size); err != nil {
+	if q.mapped, err = q.s.kernel.requests(q.s.fd, q.index, size); err != nil {
 		return fmt.Errorf("mapping its requests: %w", err)
 	}
 	q.descs = unsafe.Slice((*ublkcmd.Desc)(unsafe.Pointer(unsafe.SliceData(q.mapped))), depth)
@@ -97,7 +96,7 @@ func (q *queue) furnish() (err error) {
 		t.blk.Done = t
 	}
 	q.asked, q.submit = make([]*tag, 0, depth), make([]*blk.Request, 0, depth)
-	q.ring, err = uring.New(min(depth, uring.MaxEntries))
+	q.ring, err = q.s.kernel.ring(depth)
 	return err
 }
 

@@ -56,6 +56,7 @@ func (c Config) Validate() error {
 //	   └────── Close ───────┴──> closed ── the device is stopped ──> gone
 type Server struct {
 	cfg    Config
+	kernel kernel
 	fd     int // the character device
 	queues []*queue
 	gone   chan struct{}
@@ -66,18 +67,21 @@ type Server struct {
 // it wants before it starts the device. After an error the device can be served by
 // another try, or only be removed; the queues that had begun then answer with errors
 // until it is.
-func Serve(char *os.File, cfg Config) (*Server, error) {
+func Serve(char *os.File, cfg Config) (*Server, error) { return serve(char, cfg, driver{}) }
+
+// serve is Serve with another kernel.
+func serve(char *os.File, cfg Config, k kernel) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("serving a block device: %w", err)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	fd, err := sys.ShareCharDevice(char)
+	fd, err := k.share(char)
 	if err != nil {
 		return nil, fmt.Errorf("serving a block device: %w", err)
 	}
-	s := &Server{cfg: cfg, fd: fd, gone: make(chan struct{})}
+	s := &Server{cfg: cfg, kernel: k, fd: fd, gone: make(chan struct{})}
 	var running sync.WaitGroup
 	for i := range cfg.Queues {
 		q, e := startQueue(s, i, &running)
