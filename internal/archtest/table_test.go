@@ -43,6 +43,8 @@ const table = `
 	leaf     keyshare:         secret
 	leaf     cipheraudit:
 	leaf     uring:            sys
+	leaf     ublkcmd:
+	leaf     ublkctl:          sys ublkcmd uring
 	leaf     nbdclient:
 	leaf     vhostclient:      nbdclient sys
 	leaf     bench:
@@ -102,6 +104,7 @@ const table = `
 	wiring   bench/measure:    api/vacate/v1 bench drive nbdclient scratch sys uring version xts
 	wiring   demo:             api/vacate/v1 nbdclient scratch
 	wiring   daemon:           config control engine fail handoff keeper plant sandbox sys version volatile
+	wiring   devices:          ipc sys ublkcmd ublkctl
 	wiring   cmd/vacate:       bench bench/measure cli daemon demo
 
 	# tests only

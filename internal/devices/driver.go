@@ -41,6 +41,18 @@ type driver interface {
 	close() error
 }
 
+// An opener opens a driver. With load, its kernel module is loaded if it is not there.
+// An error says what is missing and what to do: it is shown to people.
+type opener struct {
+	kind string
+	open func(c *Config, load bool) (driver, error)
+}
+
+// openers are all there are, the best first.
+var openers = []opener{
+	{ipc.DeviceUblk, openUblk},
+}
+
 // errNoDevice is wrapped by what a driver answers for a lease that has no device of
 // its kind: another kind is asked then.
 var errNoDevice = errors.New("it has no block device")

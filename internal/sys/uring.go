@@ -20,8 +20,9 @@ type UringFlags uint32
 
 // Flags of a ring's setup, with the first kernel that has them.
 const (
-	UringCoopTaskrun UringFlags = 1 << 8 // 5.19: completions interrupt nobody
-	UringTaskrunFlag UringFlags = 1 << 9 // 5.19: UringSQTaskrun says that completions wait
+	UringCoopTaskrun UringFlags = 1 << 8  // 5.19: completions interrupt nobody
+	UringTaskrunFlag UringFlags = 1 << 9  // 5.19: UringSQTaskrun says that completions wait
+	UringSQE128      UringFlags = 1 << 10 // 5.19: submissions have 128 bytes
 )
 
 // Features of the kernel, as it fills them into UringParams.
@@ -73,6 +74,12 @@ type UringSQE struct {
 	BufIndex uint16 // of UringOpReadFixed and UringOpWriteFixed: which registered memory
 	_        [6]byte
 	Cmd      [16]byte // of UringOpCommand
+}
+
+// A UringBigSQE is a submission of a ring with [UringSQE128]: the command has 80 bytes.
+type UringBigSQE struct {
+	UringSQE
+	More [64]byte // of Cmd
 }
 
 // A UringCQE is a completion: a count of bytes, or a negative errno.
