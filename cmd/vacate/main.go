@@ -19,6 +19,7 @@ func main() {
 		Serve:   daemon.Serve,
 		Engine:  daemon.Engine,
 		Control: daemon.Control,
+		Devices: daemon.Devices,
 		Demo: func(ctx context.Context, o cli.DemoOptions) error {
 			self, err := os.Executable()
 			if err != nil {

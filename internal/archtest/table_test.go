@@ -103,8 +103,8 @@ const table = `
 	wiring   scratch:          api/vacate/v1 client
 	wiring   bench/measure:    api/vacate/v1 bench drive nbdclient scratch sys uring version xts
 	wiring   demo:             api/vacate/v1 nbdclient scratch
-	wiring   daemon:           config control engine fail handoff keeper plant sandbox sys version volatile
 	wiring   devices:          ipc sys ublkcmd ublkctl
+	wiring   daemon:           child config control devices engine fail handoff keeper plant sandbox sys version volatile
 	wiring   cmd/vacate:       bench bench/measure cli daemon demo
 
 	# tests only

@@ -12,6 +12,7 @@ import (
 // unitSettings are what deploy/README.md promises of the unit.
 var unitSettings = map[string][]string{
 	"Unit.RefuseManualStop":            {"yes"},
+	"Unit.Wants":                       {"vacate-devices.service"},
 	"Service.Type":                     {"notify"},
 	"Service.NotifyAccess":             {"main"},
 	"Service.ExecStart":                {"/usr/bin/vacate serve"},
@@ -48,21 +49,54 @@ var unitSettings = map[string][]string{
 	"Unit.RequiresMountsFor":   nil,
 }
 
-func TestUnit(t *testing.T) {
-	path := filepath.Join(root(t), "deploy", "vacate.service")
-	b, err := os.ReadFile(path)
+// devicesSettings are the same of the unit for block devices.
+var devicesSettings = map[string][]string{
+	"Unit.Before":                      {"vacate.service"},
+	"Unit.Wants":                       {"modprobe@ublk_drv.service"},
+	"Unit.After":                       {"modprobe@ublk_drv.service"},
+	"Service.ExecStart":                {"/usr/bin/vacate devices"},
+	"Service.Restart":                  {"on-failure"},
+	"Service.RestartPreventExitStatus": {"2 4"},
+	"Service.OOMScoreAdjust":           {"-1000"},
+	"Service.CapabilityBoundingSet":    {"CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_SYS_ADMIN CAP_SYS_PTRACE"},
+	"Service.NoNewPrivileges":          {"yes"},
+	"Service.DevicePolicy":             {"closed"},
+	"Service.DeviceAllow":              {"/dev/ublk-control rw", "char-ublk-char rw", "block-blkext r", "block-nbd r"},
+	"Service.RestrictAddressFamilies":  {"AF_UNIX AF_NETLINK"},
+	"Install.WantedBy":                 {"vacate.service"},
+	// What would keep it from its devices, or give the daemon's folder to root.
+	"Service.PrivateDevices":        nil,
+	"Service.PrivateNetwork":        nil,
+	"Service.ProtectKernelTunables": nil,
+	"Service.ProtectProc":           nil,
+	"Service.RuntimeDirectory":      nil,
+	// A daemon must not end with it.
+	"Unit.PartOf":    nil,
+	"Unit.Conflicts": nil,
+}
+
+// readUnit reads a unit of deploy and checks that it has settings.
+func readUnit(t *testing.T, name string, settings map[string][]string) map[string][]string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(root(t), "deploy", name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	unit, bad := parseUnit(string(b))
 	for _, line := range bad {
-		t.Errorf("%q is no line of a unit", line)
+		t.Errorf("%s: %q is no line of a unit", name, line)
 	}
-	for key, want := range unitSettings {
+	for key, want := range settings {
 		if got := unit[key]; !slices.Equal(got, want) {
-			t.Errorf("%s is %q, want %q", key, got, want)
+			t.Errorf("%s: %s is %q, want %q", name, key, got, want)
 		}
 	}
+	return unit
+}
+
+func TestUnit(t *testing.T) {
+	readUnit(t, "vacate-devices.service", devicesSettings)
+	unit := readUnit(t, "vacate.service", unitSettings)
 	// Whatever stops the unit, leases are erased only when the host goes down.
 	stop := strings.Join(unit["Service.ExecStop"], "")
 	before, after, erases := strings.Cut(stop, "stop --erase")
@@ -89,19 +123,21 @@ func TestUnitVerified(t *testing.T) {
 		t.Log("systemd-analyze is not installed: TestUnit has read the unit, nobody else")
 		return
 	}
-	b, err := os.ReadFile(filepath.Join(root(t), "deploy", "vacate.service"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for text, fails := range map[string]bool{"": false, "NoSuchSetting=yes\n": true} {
-		unit := filepath.Join(t.TempDir(), "vacate.service")
-		planted := strings.Replace(strings.ReplaceAll(string(b), "/usr/bin/vacate", "/bin/true"), "[Service]\n", "[Service]\n"+text, 1)
-		if err := os.WriteFile(unit, []byte(planted), 0o644); err != nil {
+	for _, name := range []string{"vacate.service", "vacate-devices.service"} {
+		b, err := os.ReadFile(filepath.Join(root(t), "deploy", name))
+		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.Command(verifier, "verify", "--man=no", unit).CombinedOutput()
-		if complains := err != nil || strings.Contains(string(out), filepath.Base(unit)); complains != fails {
-			t.Errorf("systemd-analyze verify of a unit with %q: %v\n%s", text, err, out)
+		for text, fails := range map[string]bool{"": false, "NoSuchSetting=yes\n": true} {
+			unit := filepath.Join(t.TempDir(), name)
+			planted := strings.Replace(strings.ReplaceAll(string(b), "/usr/bin/vacate", "/bin/true"), "[Service]\n", "[Service]\n"+text, 1)
+			if err := os.WriteFile(unit, []byte(planted), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.Command(verifier, "verify", "--man=no", unit).CombinedOutput()
+			if complains := err != nil || strings.Contains(string(out), name); complains != fails {
+				t.Errorf("systemd-analyze verify of %s with %q: %v\n%s", name, text, err, out)
+			}
 		}
 	}
 }

@@ -54,6 +54,30 @@ func (a *app) serveCommand() *cobra.Command {
 	return c
 }
 
+// devicesCommand is the process that makes block devices, with flags; without any,
+// [Main] runs it. It is for a daemon that has no privileges to start one, and says
+// where that keeps its sockets.
+func (a *app) devicesCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:    "devices",
+		Short:  "Make block devices for a daemon without privileges (needs root)",
+		Args:   noArgs,
+		Hidden: true,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if a.hooks.Devices == nil {
+				return errors.New("this program was built without the daemon")
+			}
+			return a.hooks.Devices(func() (config.Config, error) {
+				return config.Load(config.Sources{File: file, Flags: c.Flags()})
+			})
+		},
+	}
+	c.Flags().StringVar(&file, "config", "", "file with the daemon's configuration, in YAML (default "+config.DefaultFile+" where it exists)")
+	config.AddFlags(c.Flags())
+	return c
+}
+
 func (a *app) printConfig(cfg config.Config) error {
 	if a.format == formatJSON {
 		return encode(a.out, a.format, configViewOf(cfg))

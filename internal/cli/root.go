@@ -33,6 +33,9 @@ type Hooks struct {
 	// starts as `vacate engine` and `vacate control`. They run before anything of
 	// the command line is made, so that they start fast and stay small.
 	Engine, Control func() error
+	// Devices is the process that makes block devices. What serve starts has its
+	// settings already; by hand, or as a service of its own, it loads them.
+	Devices func(load func() (config.Config, error)) error
 	// Demo tells the story on a terminal or a pipe. ctx ends on an interrupt.
 	Demo func(ctx context.Context, opts DemoOptions) error
 	// Bench measures a drive.
@@ -46,6 +49,16 @@ type BenchHooks struct {
 	// Run does what was planned. ctx ends on an interrupt; tell is called before each
 	// of its steps. With an error the report is not complete.
 	Run func(ctx context.Context, p bench.Plan, tell func(bench.Event)) (bench.Report, error)
+}
+
+// devices is Devices without flags.
+func (h Hooks) devices() func() error {
+	if h.Devices == nil {
+		return nil
+	}
+	return func() error {
+		return h.Devices(func() (config.Config, error) { return config.Load(config.Sources{}) })
+	}
 }
 
 // DemoOptions are what `vacate demo` was asked.
@@ -70,7 +83,7 @@ func Standard() Streams {
 // Main runs the command line and returns its exit code.
 func Main(args []string, hooks Hooks, s Streams) int {
 	if len(args) == 1 {
-		if run := map[string]func() error{"engine": hooks.Engine, "control": hooks.Control}[args[0]]; run != nil {
+		if run := map[string]func() error{"engine": hooks.Engine, "control": hooks.Control, "devices": hooks.devices()}[args[0]]; run != nil {
 			return child(args[0], run, s.Err)
 		}
 	}
@@ -148,7 +161,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.addr, "addr", "", "socket of the daemon (default $VACATE_ADDR, then "+client.DefaultSocket+", then ./vacate-dev/vacate.sock)")
 	root.PersistentFlags().VarP(&a.format, "output", "o", "how to print: table, json or yaml")
 	complete(root, "output", "table", "json", "yaml")
-	root.AddCommand(a.serveCommand(), a.demoCommand(), a.stopCommand(), a.upgradeCommand(), a.statusCommand(),
+	root.AddCommand(a.serveCommand(), a.devicesCommand(), a.demoCommand(), a.stopCommand(), a.upgradeCommand(), a.statusCommand(),
 		a.driveCommand(), a.leaseCommand(), a.tenantCommand(), a.certificateCommand(), a.logCommand(), a.policyCommand(), a.keysCommand(),
 		a.statementCommand(), a.benchCommand(), a.versionCommand())
 	return root

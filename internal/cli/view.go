@@ -274,6 +274,7 @@ type configView struct {
 	StateDir        string   `json:"stateDir"`
 	RunDir          string   `json:"runDir"`
 	DriveDirs       []string `json:"driveDirs"`
+	DeviceDir       string   `json:"deviceDir"`
 	DriveEngine     string   `json:"driveEngine"`
 	PollBudgetNs    int64    `json:"pollBudgetNs"`
 	MaxConnections  int      `json:"maxConnections"`
@@ -298,7 +299,7 @@ type configView struct {
 }
 
 func configViewOf(c config.Config) configView {
-	v := configView{Dev: c.Dev, DriveDirs: orEmpty(c.DriveDirs), Proof: c.Proof, StateDir: c.StateDir, RunDir: c.RunDir, DriveEngine: c.DriveEngine, MaxConnections: c.MaxConnections,
+	v := configView{Dev: c.Dev, DriveDirs: orEmpty(c.DriveDirs), Proof: c.Proof, StateDir: c.StateDir, RunDir: c.RunDir, DeviceDir: c.DeviceDir, DriveEngine: c.DriveEngine, MaxConnections: c.MaxConnections,
 		PollBudgetNs: c.PollBudget.Nanoseconds(), DrainDeadlineNs: c.DrainDeadline.Nanoseconds(), Operators: orEmpty(c.Operators), Auditors: orEmpty(c.Auditors)}
 	v.Log.Level, v.Log.Format = strings.ToLower(c.Log.Level.String()), c.Log.Format
 	v.Metrics.PerLease = c.Metrics.PerLease

@@ -46,6 +46,9 @@ type Config struct {
 	// can open nothing else (package sandbox). Absolute; the folder of the state
 	// is not beneath one.
 	DriveDirs []string `json:"driveDirs,omitempty"`
+	// DeviceDir is the folder for links to the leases' block devices. Absolute; empty:
+	// there are none.
+	DeviceDir string `json:"deviceDir,omitempty"`
 	// DriveEngine is how requests reach the drives, where it is possible: one of
 	// [DriveEngines].
 	DriveEngine string `json:"driveEngine"`
@@ -114,6 +117,7 @@ func Default() Config {
 		StateDir:       "/var/lib/vacate",
 		RunDir:         "/run/vacate",
 		DriveDirs:      []string{"/dev"},
+		DeviceDir:      "/dev/vacate",
 		DriveEngine:    DriveEngines[0],
 		PollBudget:     MaxPollBudget,
 		MaxConnections: 128,
@@ -136,6 +140,9 @@ func (c Config) APISocket() string { return filepath.Join(c.RunDir, "vacate.sock
 
 // AdminSocket is the path of the socket with /livez, /readyz and /metrics.
 func (c Config) AdminSocket() string { return filepath.Join(c.RunDir, "admin.sock") }
+
+// DevicesSocket is the path of the socket of the process that makes block devices.
+func (c Config) DevicesSocket() string { return filepath.Join(c.RunDir, "devices.sock") }
 
 // LeasesDir is the folder with one folder of sockets for each lease.
 func (c Config) LeasesDir() string { return filepath.Join(c.RunDir, "leases") }

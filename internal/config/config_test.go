@@ -63,6 +63,9 @@ func TestLoadLayers(t *testing.T) {
 		{name: "drive folders", text: "drive_dirs: [/dev/disk, /srv/a]", want: change(func(c *Config) { c.DriveDirs = []string{"/dev/disk", "/srv/a"} })},
 		{name: "drive engine", text: "drive_engine: mmap", args: []string{"--drive-engine=io_uring"},
 			want: change(func(c *Config) { c.DriveEngine = "io_uring" })},
+		{name: "device folder", text: "device_dir: /srv/links", want: change(func(c *Config) { c.DeviceDir = "/srv/links" })},
+		{name: "no device folder", text: "device_dir: \"\"", want: change(func(c *Config) { c.DeviceDir = "" })},
+		{name: "device folder with dev", args: []string{"--dev=/tmp/v"}, want: change(func(c *Config) { c.UseDev("/tmp/v"); c.DeviceDir = "/dev/vacate" })},
 		{name: "drive folders from flags", text: "drive_dirs: [/dev/disk]", args: []string{"--drive-dir=/srv/a,b", "--drive-dir", "/dev"},
 			want: change(func(c *Config) { c.DriveDirs = []string{"/srv/a,b", "/dev"} })},
 		{name: "sandbox off", text: "danger_zone: {enabled: true, sandbox: off}",
@@ -141,6 +144,8 @@ func TestLoadFaults(t *testing.T) {
 			want: []string{"danger_zone.locked_memfd = true (FILE): has no effect while danger_zone.enabled is false"}},
 		{name: "sandbox otherwise", text: "danger_zone: {sandbox: maybe}",
 			want: []string{`danger_zone.sandbox = "maybe" (FILE): is not what belongs here; write on or off`}},
+		{name: "device folder", text: "device_dir: vacate",
+			want: []string{`device_dir = "vacate" (FILE): is not an absolute path; write the absolute path of a folder for links`}},
 		{name: "drive folders", text: "drive_dirs: [drives, /, /var, /var/lib/vacate, /var/lib/vacate2, /dev]",
 			want: []string{
 				`drive_dirs = "drives" (FILE): is not an absolute path; write a list of absolute paths of folders, as /dev`,
@@ -224,7 +229,7 @@ func TestRoundTrips(t *testing.T) {
 	full.Log = Log{slog.LevelError, "json"}
 	full.Metrics.PerLease = false
 	full.DangerZone = DangerZone{Enabled: true, ForceForward: []string{"/dev/sda", "/dev/sdb"}, SandboxOff: true}
-	full.DriveEngine, full.PollBudget = "pread", 0
+	full.DriveEngine, full.PollBudget, full.DeviceDir = "pread", 0, ""
 	full.DriveDirs = []string{"/dev/disk", "/srv/drives"}
 	dev := Default()
 	dev.UseDev("/tmp/v")

@@ -31,6 +31,9 @@ func (c Config) faults() Faults {
 		fs = append(fs, f)
 	}
 	fs = append(fs, c.driveDirFaults()...)
+	if c.DeviceDir != "" && !filepath.IsAbs(c.DeviceDir) {
+		add("device_dir", strconv.Quote(c.DeviceDir), "is not an absolute path")
+	}
 	if !slices.Contains(DriveEngines, c.DriveEngine) {
 		add("drive_engine", strconv.Quote(c.DriveEngine), "is not an engine")
 	}

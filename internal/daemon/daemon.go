@@ -1,9 +1,10 @@
-// Package daemon turns `vacate serve` into three processes: it prepares folders
-// and sockets, becomes the keeper, and is what `vacate engine` and `vacate
-// control` run.
+// Package daemon turns `vacate serve` into three processes, and a fourth where it may
+// make block devices: it prepares folders and sockets, becomes the keeper, and is
+// what `vacate engine`, `vacate control` and `vacate devices` run.
 //
 //	serve ──folders, sockets──> keeper ─┬─> vacate engine   (package engine)
-//	                                    └─> vacate control  (package control)
+//	                              :     └─> vacate control  (package control)
+//	                              └ ─ ─ ─ > vacate devices  (package devices; aide.go)
 //
 // Settings reach the children as JSON in their environment, past the keeper,
 // which does not read it.
@@ -80,15 +81,22 @@ func Serve(ctx context.Context, load func() (config.Config, error)) (err error) 
 	if err != nil {
 		return h.Return(err)
 	}
+	log := logger(cfg.Log, os.Stderr, "keeper")
+	aide, err := startAide(cfg, h, self, log)
+	if err != nil {
+		return h.Return(err)
+	}
 	err = keeper.Run(ctx, keeper.Config{
 		Self: self, Args: os.Args[1:], Recipe: recipe, Settings: settings, Place: cfg.RunDir + ", " + cfg.StateDir, Handoff: h,
 		API: p.api.file, Admin: p.admin.file, Alive: p.alive, Lock: p.lock,
-		LockedMemfd: cfg.LockedMemfd(), Notify: notifier(time.Now), Log: logger(cfg.Log, os.Stderr, "keeper"),
+		LockedMemfd: cfg.LockedMemfd(), Notify: notifier(time.Now), Log: log,
 	})
 	if h != nil && h.Checking {
 		return err
 	}
-	return errors.Join(err, p.close())
+	err = errors.Join(err, p.close())
+	aide.end()
+	return err
 }
 
 // configuration is what load says, but for a program to which its successor has

@@ -46,6 +46,12 @@ var (
 	ControlKeeps = []sys.Capability{sys.CapChown}
 )
 
+// DevicesKeeps are those of the process that makes block devices, which nothing else
+// here confines: the drivers ask for the first; the second loads them; the third
+// tells who has a device open that is to be removed; the others give a device to the
+// user who may open it, and reach a lease's socket when that is another user's.
+var DevicesKeeps = []sys.Capability{sys.CapSysAdmin, sys.CapSysModule, sys.CapSysPtrace, sys.CapChown, sys.CapFowner, sys.CapDACOverride}
+
 // EngineOptions say what the engine may open besides what every engine may.
 type EngineOptions struct {
 	Off bool // apply nothing

@@ -22,13 +22,19 @@ type Capability uint
 
 // The capabilities that some process of Vacate keeps.
 const (
-	CapChown   Capability = unix.CAP_CHOWN
-	CapIPCLock Capability = unix.CAP_IPC_LOCK
-	CapSysNice Capability = unix.CAP_SYS_NICE
+	CapChown       Capability = unix.CAP_CHOWN
+	CapDACOverride Capability = unix.CAP_DAC_OVERRIDE
+	CapFowner      Capability = unix.CAP_FOWNER
+	CapIPCLock     Capability = unix.CAP_IPC_LOCK
+	CapSysAdmin    Capability = unix.CAP_SYS_ADMIN
+	CapSysModule   Capability = unix.CAP_SYS_MODULE
+	CapSysNice     Capability = unix.CAP_SYS_NICE
+	CapSysPtrace   Capability = unix.CAP_SYS_PTRACE
 )
 
 // capNames names what is kept, for people.
-var capNames = map[Capability]string{CapChown: "chown", CapIPCLock: "ipc_lock", CapSysNice: "sys_nice"}
+var capNames = map[Capability]string{CapChown: "chown", CapDACOverride: "dac_override", CapFowner: "fowner", CapIPCLock: "ipc_lock",
+	CapSysAdmin: "sys_admin", CapSysModule: "sys_module", CapSysNice: "sys_nice", CapSysPtrace: "sys_ptrace"}
 
 func (c Capability) String() string {
 	if name, ok := capNames[c]; ok {
