@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Fetches what the tests in a virtual machine need of Debian 13: the kernel that
 # linux-image-cloud-amd64 names, and a folder of programs, which the machine runs
-# (file systems' tools), which make it start from a disk (GRUB), and which are an
-# independent client on the host (QEMU 10's own driver of vhost-user-blk). Both are
-# unpacked into a cache outside the repository and stay there; nothing is installed.
+# (file systems' tools, fio, dmsetup), which make it start from a disk (GRUB), and
+# which are an independent client on the host (QEMU 10's own driver of
+# vhost-user-blk). Both are unpacked into a cache outside the repository and stay
+# there; nothing is installed.
 # apt does the fetching, with folders of its own, the machine's mirror, proxy and
 # keyring: it checks the index against its signature, and each package against the
 # index.
@@ -11,7 +12,7 @@ set -euo pipefail
 
 suite=trixie
 meta=linux-image-cloud-amd64
-programs=(e2fsprogs fdisk grub-common grub-pc-bin qemu-block-extra qemu-utils util-linux xfsprogs)
+programs=(dmsetup e2fsprogs fdisk fio grub-common grub-pc-bin qemu-block-extra qemu-utils util-linux xfsprogs)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/vacate-test
 kernel=$cache/kernel-$suite
 tools=$cache/programs-$suite

@@ -124,7 +124,8 @@ const table = `
 	test     test/vm:          test/vm/wire
 	test     test/vm/canary:
 	test     test/vm/disk:
-	test     test/vm/init:     nbdclient test/search test/vm/canary test/vm/wire
+	test     test/vm/init:     nbdclient test/search test/vm/canary test/vm/left test/vm/wire
+	test     test/vm/left:     test/vm/wire
 	test     test/vm/wire:
 	test     test/e2e:         api/vacate/v1 client proof test/daemon test/search translog translog/witness
 	test     test/search:

@@ -36,25 +36,30 @@ type guest struct {
 func startGuest(ctx context.Context, t *testing.T, cfg Config) *guest {
 	t.Helper()
 	g := &guest{t: t, ctx: ctx, rounds: map[int]uint32{}}
+	g.boot(cfg)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the machine's console:\n%s", g.Console(40))
+		}
+		g.Kill()
+	})
+	return g
+}
+
+// boot starts the machine, up to three times.
+func (g *guest) boot(cfg Config) {
+	g.t.Helper()
 	cfg.Event = g.event
 	for try := 0; ; try++ {
-		v, up, err := Boot(ctx, cfg)
+		v, up, err := Boot(g.ctx, cfg)
 		if err != nil && try < 2 && strings.Contains(err.Error(), "Kernel panic") {
-			t.Logf("the emulated kernel failed, once more: %v", err)
+			g.t.Logf("the emulated kernel failed, once more: %v", err)
 			continue
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(g.t, err)
 		g.VM = v
-		t.Cleanup(func() {
-			if t.Failed() {
-				t.Logf("the machine's console:\n%s", v.Console(40))
-			}
-			v.Kill()
-		})
-		t.Logf("linux %s is up after %v", up.Release, v.Age())
-		return g
+		g.t.Logf("linux %s is up after %v", up.Release, v.Age())
+		return
 	}
 }
 
@@ -145,13 +150,22 @@ func (g *guest) clean() {
 	if !strings.Contains(log, "Linux version") {
 		g.t.Errorf("the kernel's log lacks its beginning:\n%s", log)
 	}
+	for _, line := range complaints(log) {
+		g.t.Errorf("the guest's kernel says: %s", line)
+	}
+}
+
+// complaints are the lines of a kernel's log that report something bad.
+func complaints(log string) (lines []string) {
 	for line := range strings.Lines(log) {
 		for _, bad := range []string{"I/O error", "critical ", "EXT4-fs error", "EXT4-fs warning", "XFS (", "blocked for more than", "Buffer I/O", "timeout"} {
 			if strings.Contains(line, bad) && !harmless(line) {
-				g.t.Errorf("the guest's kernel says: %s", strings.TrimSpace(line))
+				lines = append(lines, strings.TrimSpace(line))
+				break
 			}
 		}
 	}
+	return lines
 }
 
 // harmless are lines of the kernel's log that report nothing.

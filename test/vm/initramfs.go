@@ -17,12 +17,14 @@ import (
 const (
 	vacatePath = "/bin/vacate"
 	modulesDir = "/lib/modules" // all in it are loaded, in the order of their names
+	laterDir   = "/lib/later"   // what is in it is loaded when the test asks for it
 	initPath   = "/init"
 )
 
 // Contents are what a machine's root file system holds besides the init program.
 type Contents struct {
 	Kernel   Kernel   // whose modules are loaded
+	Later    []string // names of modules that are there to be loaded
 	Vacate   string   // path of the binary; "": none
 	Programs []string // by their paths in the folder of [Programs]
 }
@@ -52,6 +54,13 @@ func Initramfs(dir string, c Contents) (name string, err error) {
 	}
 	for i, m := range c.Kernel.Modules {
 		files[fmt.Sprintf("%s/%02d-%s", modulesDir, i, filepath.Base(m))] = m
+	}
+	for _, m := range c.Later {
+		path, err := c.Kernel.module(m)
+		if err != nil {
+			return "", err
+		}
+		files[laterDir+"/"+filepath.Base(path)] = path
 	}
 	name = filepath.Join(dir, "initramfs.cpio")
 	f, err := os.Create(name)

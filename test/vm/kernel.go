@@ -17,6 +17,7 @@ const qemu = "qemu-system-x86_64"
 type Kernel struct {
 	Image   string   // path
 	Modules []string // paths, to be loaded in this order
+	dir     string   // what was unpacked
 }
 
 // wanted are the modules that machines need beyond what is built in.
@@ -43,8 +44,9 @@ func FindKernel(modules ...string) (k Kernel, err error) {
 	if _, err := exec.LookPath(qemu); err != nil {
 		return k, fmt.Errorf("%w: install it with `apt-get install qemu-system-x86`, or run `make test-vm`, which does", err)
 	}
+	k.dir = dir
 	for _, name := range slices.Concat(wanted, modules) {
-		module, err := findModule(dir, name)
+		module, err := k.module(name)
 		if err != nil {
 			return k, err
 		}
@@ -53,18 +55,18 @@ func FindKernel(modules ...string) (k Kernel, err error) {
 	return k, nil
 }
 
-// findModule returns the path of a module of the kernel in dir.
-func findModule(dir, name string) (string, error) {
+// module returns the path of a module.
+func (k Kernel) module(name string) (string, error) {
 	var found []string
 	for _, below := range []string{"*", "*/*", "*/*/*"} {
-		f, err := filepath.Glob(filepath.Join(dir, "usr/lib/modules/*/kernel", below, name+".ko.xz"))
+		f, err := filepath.Glob(filepath.Join(k.dir, "usr/lib/modules/*/kernel", below, name+".ko.xz"))
 		if err != nil {
 			return "", err
 		}
 		found = append(found, f...)
 	}
 	if len(found) != 1 {
-		return "", fmt.Errorf("the kernel in %s has not one module %s but %q: remove the folder and run tools/test-kernel.sh", dir, name, found)
+		return "", fmt.Errorf("the kernel in %s has not one module %s but %q: remove the folder and run tools/test-kernel.sh", k.dir, name, found)
 	}
 	return found[0], nil
 }

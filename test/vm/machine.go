@@ -17,6 +17,8 @@ type Config struct {
 	// Processors of the guest; 0: one. One thread emulates them all: with more,
 	// QEMU's emulation of memory between them is less than the real thing.
 	Processors int
+	// MemoryMiB is what the machine has; 0: 512.
+	MemoryMiB int
 	// Resets: the machine goes on where it is reset, or resets itself, and is Up
 	// anew. Without, it ends.
 	Resets bool
@@ -49,8 +51,13 @@ const (
 	VhostUser Bus = "vhost-user-blk-pci"
 )
 
-// memoryMiB is what a machine has.
-const memoryMiB = 512
+// memory is what the machine has, in MiB.
+func (c Config) memory() int {
+	if c.MemoryMiB == 0 {
+		return 512
+	}
+	return c.MemoryMiB
+}
 
 // processor is what is emulated. QEMU 7.2 leaves nonsense in the flags register
 // after cmpxchg16b, of which Linux dies within seconds; and five-level page tables
@@ -66,7 +73,7 @@ const CommandLine = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off ran
 func (c Config) args(console, link, monitor string) []string {
 	a := []string{
 		"-accel", "tcg,thread=single", "-cpu", processor, "-smp", fmt.Sprint(max(c.Processors, 1)),
-		"-m", fmt.Sprint(memoryMiB), "-nodefaults", "-no-user-config", "-display", "none",
+		"-m", fmt.Sprint(c.memory()), "-nodefaults", "-no-user-config", "-display", "none",
 		"-serial", "file:" + console, "-qmp", "unix:" + monitor + ",server=on,wait=off",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=link,path=" + link,
 		"-device", "virtserialport,chardev=link,name=" + wire.PortName,
@@ -80,7 +87,7 @@ func (c Config) args(console, link, monitor string) []string {
 	machine := "pc"
 	if slices.ContainsFunc(c.Drives, func(d Drive) bool { return d.Bus == VhostUser }) {
 		machine += ",memory-backend=shared" // the server maps the guest's memory
-		a = append(a, "-object", fmt.Sprintf("memory-backend-memfd,id=shared,size=%dM,share=on", memoryMiB))
+		a = append(a, "-object", fmt.Sprintf("memory-backend-memfd,id=shared,size=%dM,share=on", c.memory()))
 	}
 	a = append(a, "-machine", machine)
 	for i, d := range c.Drives {

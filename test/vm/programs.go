@@ -85,13 +85,25 @@ func (p Programs) add(files map[string]string, name string) error {
 		if strings.HasPrefix(lib, "ld-linux") {
 			continue
 		}
-		in := filepath.Join(libraries, lib)
-		if _, err := os.Stat(p.Path(in)); errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s needs %s, which is not in %s", name, lib, p.Path(libraries))
+		in, err := p.library(lib)
+		if err != nil {
+			return fmt.Errorf("%s needs %s: %w", name, lib, err)
 		}
 		if err := p.add(files, in); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// library is the path of a library beneath the folder. Ceph's libraries, which fio is
+// linked with, name a folder of their own (DT_RUNPATH).
+func (p Programs) library(lib string) (string, error) {
+	for _, dir := range []string{libraries, libraries + "/ceph"} {
+		in := filepath.Join(dir, lib)
+		if _, err := os.Stat(p.Path(in)); !errors.Is(err, fs.ErrNotExist) {
+			return in, err
+		}
+	}
+	return "", fmt.Errorf("it is not in %s", p.Path(libraries))
 }

@@ -42,9 +42,13 @@ var program = sync.OnceValues(func() (bin string, err error) {
 	return daemon.Build(built)
 })
 
-// TestMain removes what program has built.
+// TestMain ends the host that tests share, and removes what program has built.
 func TestMain(m *testing.M) {
 	code := m.Run()
+	if err := closeHost(); err != nil {
+		fmt.Fprintln(os.Stderr, "vm:", err)
+		code = 1
+	}
 	if err := os.RemoveAll(built); err != nil {
 		fmt.Fprintln(os.Stderr, "vm:", err)
 		code = 1

@@ -81,8 +81,10 @@ func (a *agent) answer(r wire.Request) {
 }
 
 func (a *agent) do(r wire.Request) (any, error) {
-	if body, ok, err := a.guest(r); ok {
-		return body, err
+	for _, of := range []func(wire.Request) (any, bool, error){a.guest, a.host} {
+		if body, ok, err := of(r); ok {
+			return body, err
+		}
 	}
 	switch r.Do {
 	case "mount":

@@ -18,6 +18,8 @@ type Disk struct {
 	Zeroes     int64  `json:"zeroes"`  // bytes at once; 0: it takes none
 	WriteCache string `json:"writeCache"`
 	Queues     int    `json:"queues"`
+	Owner      uint32 `json:"owner"` // its node's, as the next, of "device" only
+	Mode       uint32 `json:"mode"`
 	// FromEnd is the size in bytes that the kernel told when it was asked for the
 	// end of the device itself.
 	FromEnd int64 `json:"fromEnd"`

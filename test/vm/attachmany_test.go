@@ -1,0 +1,83 @@
+//go:build vm
+
+package vm
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vacate/test/vm/wire"
+)
+
+// TestAttachMany has many devices at once, and many after one another. Nothing of them
+// is left over.
+func TestAttachMany(t *testing.T) {
+	h := onHost(t, time.Duration(either(5, 60))*time.Minute, "nbd", "ublk_drv")
+	const size = 1 << 20
+	atOnce, afterOneAnother := either(16, 64), either(50, 1000)
+	var leases []attached
+	nodes := map[string]bool{}
+	for n := range atOnce {
+		l := h.open(size)
+		d := h.device(l, size)
+		leases, nodes[d.Path] = append(leases, l), true
+		h.do("fill", wire.Fill{Device: l.Device, Seed: uint64(n), Size: 64 << 10}, nil)
+	}
+	if len(nodes) != atOnce {
+		t.Errorf("%d leases have %d devices", atOnce, len(nodes))
+	}
+	h.counted(leases)
+	h.kill("engine") // all are served by the next
+	for n, l := range leases {
+		h.do("check-fill", wire.Fill{Device: l.Device, Seed: uint64(n), Size: 64 << 10}, nil)
+	}
+	for n, l := range leases {
+		if n%2 == 0 {
+			h.vacate("lease", "detach", l.ID)
+		}
+		h.vacate("lease", "close", l.ID)
+	}
+	h.nothingLeft()
+
+	for n := range afterOneAnother {
+		l := h.open(size)
+		f := wire.Fill{Device: l.Device, Seed: uint64(n), Size: 64 << 10, Start: size - 64<<10}
+		h.do("fill", f, nil)
+		h.do("check-fill", f, nil)
+		if n%2 == 0 {
+			h.vacate("lease", "detach", l.ID)
+		}
+		h.vacate("lease", "close", l.ID)
+	}
+	h.clean()
+	h.nothingLeft()
+}
+
+// counted demands that of each lease a link, a socket and a device are counted: else
+// nothing that is left over would be.
+func (h *host) counted(leases []attached) {
+	h.t.Helper()
+	l := h.left()
+	for _, lease := range leases {
+		has := func(all []string) bool {
+			return slices.ContainsFunc(all, func(s string) bool { return strings.Contains(s, lease.ID) })
+		}
+		if !has(l.Links) || !has(l.Sockets) {
+			h.t.Errorf("of lease %s, which is attached, neither link nor sockets are counted: %q", lease.ID, l.Things())
+		}
+	}
+	// Each is counted in /dev and in sysfs.
+	if n := 2 * len(leases); len(l.Characters) != n || len(l.Disks) != n {
+		h.t.Errorf("of %d devices these are counted: %q", len(leases), l.Things())
+	}
+	for command, n := range l.Descriptors {
+		if h.before.Descriptors[command] == 0 || n == 0 {
+			h.t.Errorf("process %s has %d descriptors, and had %d before", command, n, h.before.Descriptors[command])
+		}
+	}
+	if len(l.Descriptors) < 4 || l.Descriptors["engine"] <= h.before.Descriptors["engine"] {
+		h.t.Errorf("descriptors of an engine with devices are %v, and were %v without", l.Descriptors, h.before.Descriptors)
+	}
+}

@@ -1,0 +1,106 @@
+package left
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// host makes a host without anything left over, and processes of the daemon's with two
+// descriptors each.
+func host(t *testing.T) (Places, string) {
+	t.Helper()
+	dir := t.TempDir()
+	p := Places{
+		Proc: filepath.Join(dir, "proc"), Sys: filepath.Join(dir, "sys"), Dev: filepath.Join(dir, "dev"),
+		Leases: filepath.Join(dir, "run/leases"), Program: "/bin/vacate",
+	}
+	plant(t, dir, "proc/self/mounts", "proc /proc proc rw 0 0\n/dev/vda /state ext4 rw 0 0\n")
+	for pid, command := range []string{"serve\x00--state-dir\x00/state", "control", "engine", "devices"} {
+		plant(t, dir, fmt.Sprintf("proc/%d/cmdline", pid+10), "/bin/vacate\x00"+command+"\x00")
+		for fd := range 2 {
+			plant(t, dir, fmt.Sprintf("proc/%d/fd/%d", pid+10, fd), "")
+		}
+	}
+	plant(t, dir, "proc/20/cmdline", "/usr/bin/fio\x00engine\x00") // another program
+	plant(t, dir, "proc/20/fd/0", "")
+	plant(t, dir, "dev/ublk-control", "")
+	plant(t, dir, "dev/nbd0", "")
+	plant(t, dir, "dev/null", "")
+	plant(t, dir, "sys/block/nbd0/size", "0\n")
+	plant(t, dir, "sys/block/vda/size", "65536\n")
+	if err := os.MkdirAll(p.Leases, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return p, dir
+}
+
+func plant(t *testing.T, dir, name, text string) {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNothing(t *testing.T) {
+	p, _ := host(t)
+	l, err := p.Count()
+	if err != nil || len(l.Things()) != 0 {
+		t.Errorf("%q, %v", l.Things(), err)
+	}
+	if want := map[string]int{"serve": 2, "control": 2, "engine": 2, "devices": 2}; !maps.Equal(l.Descriptors, want) {
+		t.Errorf("%v, want %v", l.Descriptors, want)
+	}
+	p.Leases = filepath.Join(p.Leases, "none")
+	p.Sys, p.Dev = filepath.Join(p.Sys, "none"), filepath.Join(p.Dev, "none")
+	if l, err = p.Count(); err != nil || len(l.Things()) != 0 {
+		t.Errorf("without folders: %q, %v", l.Things(), err)
+	}
+}
+
+// TestPlanted: whatever is left over alone is found.
+func TestPlanted(t *testing.T) {
+	tests := []struct{ name, text, want string }{
+		{"dev/ublkc3", "", "ublk device dev/ublkc3"},
+		{"sys/class/ublk-char/ublkc4/dev", "", "ublk device sys/class/ublk-char/ublkc4"},
+		{"dev/ublkb3", "", "block device dev/ublkb3"},
+		{"sys/block/ublkb5/size", "0", "block device sys/block/ublkb5"},
+		{"sys/block/nbd7/pid", "17\n", "block device sys/block/nbd7"},
+		{"sys/block/nbd8/backend", "vacate:a:b\n", "block device sys/block/nbd8"},
+		{"dev/vacate/abcdefghijklmnop", "", "link dev/vacate/abcdefghijklmnop"},
+		{"proc/self/mounts", "/dev/ublkb0 /mnt/a ext4 rw 0 0\n", "mount /dev/ublkb0 on /mnt/a"},
+		{"proc/self/mounts", "/dev/nbd0p1 /mnt/a xfs rw 0 0\n", "mount /dev/nbd0p1 on /mnt/a"},
+		{"proc/self/mounts", "/dev/vacate/x /mnt/a xfs rw 0 0\n", "mount /dev/vacate/x on /mnt/a"},
+	}
+	for _, tt := range tests {
+		p, dir := host(t)
+		plant(t, dir, tt.name, tt.text)
+		l, err := p.Count()
+		var got []string
+		for _, thing := range l.Things() {
+			got = append(got, strings.ReplaceAll(thing, dir+"/", ""))
+		}
+		if err != nil || !slices.Equal(got, []string{tt.want}) {
+			t.Errorf("with %s: %q, %v; want %q", tt.name, got, err, tt.want)
+		}
+	}
+
+	p, dir := host(t)
+	plant(t, dir, "run/leases/abc/nbd.sock", "")
+	if l, err := p.Count(); err != nil || len(l.Things()) != 2 || len(l.Sockets) != 2 {
+		t.Errorf("with a lease's folder and its socket: %q, %v", l.Things(), err)
+	}
+	p, dir = host(t)
+	plant(t, dir, "proc/12/fd/2", "")
+	if l, err := p.Count(); err != nil || l.Descriptors["engine"] != 3 {
+		t.Errorf("with one more descriptor of the engine: %v, %v", l.Descriptors, err)
+	}
+}
