@@ -226,7 +226,7 @@ func (a *aide) replace() {
 
 func within(d time.Duration, ended <-chan error) bool {
 	select {
-	case <-ended:
+	case <-ended: //nolint:errcheck // that it has is all that is asked
 		return true
 	case <-time.After(d):
 		return false
