@@ -17,6 +17,7 @@ const (
 	Full        Kind = "full"        // no space, or a limit was reached
 	Unavailable Kind = "unavailable" // try again later
 	Recovering  Kind = "recovering"  // try again in a moment: it passes by itself
+	Unsupported Kind = "unsupported" // this host cannot do it; the text says what is missing
 	Internal    Kind = "internal"    // anything else
 )
 

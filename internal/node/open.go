@@ -50,6 +50,17 @@ type OpenRequest struct {
 	// is the tenant's half of its key. Empty: the engine makes all of the key.
 	Prepared string
 	Sealed   string // bytes
+
+	// Attach is called when the volume is served, and before the lease is open. After
+	// an error the opening has failed, with that. A second call with the same
+	// idempotency key does not call it. May be nil.
+	Attach Attacher
+}
+
+// An Attacher does what else belongs to an opening. It may be called again for the
+// same lease, when the engine has changed meanwhile.
+type Attacher interface {
+	Attach(ctx context.Context, l lease.Lease) error
 }
 
 func (r *OpenRequest) check() error {
@@ -209,7 +220,7 @@ func (n *Node) admit(req OpenRequest) (e *entry, done lease.Lease, err error) {
 	e.unwritten = true
 	n.leases[id] = e
 	n.bindKey(l)
-	n.goLocked(func() { n.finishOpen(e, req.Sealed) })
+	n.goLocked(func() { n.finishOpen(e, req) })
 	return e, done, nil
 }
 
@@ -296,11 +307,11 @@ func (n *Node) abandon(e *entry) {
 }
 
 // finishOpen carries out steps 2 to 4.
-func (n *Node) finishOpen(e *entry, sealed string) {
+func (n *Node) finishOpen(e *entry, req OpenRequest) {
 	n.mu.Lock()
 	l := e.l
 	n.mu.Unlock()
-	opened, err := n.makeKey(l, sealed)
+	opened, err := n.makeKey(l, req.Sealed)
 	if err != nil {
 		n.failOpen(e, err)
 		return
@@ -331,20 +342,25 @@ func (n *Node) finishOpen(e *entry, sealed string) {
 	e.l.OpenSeq = stored.OpenSeq
 	n.publish(e.l)
 	n.mu.Unlock()
-	if err := n.serveNew(e); err != nil {
+	if err := n.serveNew(e, req.Attach); err != nil {
 		n.failOpen(e, err)
 	}
 }
 
 // serveNew is step 4. An engine that took the place of the one which answered may not
 // have the lease: it is asked as well.
-func (n *Node) serveNew(e *entry) error {
+func (n *Node) serveNew(e *entry, attach Attacher) error {
 	for {
 		n.mu.Lock()
-		asked := n.hello.EngineID
+		asked, l := n.hello.EngineID, e.l
 		n.mu.Unlock()
 		if err := n.cfg.Engine.ServeLease(n.ctx, e.l.ID); err != nil { // ID never changes
 			return err
+		}
+		if attach != nil {
+			if err := attach.Attach(n.ctx, l); err != nil {
+				return err
+			}
 		}
 		fail.At(fail.ControlOpened)
 		n.mu.Lock()
