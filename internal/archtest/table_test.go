@@ -48,7 +48,6 @@ const table = `
 	leaf     nbdclient:
 	leaf     vhostclient:      nbdclient sys
 	leaf     bench:
-	leaf     ublkcmd:
 	leaf     version:
 
 	# data plane: a request moves down, a completion up
@@ -74,8 +73,9 @@ const table = `
 	control  lease:            extent limit
 	control  journal:          extent lease limit proof go.etcd.io/bbolt
 	control  node:             extent fail ipc journal lease limit plant proof sys
-	control  control:          annex attest config durable extent fail ipc journal keyring lease limit metrics node notary proof sandbox secret server
+	control  control:          annex attach attest config durable extent fail ipc journal keyring lease limit metrics node notary proof sandbox secret server
 	                           sys tpm translog version volatile
+	control  attach:           ipc lease node
 	control  annex:            lease proof
 	control  certpage:         proof
 	control  keyring:          durable proof golang.org/x/mod
