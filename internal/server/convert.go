@@ -46,6 +46,9 @@ func (s *Server) leaseMessages(ctx context.Context, all ...lease.Lease) []*vacat
 		m := leaseMessage(l, paths)
 		if l.State == lease.Open {
 			m.Exports = s.exportMessages(l)
+			if d, ok := s.devices().Device(l.ID); ok {
+				m.Device, m.DeviceKind = d.Path, d.Kind
+			}
 		}
 		if st, ok := stats[l.ID]; ok && !l.State.Ended() {
 			m.Stats = &vacatev1.LeaseStats{Connections: uint32(st.Connections), Reads: st.Reads, Writes: st.Writes, Discards: st.Discards,

@@ -23,6 +23,7 @@ var codes = map[node.Kind]connect.Code{
 	node.Full:        connect.CodeResourceExhausted,
 	node.Unavailable: connect.CodeUnavailable,
 	node.Recovering:  connect.CodeUnavailable,
+	node.Unsupported: connect.CodeUnimplemented,
 	node.Internal:    connect.CodeInternal,
 	Denied:           connect.CodePermissionDenied,
 }

@@ -85,6 +85,11 @@ func (n *fakeNode) Open(_ context.Context, req node.OpenRequest) (lease.Lease, e
 	}
 	l := fakeLease(fmt.Sprintf("%016d", len(n.opened)), req.UID, lease.Open)
 	l.Tenant, l.SizeBytes, l.Limits, l.Exports = req.Tenant, req.SizeBytes, req.Limits, req.Exports
+	if req.Attach != nil {
+		if err := req.Attach.Attach(context.Background(), l); err != nil {
+			return lease.Lease{}, err
+		}
+	}
 	n.put(l)
 	return l, nil
 }
@@ -269,6 +274,7 @@ type daemon struct {
 	t      *testing.T
 	node   *fakeNode
 	proof  fakeProof
+	devs   fakeDevices
 	server *Server
 	sock   string
 	stop   context.CancelFunc
@@ -289,7 +295,7 @@ func start(t *testing.T, change ...func(*Config)) *daemon {
 	d := &daemon{t: t, node: newFakeNode(), sock: filepath.Join(dir, "s"), ended: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	d.stop = cancel
-	cfg := Config{Node: d.node, Proof: &d.proof, UID: 7, Operators: []uint32{uidOperator}, Auditors: []uint32{uidAuditor},
+	cfg := Config{Node: d.node, Proof: &d.proof, Devices: &d.devs, UID: 7, Operators: []uint32{uidOperator}, Auditors: []uint32{uidAuditor},
 		Processes: Processes{Control: "v1", Keeper: "v0", LastUpgrade: "done", Binary: "/usr/bin/vacate"}, Upgrade: func() error { return nil },
 		Log: slog.New(slog.DiscardHandler), End: cancel}
 	for _, f := range change {

@@ -126,6 +126,9 @@ func subject(req, res any) []slog.Attr {
 		if res, ok := res.(*vacatev1.LeaseServiceOpenResponse); ok {
 			attrs = append(attrs, slog.String("lease_id", res.GetLease().GetId()))
 		}
+		if r.GetAttach() {
+			attrs = append(attrs, slog.Bool("attach", true))
+		}
 		return attrs
 	case *vacatev1.LeaseServiceLimitRequest:
 		return append([]slog.Attr{slog.String("lease_id", r.GetId())}, limitAttrs(r.GetLimits())...)
@@ -137,6 +140,14 @@ func subject(req, res any) []slog.Attr {
 			attrs = append(attrs, slog.String("state", stateName(res.GetLease().GetState())))
 		}
 		return attrs
+	case *vacatev1.LeaseServiceAttachRequest:
+		attrs := []slog.Attr{slog.String("lease_id", r.GetId())}
+		if res, ok := res.(*vacatev1.LeaseServiceAttachResponse); ok {
+			attrs = append(attrs, slog.String("device", res.GetLease().GetDevice()), slog.String("device_kind", res.GetLease().GetDeviceKind()))
+		}
+		return attrs
+	case *vacatev1.LeaseServiceDetachRequest:
+		return []slog.Attr{slog.String("lease_id", r.GetId())}
 	case *vacatev1.DriveServiceEnrollRequest:
 		return []slog.Attr{slog.String("drive", r.GetPath()), slog.Bool("plan", r.GetPlan()), slog.Bool("force", r.GetForce())}
 	case *vacatev1.LeaseServicePrepareRequest:

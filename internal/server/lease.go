@@ -43,7 +43,7 @@ func (h leases) Open(ctx context.Context, req *vacatev1.LeaseServiceOpenRequest)
 	if err := promise(req, &r); err != nil {
 		return nil, err
 	}
-	l, err := h.s.cfg.Node.Open(ctx, r)
+	l, err := h.s.open(ctx, r, req.GetAttach())
 	if err != nil {
 		return nil, err
 	}
@@ -139,6 +139,9 @@ func (h leases) Resize(ctx context.Context, req *vacatev1.LeaseServiceResizeRequ
 	l, err := h.s.cfg.Node.Resize(ctx, req.GetId(), req.GetSizeBytes(), req.GetPlan())
 	if err != nil {
 		return nil, err
+	}
+	if !req.GetPlan() {
+		h.s.devices().Resized(ctx, l.ID, l.SizeBytes)
 	}
 	return &vacatev1.LeaseServiceResizeResponse{Lease: h.s.leaseMessages(ctx, l)[0]}, nil
 }

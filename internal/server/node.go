@@ -59,6 +59,8 @@ func (h nodes) Status(ctx context.Context, _ *vacatev1.NodeServiceStatusRequest)
 		Pid: int32(os.Getpid()), Leases: map[string]uint32{}, Drives: uint32(st.Drives), CapacityBytes: st.CapacityBytes, FreeBytes: st.FreeBytes,
 		Warnings: append(st.Warnings, h.s.cfg.Warnings...), DangerZone: h.s.cfg.DangerZone,
 	}
+	hello, count := h.s.devices().Status(ctx)
+	res.Devices = &vacatev1.Devices{Kind: hello.Kind, Why: hello.Why, Count: uint32(count)}
 	for state, n := range st.Leases {
 		res.Leases[string(state)] = uint32(n)
 	}

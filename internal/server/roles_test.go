@@ -62,6 +62,14 @@ var probes = map[string]probe{
 		res, err := c.Leases.Close(ctx, &vacatev1.LeaseServiceCloseRequest{Id: id})
 		return res.GetLease(), err
 	}),
+	"Lease.Attach": onLease(func(ctx context.Context, c *client.Client, id string) (*vacatev1.Lease, error) {
+		res, err := c.Leases.Attach(ctx, &vacatev1.LeaseServiceAttachRequest{Id: id})
+		return res.GetLease(), err
+	}),
+	"Lease.Detach": onLease(func(ctx context.Context, c *client.Client, id string) (*vacatev1.Lease, error) {
+		res, err := c.Leases.Detach(ctx, &vacatev1.LeaseServiceDetachRequest{Id: id})
+		return res.GetLease(), err
+	}),
 	"Lease.Watch": {other: watchTwo},
 	"Lease.Prepare": onNothing(func(ctx context.Context, c *client.Client) error {
 		_, err := c.Leases.Prepare(ctx, &vacatev1.LeaseServicePrepareRequest{})

@@ -45,6 +45,7 @@ const (
 // Config is what a [Server] needs. Zero means the default, where there is one.
 type Config struct {
 	Node      Node         // required
+	Devices   Devices      // block devices; nil: their calls are "unsupported"
 	Proof     Proof        // records, log, certificates, keys; nil: their calls are "unavailable"
 	UID       uint32       // the daemon's own uid
 	Operators []uint32     // further uids that may call everything
