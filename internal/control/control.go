@@ -42,6 +42,7 @@ import (
 	"syscall"
 	"time"
 
+	"vacate/internal/attach"
 	"vacate/internal/config"
 	"vacate/internal/fail"
 	"vacate/internal/lease"
@@ -72,8 +73,9 @@ type process struct {
 	engine   *engine
 	waiting  *waiting // nil: the journal was opened
 	node     *node.Node
-	proof    *prover // nil: nothing is signed
-	unproven error   // why, where it is a fault
+	attacher *attach.Attacher // nil: leases get no devices
+	proof    *prover          // nil: nothing is signed
+	unproven error            // why, where it is a fault
 	metrics  *metrics.Metrics
 	confined sandbox.Report
 	on       effects
@@ -177,6 +179,9 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 		return cannotStart(err)
 	}
 	defer p.node.Shutdown()
+	if p.attacher, err = p.newAttacher(); err != nil {
+		return cannotStart(err)
+	}
 	return p.serve(ctx, f)
 }
 
@@ -195,11 +200,11 @@ func (p *process) serve(ctx context.Context, f Files) error {
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	defer cancel()
-	ended := make(chan error, 5)
+	ended := make(chan error, 6)
 	n := p.shown()
 	api, err := server.New(server.Config{
-		Proof: p.serverProof(),
-		Node:  n, UID: uint32(os.Geteuid()), Operators: p.cfg.Operators, Auditors: p.cfg.Auditors, Log: p.log, Processes: processes(),
+		Proof: p.serverProof(), Devices: p.serverDevices(),
+		Node: n, UID: uint32(os.Geteuid()), Operators: p.cfg.Operators, Auditors: p.cfg.Auditors, Log: p.log, Processes: processes(),
 		DangerZone: p.cfg.DangerInForce(), Warnings: p.warnings(), Observe: p.metrics.Called, End: p.grant, Upgrade: p.link.Upgrade,
 	})
 	if err != nil {
@@ -230,6 +235,9 @@ func (p *process) serve(ctx context.Context, f Files) error {
 		serving.Go(func() { p.proof.Run(ctx) })
 	}
 	run(p.follow)
+	if p.attacher != nil {
+		run(p.attachDevices)
+	}
 	run(func(ctx context.Context) error { return server.Erasures(ctx, n, p.metrics.Erased) })
 	if p.waiting != nil {
 		run(func(ctx context.Context) error { return p.waiting.retry(ctx, retryJournal) })

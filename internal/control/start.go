@@ -140,6 +140,9 @@ func (p *process) recover(ctx context.Context, started *bool) error {
 	*started = true
 	if p.up.Load() {
 		p.log.Info("recovered with a new engine", "generation", p.node.Status().Engine.Generation)
+		if p.attacher != nil {
+			p.attacher.Recovered()
+		}
 		return nil
 	}
 	if err := p.enrollDev(ctx); err != nil {

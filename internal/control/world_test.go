@@ -35,6 +35,8 @@ type world struct {
 	heard  chan volatile.Message
 	ended  chan error
 	engine func() // ends the connection to the engine
+
+	devices devices
 }
 
 // bystander is control in a test's process, which it leaves as it is.
@@ -234,6 +236,10 @@ func (w *world) handle(ctx context.Context, method string, body []byte, files []
 	case ipc.MethodLeaseDrain:
 		return with(ctx, body, func(ctx context.Context, r ipc.LeaseRef) (ipc.Empty, error) {
 			return ipc.Empty{}, e.Drain(ctx, r.Lease)
+		})
+	case ipc.MethodDeviceServe:
+		return with(ctx, body, func(_ context.Context, r ipc.DeviceServeRequest) (ipc.Empty, error) {
+			return ipc.Empty{}, w.devices.serve(r, files)
 		})
 	case ipc.MethodLeaseList:
 		return e.Leases(ctx)

@@ -1,0 +1,67 @@
+package control
+
+import (
+	"context"
+	"os"
+
+	"vacate/internal/attach"
+	"vacate/internal/ipc"
+	"vacate/internal/lease"
+	"vacate/internal/server"
+)
+
+// newAttacher makes what gives the node's leases block devices; nil: nothing does.
+func (p *process) newAttacher() (*attach.Attacher, error) {
+	if p.cfg.DeviceDir == "" {
+		return nil, nil
+	}
+	return attach.New(attach.Config{Socket: p.cfg.DevicesSocket(), Engine: p.engine, Lease: p.node.Get, Log: p.log,
+		NBDSocket: func(id string) string { return p.node.SocketPath(id, lease.NBD) }})
+}
+
+// serverDevices is what the API asks about devices, or nil.
+func (p *process) serverDevices() server.Devices {
+	if p.attacher == nil {
+		return nil
+	}
+	return p.attacher
+}
+
+// ServeDevice has the engine serve a block device.
+func (e *engine) ServeDevice(ctx context.Context, req ipc.DeviceServeRequest, char *os.File) error {
+	_, err := call[ipc.Empty](ctx, e, ipc.MethodDeviceServe, req, char)
+	return err
+}
+
+// attachDevices looks after the leases' devices until ctx is done, from when the start
+// is done on: before that nobody knows which leases are open.
+func (p *process) attachDevices(ctx context.Context) error {
+	w, err := p.node.Watch()
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	select {
+	case <-p.started:
+	case <-ctx.Done():
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ran := make(chan struct{})
+	go func() {
+		defer close(ran)
+		p.attacher.Run(ctx)
+	}()
+	defer func() { cancel(); <-ran }()
+	for {
+		c, err := w.Next(ctx)
+		switch {
+		case err != nil:
+			return err
+		case c.Missed > 0:
+			p.attacher.EndedSince()
+		case c.Lease.State.Ended():
+			p.attacher.Ended(c.Lease.ID)
+		}
+	}
+}
