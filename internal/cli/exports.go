@@ -93,6 +93,9 @@ func tryText(l *vacatev1.Lease) []string {
 			lines = append(lines, "vacate lease show "+l.GetId()+" --print-config qemu")
 		}
 	}
+	if l.GetDevice() != "" {
+		lines = append([]string{"mkfs.ext4 " + l.GetDevice()}, lines...)
+	}
 	if len(lines) == 0 {
 		return nil
 	}

@@ -129,6 +129,9 @@ func (f leaseFake) Open(_ context.Context, req *vacatev1.LeaseServiceOpenRequest
 	case req.GetSizeBytes() > 1<<40:
 		return nil, fakeError(connect.CodeResourceExhausted, "there is not that much space", &vacatev1.Problem{Kind: "full", Next: "900 GiB are free"})
 	}
+	if req.GetAttach() {
+		return &vacatev1.LeaseServiceOpenResponse{Lease: attached(fakeLease(idOpen))}, nil
+	}
 	if len(req.GetExports()) > 0 {
 		return &vacatev1.LeaseServiceOpenResponse{Lease: fakeLease(idVM)}, nil
 	}
@@ -140,6 +143,9 @@ func (f leaseFake) List(_ context.Context, req *vacatev1.LeaseServiceListRequest
 		return &vacatev1.LeaseServiceListResponse{}, nil
 	}
 	res := &vacatev1.LeaseServiceListResponse{Leases: []*vacatev1.Lease{fakeLease(idOpen), fakeLease(idErased)}}
+	if req.GetTenant() == "attached" {
+		res.Leases = append(res.Leases, attached(fakeLease(idVM)))
+	}
 	if req.GetIncludeEnded() {
 		res.Leases = append(res.Leases, fakeLease(idClosed), fakeLease(idLost))
 	}
@@ -184,6 +190,35 @@ func (f leaseFake) Resize(_ context.Context, req *vacatev1.LeaseServiceResizeReq
 	l.SizeBytes = req.GetSizeBytes()
 	l.Pieces[0].Extents += 160
 	return &vacatev1.LeaseServiceResizeResponse{Lease: l}, nil
+}
+
+// attached is l with a block device.
+func attached(l *vacatev1.Lease) *vacatev1.Lease {
+	l.Device, l.DeviceKind = "/dev/vacate/"+l.GetId(), "ublk"
+	return l
+}
+
+func (f leaseFake) Attach(_ context.Context, req *vacatev1.LeaseServiceAttachRequest) (*vacatev1.LeaseServiceAttachResponse, error) {
+	f.cutOff()
+	switch l := fakeLease(req.GetId()); {
+	case l == nil:
+		return nil, noSuchLease(req.GetId())
+	case req.GetId() == idVM:
+		return nil, fakeError(connect.CodeUnimplemented, "block devices are not made on this host: no ublk_drv", &vacatev1.Problem{Kind: "unsupported", Next: "modprobe ublk_drv"})
+	default:
+		return &vacatev1.LeaseServiceAttachResponse{Lease: attached(l)}, nil
+	}
+}
+
+func (f leaseFake) Detach(_ context.Context, req *vacatev1.LeaseServiceDetachRequest) (*vacatev1.LeaseServiceDetachResponse, error) {
+	switch l := fakeLease(req.GetId()); {
+	case l == nil:
+		return nil, noSuchLease(req.GetId())
+	case req.GetId() == idVM:
+		return nil, fakeError(connect.CodeFailedPrecondition, "/dev/ublkb0 is mounted at /srv/acme", &vacatev1.Problem{Kind: "refused", Next: "unmount it"})
+	default:
+		return &vacatev1.LeaseServiceDetachResponse{Lease: l}, nil
+	}
 }
 
 func (f leaseFake) Close(_ context.Context, req *vacatev1.LeaseServiceCloseRequest) (*vacatev1.LeaseServiceCloseResponse, error) {
@@ -242,6 +277,7 @@ func (f nodeFake) Status(context.Context, *vacatev1.NodeServiceStatusRequest) (*
 		Engine: &vacatev1.Engine{Pid: 43, Id: "e1", KeeperId: "k1", BootId: "b1", KeyStore: "memfd_secret", Buffers: "locked", Cipher: "aesni",
 			MaxConnections: 128, MaxLeases: 1024, Version: "v0.1.0", Generation: 1, Sandbox: "no_new_privs, capabilities sys_nice ipc_lock, landlock 7, seccomp"},
 		Leases: map[string]uint32{"open": 1, "erased": 1}, Drives: 1, CapacityBytes: 1 << 40, FreeBytes: 900 << 30, Connections: 2,
+		Devices:  &vacatev1.Devices{Kind: "nbd", Why: "no ublk_drv: modprobe ublk_drv", Count: 3},
 		Warnings: []string{"swap is in use"}, DangerZone: []string{"force_forward /dev/sda"},
 	}
 	if f.ended != "" { // other processes

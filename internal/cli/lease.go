@@ -19,8 +19,8 @@ import (
 )
 
 func (a *app) leaseCommand() *cobra.Command {
-	return group("lease", "Prepare, open, show, resize, limit and close leases: one tenant's hold on one volume",
-		a.leaseOpenCommand(), a.leasePrepareCommand(), a.leaseListCommand(), a.leaseShowCommand(), a.leaseResizeCommand(), a.leaseLimitCommand(), a.leaseCloseCommand(), a.leaseWatchCommand())
+	return group("lease", "Prepare, open, show, attach, resize, limit and close leases: one tenant's hold on one volume",
+		a.leaseOpenCommand(), a.leasePrepareCommand(), a.leaseListCommand(), a.leaseShowCommand(), a.leaseAttachCommand(), a.leaseDetachCommand(), a.leaseResizeCommand(), a.leaseLimitCommand(), a.leaseCloseCommand(), a.leaseWatchCommand())
 }
 
 const leaseOpenExample = "vacate lease open --size 10GiB --tenant acme\n" +
@@ -30,6 +30,8 @@ const leaseOpenExample = "vacate lease open --size 10GiB --tenant acme\n" +
 	"vacate lease open --size 100GiB --tenant acme --limit iops=5000,bandwidth=200MiB\n" +
 	"# erased by a time, and a receipt for the tenant, to demand the certificate with\n" +
 	"vacate lease open --size 10GiB --tenant acme --erase-by 24h --receipt acme.receipt.json\n" +
+	"# a block device of this host, /dev/vacate/ID\n" +
+	"vacate lease open --size 10GiB --tenant acme --attach\n" +
 	"# for a virtual machine, and what to paste into its configuration\n" +
 	"vacate lease open --size 20GiB --tenant acme --uid libvirt-qemu --export vhost-user --print-config libvirt"
 
@@ -42,6 +44,7 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 	var tenant, drive, uid, key string
 	var logical uint32
 	var ttl time.Duration
+	var attach bool
 	c := &cobra.Command{
 		Use:     "open --size SIZE",
 		Short:   "Open a lease: a new volume that reads zeros, and a way to reach it",
@@ -52,7 +55,7 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 				return usageErrorf("the lease's size is missing: write --size 1GiB")
 			}
 			req := &vacatev1.LeaseServiceOpenRequest{SizeBytes: size.bytes, Tenant: tenant, Drive: driveName(drive),
-				LogicalBlock: logical, IdempotencyKey: key, Limits: limits.limits}
+				LogicalBlock: logical, IdempotencyKey: key, Limits: limits.limits, Attach: attach}
 			if err := exports.set(c, req); err != nil {
 				return err
 			}
@@ -90,6 +93,7 @@ func (a *app) leaseOpenCommand() *cobra.Command {
 	f.Uint32Var(&logical, "logical-block", 0, "logical block size in bytes, 512 or 4096 (default 512)")
 	f.StringVar(&key, "idempotency-key", "", "a second open with the same key returns the lease of the first (default: random)")
 	f.StringVar(&uid, "uid", "", "user, by name or number, that may connect to the volume (default: you)")
+	f.BoolVar(&attach, "attach", false, "make a block device of this host, too: /dev/vacate/ID")
 	exports.add(c)
 	program.add(c)
 	proofs.add(c)
@@ -157,6 +161,7 @@ func (a *app) printOpened(l *vacatev1.Lease, program programFlag) error {
 	for _, e := range l.GetExports() {
 		lines = append(lines, pair{e.GetKind(), plain(exportText(e))})
 	}
+	lines = append(lines, pair{"device", plain(deviceText(l))})
 	pairs(a.out, p, lines)
 	if try := tryText(l); len(try) > 0 {
 		fmt.Fprintf(a.out, "\n%s\n  %s\n", p.dim("try:"), strings.Join(try, "\n  "))
@@ -237,10 +242,10 @@ func (a *app) printLeases(leases []*vacatev1.Lease, all bool) error {
 	for _, l := range leases {
 		rows = append(rows, []cell{
 			plain(l.GetId()), {text: stateName(l.GetState()), paint: p.state}, numeric(formatSize(l.GetSizeBytes())), numeric(written(l)),
-			numeric(clients(l)), plain(l.GetTenant()), plain(driveOf(l)), plain(shortTime(l.GetOpenedAt(), a.loc)), plain(l.GetResult()),
+			numeric(clients(l)), plain(orDash(l.GetDevice())), plain(l.GetTenant()), plain(driveOf(l)), plain(shortTime(l.GetOpenedAt(), a.loc)), plain(l.GetResult()),
 		})
 	}
-	table(a.out, p, []string{"LEASE", "STATE", "SIZE", "WRITTEN", "CLIENTS", "TENANT", "DRIVE", "OPENED", "RESULT"}, rows)
+	table(a.out, p, []string{"LEASE", "STATE", "SIZE", "WRITTEN", "CLIENTS", "DEVICE", "TENANT", "DRIVE", "OPENED", "RESULT"}, rows)
 	return nil
 }
 
@@ -304,6 +309,7 @@ func (a *app) showLease(l *vacatev1.Lease) {
 	for _, e := range l.GetExports() {
 		lines = append(lines, pair{e.GetKind(), plain(exportText(e))})
 	}
+	lines = append(lines, pair{"device", plain(deviceText(l))})
 	for _, pc := range l.GetPieces() {
 		lines = append(lines, pair{"space", plain(fmt.Sprintf("%s, %d extents from %d", pc.GetDrive(), pc.GetExtents(), pc.GetFirstExtent()))})
 	}

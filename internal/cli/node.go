@@ -231,6 +231,7 @@ func (a *app) showStatus(s *vacatev1.NodeServiceStatusResponse) {
 	} else {
 		lines = append(lines, pair{"engine", cell{text: "none", paint: p.red}})
 	}
+	lines = append(lines, pair{"block devices", plain(printable(devicesText(s.GetDevices())))})
 	if up := s.GetLastUpgrade(); up != "" {
 		c := plain(up)
 		if up != upgradeDone {

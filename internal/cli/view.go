@@ -42,6 +42,7 @@ type leaseView struct {
 	KeyMode      string       `json:"keyMode,omitempty"`
 	KeyCommit    string       `json:"keyCommit,omitempty"`
 	KeyReleased  bool         `json:"keyReleased,omitempty"`
+	DeviceKind   string       `json:"deviceKind,omitempty"`
 }
 
 // limitsView is what a lease is held to; 0 is no limit, and no burst beyond a
@@ -98,6 +99,7 @@ func leaseViewOf(l *vacatev1.Lease) leaseView {
 		LogicalBlock: l.GetLogicalBlock(), UID: l.GetUid(), ExpiresAt: instant(l.GetExpiresAt()), ClosedAt: instant(l.GetClosedAt()),
 		Result: l.GetResult(), Text: l.GetText(), Space: l.GetSpace(), OpenSeq: l.GetOpenSeq(), CloseSeq: l.GetCloseSeq(),
 		Pieces: []pieceView{}, EraseBy: instant(l.GetEraseBy()), KeyMode: l.GetKeyMode(), KeyCommit: l.GetKeyCommit(), KeyReleased: l.GetKeyReleased(),
+		DeviceKind: l.GetDeviceKind(),
 	}
 	for _, e := range l.GetExports() {
 		v.Exports = append(v.Exports, exportView{Kind: e.GetKind(), URI: e.GetUri(), Socket: e.GetSocket(),
@@ -227,6 +229,14 @@ type statusView struct {
 	KeeperVersion string            `json:"keeperVersion"`
 	LastUpgrade   string            `json:"lastUpgrade,omitempty"`
 	Binary        string            `json:"binary"`
+	Devices       *devicesView      `json:"devices,omitempty"`
+}
+
+// devicesView says how leases get block devices; an empty kind: they get none.
+type devicesView struct {
+	Kind  string `json:"kind"`
+	Why   string `json:"why,omitempty"`
+	Count uint32 `json:"count"`
 }
 
 type engineView struct {
@@ -253,6 +263,9 @@ func statusViewOf(s *vacatev1.NodeServiceStatusResponse) statusView {
 	}
 	if v.Leases == nil {
 		v.Leases = map[string]uint32{}
+	}
+	if d := s.GetDevices(); d != nil {
+		v.Devices = &devicesView{Kind: d.GetKind(), Why: d.GetWhy(), Count: d.GetCount()}
 	}
 	if e := s.GetEngine(); e != nil {
 		v.Engine = &engineView{PID: e.GetPid(), ID: e.GetId(), KeeperID: e.GetKeeperId(), BootID: e.GetBootId(), KeyStore: e.GetKeyStore(),
