@@ -60,15 +60,22 @@ func Run(ctx context.Context, c Config) error {
 	if c.exit == nil {
 		c.exit = os.Exit
 	}
+	var watching sync.WaitGroup
+	defer watching.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	orphan, err := c.follow(ctx, cancel)
+	orphan, err := c.follow(ctx, cancel, &watching)
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(c.DeviceDir, 0o755); err != nil {
 		return fmt.Errorf("making the folder of devices: %w", err)
 	}
+	ln, admitted, err := listen(c.Socket, c.RunDir) // first: where another process serves, nothing is touched
+	if err != nil {
+		return err
+	}
+	defer ln.Close() //nolint:errcheck // serve has closed it
 	s := newServer(&c, openers)
 	defer s.close()
 	if c.Parent == 0 && !daemonLives(c.RunDir) {
@@ -79,7 +86,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		c.Log.Warn("block devices of before could not be removed", "error", err)
 	}
-	if err := c.serve(ctx, s); err != nil {
+	if err := c.serve(ctx, ln, admitted, s.handle); err != nil {
 		return err
 	}
 	if orphan() || c.Parent == 0 && !daemonLives(c.RunDir) {
@@ -91,7 +98,7 @@ func Run(ctx context.Context, c Config) error {
 }
 
 // follow has end called when the parent has ended, which orphan then reports.
-func (c *Config) follow(ctx context.Context, end func()) (orphan func() bool, err error) {
+func (c *Config) follow(ctx context.Context, end func(), watching *sync.WaitGroup) (orphan func() bool, err error) {
 	if c.Parent == 0 {
 		return func() bool { return false }, nil
 	}
@@ -118,10 +125,10 @@ func (c *Config) follow(ctx context.Context, end func()) (orphan func() bool, er
 	if err != nil {
 		return nil, err
 	}
-	go func() { // ends with ctx, which Run ends
+	watching.Go(func() { // ends soon after ctx
 		defer parent.Close() //nolint:errcheck // it was only watched
 		for ctx.Err() == nil {
-			ended, err := sys.Ended(parent, time.Second)
+			ended, err := sys.Ended(parent, 250*time.Millisecond)
 			if err != nil {
 				c.Log.Error("the daemon cannot be watched", "error", err)
 				c.exit(1)
@@ -132,7 +139,7 @@ func (c *Config) follow(ctx context.Context, end func()) (orphan func() bool, er
 				return
 			}
 		}
-	}()
+	})
 	return orphan, nil
 }
 
@@ -148,11 +155,7 @@ func daemonLives(runDir string) bool {
 }
 
 // serve answers who connects, until ctx ends.
-func (c *Config) serve(ctx context.Context, s *server) error {
-	ln, admitted, err := listen(c.Socket, c.RunDir)
-	if err != nil {
-		return err
-	}
+func (c *Config) serve(ctx context.Context, ln *net.UnixListener, admitted []uint32, h ipc.Handler) error {
 	defer context.AfterFunc(ctx, func() { ln.Close() })() //nolint:errcheck // ends Accept
 	var conns sync.WaitGroup
 	defer conns.Wait()
@@ -173,7 +176,7 @@ func (c *Config) serve(ctx context.Context, s *server) error {
 		case free <- struct{}{}:
 			conns.Go(func() {
 				defer func() { <-free }()
-				if err := converse(ctx, conn, admitted, s.handle); err != nil {
+				if err := converse(ctx, conn, admitted, h); err != nil {
 					c.Log.Warn("a connection to the process that makes devices has ended", "error", err)
 				}
 			})

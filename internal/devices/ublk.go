@@ -204,7 +204,7 @@ func (u *ublk) recover(ctx context.Context, r *ipc.DeviceMakeRequest, i ublkctl.
 		if err == nil {
 			break
 		}
-		if !errors.Is(err, syscall.EBUSY) {
+		if !errors.Is(err, syscall.EBUSY) && ctx.Err() == nil {
 			return ipc.DeviceMade{}, nil, ublkError(r.Lease, err)
 		}
 		if rest(ctx) != nil {
