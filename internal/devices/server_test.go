@@ -21,7 +21,15 @@ import (
 	"vacate/internal/ipc"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// child is what a process that a test starts does instead of tests, if it has any.
+var child func()
+
+func TestMain(m *testing.M) {
+	if child != nil {
+		child()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A process is Run over the kernel of these tests.
 type process struct {
