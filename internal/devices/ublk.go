@@ -335,7 +335,7 @@ func (u *ublk) do(ctx context.Context, what string, run func() error) error {
 
 // ublkError says which lease's device an error is about, and gives it its code.
 func ublkError(lease string, err error) error {
-	code := ""
+	var code string
 	switch {
 	case errors.Is(err, ublkctl.ErrNoDevice):
 		return fmt.Errorf("lease %s: %w: %w", lease, errNoDevice, err)

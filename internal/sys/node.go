@@ -12,16 +12,6 @@ type Number struct{ Major, Minor uint32 }
 
 func (n Number) String() string { return fmt.Sprintf("%d:%d", n.Major, n.Minor) }
 
-// BlockNumber is the number of the block device that path is. It follows no symbolic
-// link in its last part; ok is false for anything that is no block device.
-func BlockNumber(path string) (n Number, ok bool, err error) {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return n, false, &os.PathError{Op: "lstat", Path: path, Err: err}
-	}
-	return numberOf(&st), st.Mode&unix.S_IFMT == unix.S_IFBLK, nil
-}
-
 // OpensBlock reports whether path, followed to what it leads to (/proc/PID/fd/3), is
 // the block device of that number.
 func OpensBlock(path string, n Number) bool {
