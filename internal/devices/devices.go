@@ -48,8 +48,9 @@ type Config struct {
 // maxConns bounds the connections at once. The daemon has one, for a moment two.
 const maxConns = 16
 
-// clearTime bounds the removal of all devices at the end.
-const clearTime = time.Minute
+// clearTime bounds the removal of all devices at the end: a device takes up to a tenth
+// of a second, and each command has a bound of its own (patience).
+const clearTime = 10 * time.Minute
 
 // Run serves until ctx ends, and with a parent until that ends. It returns nil for
 // either.

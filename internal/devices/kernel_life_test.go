@@ -29,36 +29,44 @@ const serves = "VACATE_TEST_SERVES"
 func init() {
 	child = func() {
 		var cfg export.Config
-		if _, err := fmt.Sscan(os.Getenv(serves), &cfg.Queues, &cfg.Depth, &cfg.MaxIO); err != nil {
+		var count int
+		var size int64
+		if _, err := fmt.Sscan(os.Getenv(serves), &cfg.Queues, &cfg.Depth, &cfg.MaxIO, &count, &size); err != nil {
 			return
 		}
 		cfg.Lock = mem.TryLock
-		s, err := export.Serve(os.NewFile(3, "device"), cfg)
-		if err == nil {
-			err = s.Resume(sim.New(sim.Config{Size: 16 << 20, Logical: 512}))
-		}
-		if err != nil {
-			fmt.Println(err)
-			os.Exit(1)
+		var all []*export.Server
+		for i := range count {
+			s, err := export.Serve(os.NewFile(uintptr(3+i), "device"), cfg)
+			if err == nil {
+				err = s.Resume(sim.New(sim.Config{Size: size, Logical: 512}))
+			}
+			if err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+			all = append(all, s)
 		}
 		fmt.Println("ready")
-		<-s.Gone()
+		for _, s := range all {
+			<-s.Gone()
+		}
 		os.Exit(0)
 	}
 }
 
-// An engine serves one device in a process of its own.
+// An engine serves devices in a process of its own.
 type engine struct {
 	t   *testing.T
 	cmd *exec.Cmd
 }
 
-// serve starts one with the file that came with what was made.
-func serve(t *testing.T, m ipc.DeviceMade, char *os.File) *engine {
+// serve starts one with the files that came with what was made, of devices of a size.
+func serve(t *testing.T, m ipc.DeviceMade, size int64, chars ...*os.File) *engine {
 	t.Helper()
 	e := &engine{t, exec.Command("/proc/self/exe")}
-	e.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d %d", serves, m.Queues, m.Depth, m.MaxIO))
-	e.cmd.ExtraFiles = []*os.File{char}
+	e.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d %d %d %d", serves, m.Queues, m.Depth, m.MaxIO, len(chars), size))
+	e.cmd.ExtraFiles = chars
 	e.cmd.Stderr = os.Stderr
 	out, err := e.cmd.StdoutPipe()
 	if err == nil {
@@ -117,7 +125,7 @@ func TestKernelLife(t *testing.T) {
 			t.Fatalf("make: %d files, %v", len(files), err)
 		}
 		made := time.Since(start)
-		e := serve(t, m, files[0])
+		e := serve(t, m, req.SizeBytes, files[0])
 		if err := files[0].Close(); err != nil {
 			t.Error(err)
 		}
