@@ -221,7 +221,7 @@ func TestLinks(t *testing.T) {
 
 func TestNumbered(t *testing.T) {
 	for in, want := range map[string]int{"ublkb0": 0, "ublkb17": 17, "ublkb": -1, "ublkb01": -1, "ublkb-1": -1, "ublkb1p1": -1, "nbd1": -1, "": -1, "ublkb99999999999999999999": -1} {
-		n, ok := numbered(in, "ublkb")
+		n, ok := numbered(in)
 		if ok != (want >= 0) || ok && n != want {
 			t.Errorf("numbered(%q) = %d, %v", in, n, ok)
 		}

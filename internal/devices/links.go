@@ -104,9 +104,9 @@ func (l links) node(lease string) (string, bool) {
 	return filepath.Base(target), true
 }
 
-// numbered takes the number off a node's name: numbered("ublkb7", "ublkb") is 7.
-func numbered(name, kind string) (int, bool) {
-	s, found := strings.CutPrefix(name, kind)
+// numbered takes the number off a ublk node's name: numbered("ublkb7") is 7.
+func numbered(name string) (int, bool) {
+	s, found := strings.CutPrefix(name, "ublkb")
 	n, err := strconv.Atoi(s)
 	if !found || err != nil || n < 0 || strconv.Itoa(n) != s {
 		return 0, false

@@ -43,7 +43,7 @@ func (u *ublk) find(ctx context.Context, lease string) (i ublkctl.Info, err erro
 	}
 	u.mu.Unlock()
 	if n, ok := u.links.node(lease); ok {
-		if id, ok := numbered(n, "ublkb"); ok {
+		if id, ok := numbered(n); ok {
 			guesses = append(guesses, id)
 		}
 	}
@@ -111,7 +111,7 @@ func (u *ublk) leases(all []ublkctl.Info) (map[int]string, error) {
 		}
 	}
 	for lease, n := range linked {
-		if id, ok := numbered(n, "ublkb"); ok {
+		if id, ok := numbered(n); ok {
 			fits(lease, id)
 		}
 	}
@@ -245,7 +245,7 @@ func (u *ublk) tidy(ctx context.Context) error {
 		return errors.Join(err, lerr)
 	}
 	for lease, n := range linked {
-		id, ok := numbered(n, "ublkb")
+		id, ok := numbered(n)
 		if !ok || of[id] == lease {
 			continue
 		}
