@@ -46,6 +46,7 @@ const table = `
 	leaf     ublkcmd:
 	leaf     ublkctl:          sys ublkcmd uring
 	leaf     nbdclient:
+	leaf     nbdctl:           github.com/mdlayher/genetlink github.com/mdlayher/netlink
 	leaf     vhostclient:      nbdclient sys
 	leaf     bench:
 	leaf     version:
@@ -103,7 +104,7 @@ const table = `
 	wiring   scratch:          api/vacate/v1 client
 	wiring   bench/measure:    api/vacate/v1 bench drive nbdclient scratch sys uring version xts
 	wiring   demo:             api/vacate/v1 nbdclient scratch
-	wiring   devices:          ipc sys ublkcmd ublkctl
+	wiring   devices:          ipc nbdclient nbdctl sys ublkcmd ublkctl
 	wiring   daemon:           child config control devices engine fail handoff keeper plant sandbox sys version volatile
 	wiring   cmd/vacate:       bench bench/measure cli daemon demo
 
