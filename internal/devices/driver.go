@@ -51,6 +51,7 @@ type opener struct {
 // openers are all there are, the best first.
 var openers = []opener{
 	{ipc.DeviceUblk, openUblk},
+	{ipc.DeviceNBD, openNBD},
 }
 
 // errNoDevice is wrapped by what a driver answers for a lease that has no device of
