@@ -73,7 +73,7 @@ func TestCipherByDMCrypt(t *testing.T) {
 
 	// A device that another is made of is not taken away.
 	h.run("dmsetup", "create", "--noudevsync", "holder", "--table", fmt.Sprintf("0 %d linear %s 0", size/sector, l.Device))
-	h.refuses(nil, "lease", "detach", l.ID)
+	h.refuses(codeRefused, nil, "lease", "detach", l.ID)
 	h.do("check-fill", wire.Fill{Device: l.Device, Seed: 3, Size: size}, nil)
 	h.run("dmsetup", "remove", "--noudevsync", "holder")
 	h.vacate("lease", "detach", l.ID)

@@ -24,10 +24,12 @@ var hostTools = append([]string{"usr/sbin/dmsetup", "usr/bin/fio"}, tools...)
 // hostModules are what a host can load, in the order in which they are loaded.
 var hostModules = []string{"nbd", "ublk_drv", "dm-mod", "dm-crypt", "xts"}
 
+const driveSize = 1 << 30
+
+// Exit codes of vacate.
 const (
-	driveSize = 1 << 30
-	// codeRefused is the exit code of vacate for what is unsafe or not possible.
-	codeRefused = 4
+	codeFailed  = 1 // what this host can not do
+	codeRefused = 4 // what is unsafe
 )
 
 // A host is a machine in which vacate runs as root on an NVMe drive, /dev/data. The
@@ -169,13 +171,13 @@ func (h *host) vacate(args ...string) {
 	}
 }
 
-// refuses runs vacate, which must refuse with all these words.
-func (h *host) refuses(words []string, args ...string) {
+// refuses runs vacate, which must end with this code, and say all these words.
+func (h *host) refuses(code int, words []string, args ...string) {
 	h.t.Helper()
 	ran, err := h.Run(h.ctx, args...)
 	must(h.t, err)
-	if ran.Code != codeRefused {
-		h.t.Errorf("vacate %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), ran.Code, codeRefused, ran.Stdout, ran.Stderr)
+	if ran.Code != code {
+		h.t.Errorf("vacate %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), ran.Code, code, ran.Stdout, ran.Stderr)
 	}
 	for _, w := range words {
 		if !strings.Contains(ran.Stderr, w) {
@@ -261,9 +263,9 @@ func (h *host) nothingLeft() {
 	var l wire.Left
 	more := func() (all []string) {
 		l = h.left()
-		for command, n := range l.Descriptors {
-			if n > h.before.Descriptors[command] {
-				all = append(all, fmt.Sprintf("%d descriptors of %s, and %d before", n, command, h.before.Descriptors[command]))
+		for command, now := range l.Descriptors {
+			if before := h.before.Descriptors[command]; len(now) > len(before) {
+				all = append(all, fmt.Sprintf("%d descriptors of %s: %q, and %d before: %q", len(now), command, now, len(before), before))
 			}
 		}
 		return append(all, l.Things()...)
@@ -276,7 +278,7 @@ func (h *host) nothingLeft() {
 		h.t.Errorf("left over: %s", thing)
 	}
 	for command := range h.before.Descriptors {
-		if l.Descriptors[command] == 0 {
+		if len(l.Descriptors[command]) == 0 {
 			h.t.Errorf("there is no process %s any more", command)
 		}
 	}

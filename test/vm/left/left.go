@@ -130,14 +130,14 @@ func (p Places) sockets() (found []string, err error) {
 	return found, err
 }
 
-// descriptors counts those of the program's processes. Processes that end meanwhile
-// count for nothing.
-func (p Places) descriptors() (map[string]int, error) {
+// descriptors lists what those of the program's processes lead to. Processes that end
+// meanwhile count for nothing.
+func (p Places) descriptors() (map[string][]string, error) {
 	all, err := filepath.Glob(filepath.Join(p.Proc, "[0-9]*"))
 	if err != nil {
 		return nil, err
 	}
-	counts := map[string]int{}
+	found := map[string][]string{}
 	for _, dir := range all {
 		args, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 		command := p.command(args)
@@ -151,9 +151,19 @@ func (p Places) descriptors() (map[string]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		counts[command] += len(open)
+		for _, fd := range open {
+			to, err := os.Readlink(filepath.Join(dir, "fd", fd.Name()))
+			if err != nil { // closed meanwhile
+				continue
+			}
+			if kind, _, ok := strings.Cut(to, ":["); ok {
+				to = kind
+			}
+			found[command] = append(found[command], to)
+		}
+		slices.Sort(found[command])
 	}
-	return counts, nil
+	return found, nil
 }
 
 // command is the program's command that a process carries out, or "" if it is another

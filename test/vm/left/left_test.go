@@ -23,11 +23,11 @@ func host(t *testing.T) (Places, string) {
 	for pid, command := range []string{"serve\x00--state-dir\x00/state", "control", "engine", "devices"} {
 		plant(t, dir, fmt.Sprintf("proc/%d/cmdline", pid+10), "/bin/vacate\x00"+command+"\x00")
 		for fd := range 2 {
-			plant(t, dir, fmt.Sprintf("proc/%d/fd/%d", pid+10, fd), "")
+			open(t, dir, fmt.Sprintf("proc/%d/fd/%d", pid+10, fd), fmt.Sprintf("socket:[%d]", pid+fd))
 		}
 	}
 	plant(t, dir, "proc/20/cmdline", "/usr/bin/fio\x00engine\x00") // another program
-	plant(t, dir, "proc/20/fd/0", "")
+	open(t, dir, "proc/20/fd/0", "/dev/null")
 	plant(t, dir, "dev/ublk-control", "")
 	plant(t, dir, "dev/nbd0", "")
 	plant(t, dir, "dev/null", "")
@@ -50,13 +50,27 @@ func plant(t *testing.T, dir, name, text string) {
 	}
 }
 
+// open plants a descriptor.
+func open(t *testing.T, dir, name, to string) {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(to, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestNothing(t *testing.T) {
 	p, _ := host(t)
 	l, err := p.Count()
 	if err != nil || len(l.Things()) != 0 {
 		t.Errorf("%q, %v", l.Things(), err)
 	}
-	if want := map[string]int{"serve": 2, "control": 2, "engine": 2, "devices": 2}; !maps.Equal(l.Descriptors, want) {
+	two := []string{"socket", "socket"}
+	want := map[string][]string{"serve": two, "control": two, "engine": two, "devices": two}
+	if !maps.EqualFunc(l.Descriptors, want, slices.Equal) {
 		t.Errorf("%v, want %v", l.Descriptors, want)
 	}
 	p.Leases = filepath.Join(p.Leases, "none")
@@ -99,8 +113,8 @@ func TestPlanted(t *testing.T) {
 		t.Errorf("with a lease's folder and its socket: %q, %v", l.Things(), err)
 	}
 	p, dir = host(t)
-	plant(t, dir, "proc/12/fd/2", "")
-	if l, err := p.Count(); err != nil || l.Descriptors["engine"] != 3 {
+	open(t, dir, "proc/12/fd/2", "/dev/ublkc0 (deleted)")
+	if l, err := p.Count(); err != nil || !slices.Equal(l.Descriptors["engine"], []string{"/dev/ublkc0 (deleted)", "socket", "socket"}) {
 		t.Errorf("with one more descriptor of the engine: %v, %v", l.Descriptors, err)
 	}
 }

@@ -55,9 +55,9 @@ type Left struct {
 	Links      []string `json:"links"`      // in /dev/vacate
 	Mounts     []string `json:"mounts"`     // SOURCE on FOLDER, of ublk and nbd
 	Sockets    []string `json:"sockets"`    // all that is beneath the folder of leases' sockets
-	// Descriptors are how many descriptors the daemon's processes have open, by the
-	// command that they carry out.
-	Descriptors map[string]int `json:"descriptors"`
+	// Descriptors are what the descriptors of the daemon's processes lead to, without
+	// the numbers of sockets and pipes, by the command that they carry out.
+	Descriptors map[string][]string `json:"descriptors"`
 }
 
 // Things are all but the descriptors, for people.
