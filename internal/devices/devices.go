@@ -90,7 +90,7 @@ func Run(ctx context.Context, c Config) error {
 	if err := c.serve(ctx, ln, admitted, s.handle); err != nil {
 		return err
 	}
-	if orphan() || c.Parent == 0 && !daemonLives(c.RunDir) {
+	if orphan() || !daemonLives(c.RunDir) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clearTime)
 		defer cancel()
 		return s.clear(ctx)

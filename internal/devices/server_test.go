@@ -270,14 +270,29 @@ func TestNoDriver(t *testing.T) {
 }
 
 // TestParent: when the daemon ends, all of its devices go; also when it has ended
-// before this process began. While it lives, they stay when this process ends.
+// before this process began. While it has its lock, they stay when this process ends; at
+// its planned end it gives that up first.
 func TestParent(t *testing.T) {
 	b := newBench(t)
 	dir := t.TempDir()
+	lock := daemonsLock(t, dir)
 	p := begin(t, b, Config{RunDir: dir, Parent: os.Getppid()}, true)
 	b.up(leaseA, 7)
 	p.stop()
 	b.states(map[int]int{0: 1})
+
+	p = begin(t, b, Config{RunDir: dir, Parent: os.Getppid()}, true)
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	b.states(map[int]int{})
+	p = begin(t, b, Config{RunDir: dir, Parent: os.Getppid()}, true)
+	b.up(leaseA, 7)
+	lock = daemonsLock(t, dir)
+	p.stop()
+	lock.Close() //nolint:errcheck // only a lock
+	b.states(map[int]int{1: 1})
 
 	// Its parent is another's: it has ended, and so does Run, having removed everything.
 	cmd := exec.Command("true")
@@ -290,17 +305,24 @@ func TestParent(t *testing.T) {
 	b.linked(map[string]string{})
 }
 
-// TestService: without a parent, devices are removed where no daemon holds the lock.
-func TestService(t *testing.T) {
-	b := newBench(t)
-	dir := t.TempDir()
-	lock, err := os.Create(filepath.Join(dir, "lock"))
+// daemonsLock is what a daemon holds while it lives.
+func daemonsLock(t *testing.T, dir string) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "lock"))
 	if err == nil {
-		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX)
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	return f
+}
+
+// TestService: without a parent, devices are removed where no daemon holds the lock.
+func TestService(t *testing.T) {
+	b := newBench(t)
+	dir := t.TempDir()
+	lock := daemonsLock(t, dir)
 	p := begin(t, b, Config{RunDir: dir}, true)
 	b.up(leaseA, 7)
 	p.stop()
