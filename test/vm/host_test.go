@@ -218,7 +218,11 @@ func (h *host) device(l attached, size int64) (d wire.Disk) {
 		h.t.Fatalf("an attached lease shows %+v", l)
 	}
 	h.do("device", wire.Device{Path: l.Device}, &d)
-	if d.Size != size || d.FromEnd != size || d.ReadOnly || d.Logical != 512 || d.Physical != 4096 || d.Discard == 0 || d.Zeroes == 0 {
+	physical := 4096
+	if l.DeviceKind == "nbd" {
+		physical = 512 // the kernel's nbd driver tells no other than the logical one
+	}
+	if d.Size != size || d.FromEnd != size || d.ReadOnly || d.Logical != 512 || d.Physical != physical || d.Discard == 0 || d.Zeroes == 0 {
 		h.t.Errorf("the device of a lease of %d bytes is %+v", size, d)
 	}
 	return d

@@ -156,7 +156,7 @@ func (p Places) descriptors() (map[string][]string, error) {
 			if err != nil { // closed meanwhile
 				continue
 			}
-			if kind, _, ok := strings.Cut(to, ":["); ok {
+			if kind, _, ok := strings.Cut(to, ":["); ok && kind != "anon_inode" {
 				to = kind
 			}
 			found[command] = append(found[command], to)
