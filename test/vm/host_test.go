@@ -66,20 +66,34 @@ func onHost(t *testing.T, d time.Duration, modules ...string) *host {
 			h.report()
 		}
 	})
-	for _, m := range modules {
-		if !slices.Contains(h.loaded, m) {
-			h.do("module", wire.Module{Name: m}, nil)
-			h.loaded = append(h.loaded, m)
-		}
-	}
 	h.mark()
-	if len(h.loaded) > 0 { // what a process opens once and keeps is no left-over
+	if h.load(modules); len(h.loaded) > 0 { // what a process opens once and keeps is no left-over
 		l := h.open(4 << 20)
 		h.vacate("lease", "close", l.ID)
 	}
 	h.before = h.left()
 	h.nothingLeft()
 	return h
+}
+
+// load loads modules that are not. Where that makes another kind of device possible
+// the process that makes them is started anew: it may open a driver when it starts.
+func (h *host) load(modules []string) {
+	h.t.Helper()
+	driver := false
+	for _, m := range modules {
+		if slices.Contains(h.loaded, m) {
+			continue
+		}
+		h.do("module", wire.Module{Name: m}, nil)
+		h.loaded = append(h.loaded, m)
+		driver = driver || m == "nbd" || m == "ublk_drv"
+	}
+	if driver {
+		l := h.open(4 << 20) // without a new process, too
+		h.vacate("lease", "close", l.ID)
+		h.kill("devices")
+	}
 }
 
 // closeHost ends the host that tests share, if there is one.
