@@ -10,6 +10,7 @@ import (
 	"vacate/internal/bench"
 	"vacate/internal/bench/measure"
 	"vacate/internal/cli"
+	"vacate/internal/csi"
 	"vacate/internal/daemon"
 	"vacate/internal/demo"
 )
@@ -36,6 +37,9 @@ func main() {
 				}
 				return measure.Run(ctx, measure.Config{Self: self, Plan: p, Tell: tell})
 			},
+		},
+		CSI: func(ctx context.Context, o cli.CSIOptions) error {
+			return csi.Command(ctx, csi.Options(o))
 		},
 	}, cli.Standard()))
 }

@@ -104,13 +104,17 @@ const table = `
 	wiring   scratch:          api/vacate/v1 client
 	wiring   bench/measure:    api/vacate/v1 bench drive nbdclient scratch sys uring version xts
 	wiring   demo:             api/vacate/v1 nbdclient scratch
+	wiring   csi:              api/vacate/v1 client lease version connectrpc.com/connect github.com/container-storage-interface/spec
+	                           google.golang.org/grpc google.golang.org/protobuf k8s.io/klog/v2 k8s.io/mount-utils k8s.io/utils
 	wiring   devices:          ipc nbdclient nbdctl sys ublkcmd ublkctl
 	wiring   daemon:           child config control devices engine fail handoff keeper plant sandbox sys version volatile
-	wiring   cmd/vacate:       bench bench/measure cli daemon demo
+	wiring   cmd/vacate:       bench bench/measure cli csi daemon demo
 
 	# tests only
 	test     archtest:
 	test     blk/blktest:      blk
+	test     csi/csitest:      api/vacate/v1 api/vacate/v1/vacatev1connect client csi connectrpc.com/connect k8s.io/mount-utils
+	test     test/csi:         client csi csi/csitest test/daemon github.com/kubernetes-csi/csi-test/v5
 	test     sim:              blk
 	test     proof/prooftest:  proof
 	test     tpm/tpmtest:

@@ -40,6 +40,8 @@ type Hooks struct {
 	Demo func(ctx context.Context, opts DemoOptions) error
 	// Bench measures a drive.
 	Bench BenchHooks
+	// CSI serves the Container Storage Interface until ctx ends.
+	CSI func(ctx context.Context, o CSIOptions) error
 }
 
 // BenchHooks are what `vacate bench` runs.
@@ -163,7 +165,7 @@ func (a *app) root() *cobra.Command {
 	complete(root, "output", "table", "json", "yaml")
 	root.AddCommand(a.serveCommand(), a.devicesCommand(), a.demoCommand(), a.stopCommand(), a.upgradeCommand(), a.statusCommand(),
 		a.driveCommand(), a.leaseCommand(), a.tenantCommand(), a.certificateCommand(), a.logCommand(), a.policyCommand(), a.keysCommand(),
-		a.statementCommand(), a.benchCommand(), a.versionCommand())
+		a.statementCommand(), a.benchCommand(), a.csiCommand(), a.versionCommand())
 	return root
 }
 
