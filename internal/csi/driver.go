@@ -97,7 +97,7 @@ type Driver struct {
 // New makes a driver. REQUIRES: cfg is valid.
 func New(cfg Config) *Driver {
 	if cfg.Host == nil {
-		cfg.Host = newHost()
+		cfg.Host = NewHost()
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

@@ -56,7 +56,7 @@ type host struct {
 	resizer *mount.ResizeFs
 }
 
-func newHost() *host {
+func NewHost() Host {
 	x := exec.New()
 	return &host{mounter: mount.NewSafeFormatAndMount(mount.NewWithoutSystemd(""), x), resizer: mount.NewResizeFs(x)}
 }

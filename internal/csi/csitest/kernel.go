@@ -58,11 +58,14 @@ const major = 259
 
 // New makes a kernel whose devices lie under dir.
 func New(dir string) (*Kernel, error) {
+	if err := os.MkdirAll(filepath.Join(dir, "vacate"), 0o700); err != nil {
+		return nil, err
+	}
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return nil, err
 	}
-	return &Kernel{dir: dir, devices: map[string]*device{}, was: map[string]device{}}, os.MkdirAll(filepath.Join(dir, "vacate"), 0o700)
+	return &Kernel{dir: dir, devices: map[string]*device{}, was: map[string]device{}}, nil
 }
 
 // SetOld makes it a kernel that does not change the size of a device in use.
