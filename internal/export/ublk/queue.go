@@ -137,8 +137,12 @@ func (q *queue) finish() {
 	for _, o := range late {
 		o.done <- nil
 	}
-	q.die()
+	defer q.die()
 	var errs []error
+	if q.volume != nil { // the device was stopped while it was served
+		errs = append(errs, q.volume.Close())
+		q.volume = nil
+	}
 	if q.ring != nil {
 		errs = append(errs, q.ring.Close())
 	}

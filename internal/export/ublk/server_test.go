@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -233,6 +234,58 @@ func TestCloseHung(t *testing.T) {
 	if got := d.data(0, 0, 8192); !mem.IsZero(got) {
 		t.Error("what the drive read after the close went to the driver")
 	}
+}
+
+// TestStopped: a device that is stopped while it is served leaves nothing: the volume
+// gets its queues back.
+func TestStopped(t *testing.T) {
+	d := newFake(t, depth)
+	before := descriptors(t)
+	s, err := serve(nil, Config{Queues: 2, Depth: depth, MaxIO: blk.MaxTransfer, Lock: mem.TryLock}, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &counted{Device: on(sim.New(sim.Config{Size: volLen}))}
+	resume(t, s, v)
+	if got := answer(t, d.ask(0, 0, desc(ublkcmd.OpRead, 0, 4096), nil)); got != 4096 {
+		t.Fatalf("a read is answered %d", got)
+	}
+	if n := v.queues.Load(); n != 2 {
+		t.Fatalf("the volume has %d queues, want 2", n)
+	}
+	d.stop()
+	gone(t, s)
+	if n := v.queues.Load(); n != 0 {
+		t.Errorf("the device is stopped, and the volume has %d queues of it", n)
+	}
+	if n := descriptors(t); n != before {
+		t.Errorf("%d descriptors are open, before it were %d", n, before)
+	}
+}
+
+// A counted device counts its queues.
+type counted struct {
+	blk.Device
+	queues atomic.Int32
+}
+
+type countedQueue struct {
+	blk.Queue
+	of *counted
+}
+
+func (c *counted) NewQueue(depth int) (blk.Queue, error) {
+	q, err := c.Device.NewQueue(depth)
+	if err != nil {
+		return nil, err
+	}
+	c.queues.Add(1)
+	return countedQueue{q, c}, nil
+}
+
+func (q countedQueue) Close() error {
+	q.of.queues.Add(-1)
+	return q.Queue.Close()
 }
 
 // TestFetchFails: the driver refuses commands. Nothing is served, and nothing stays.
