@@ -47,12 +47,12 @@ type host struct {
 // shared is the host that tests use one after another, until one fails in it.
 var shared *host
 
-// onHost gives a test the host with these of hostModules loaded, and no others: it is a
-// new one where there is none, or where more is loaded.
+// onHost gives a test the host with these of hostModules loaded, and no driver besides: it is
+// a new one where there is none, or where there is another driver.
 func onHost(t *testing.T, d time.Duration, modules ...string) *host {
 	t.Helper()
 	ctx := limit(t, d)
-	more := func(m string) bool { return !slices.Contains(modules, m) }
+	more := func(m string) bool { return drives(m) && !slices.Contains(modules, m) }
 	if h := shared; h != nil && (h.failed || slices.ContainsFunc(h.loaded, more)) {
 		must(t, closeHost())
 	}
@@ -76,7 +76,10 @@ func onHost(t *testing.T, d time.Duration, modules ...string) *host {
 	return h
 }
 
-// load loads modules that are not. Where that makes another kind of device possible
+// drives reports whether a module is a driver that vacate can use.
+func drives(module string) bool { return module == "nbd" || module == "ublk_drv" }
+
+// load loads modules that are not. Where that makes another kind of device possible,
 // the process that makes them is started anew: it may open a driver when it starts.
 func (h *host) load(modules []string) {
 	h.t.Helper()
@@ -87,7 +90,7 @@ func (h *host) load(modules []string) {
 		}
 		h.do("module", wire.Module{Name: m}, nil)
 		h.loaded = append(h.loaded, m)
-		driver = driver || m == "nbd" || m == "ublk_drv"
+		driver = driver || drives(m)
 	}
 	if driver {
 		l := h.open(4 << 20) // without a new process, too
