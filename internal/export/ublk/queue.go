@@ -127,22 +127,22 @@ func (q *queue) command(t *tag, op ublkcmd.Op, result int32) {
 	q.commands++
 }
 
-// finish gives everything back.
+// finish gives everything back: the volume's queue first, for which others wait.
 func (q *queue) finish() {
-	q.mu.Lock()
-	q.ended = true
-	late := q.orders
-	q.orders = nil
-	q.mu.Unlock()
-	for _, o := range late {
-		o.done <- nil
-	}
-	defer q.die()
 	var errs []error
 	if q.volume != nil { // the device was stopped while it was served
 		errs = append(errs, q.volume.Close())
 		q.volume = nil
 	}
+	q.mu.Lock()
+	q.ended = true
+	late := q.orders
+	q.orders = nil
+	q.mu.Unlock()
+	for _, o := range append(q.pausing, late...) {
+		o.done <- nil
+	}
+	q.die()
 	if q.ring != nil {
 		errs = append(errs, q.ring.Close())
 	}
