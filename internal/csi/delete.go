@@ -16,7 +16,8 @@ import (
 // destroyed.
 const (
 	closeWithin = time.Minute           // that a close may take, when nobody waits for it any more
-	askEvery    = 20 * time.Millisecond // whether it is erased
+	askEvery    = 20 * time.Millisecond // whether it is erased, or not held any more
+	heldFor     = 2 * time.Second       // that a device may be by who only looks at it
 )
 
 // DeleteVolume implements Controller. A volume that is mounted, or whose device
@@ -48,7 +49,7 @@ func (d *Driver) DeleteVolume(ctx context.Context, req *spec.DeleteVolumeRequest
 		return &spec.DeleteVolumeResponse{}, nil
 	}
 	if l.GetDevice() != "" {
-		if err := d.detach(ctx, id, leaseID); err != nil {
+		if err := d.detach(ctx, id, l); err != nil {
 			return nil, err
 		}
 	}
@@ -90,8 +91,20 @@ func (d *Driver) erase(ctx context.Context, leaseID string) (*vacatev1.Lease, er
 	}
 }
 
-// detach takes a volume's device away. One that is in use is FAILED_PRECONDITION.
-func (d *Driver) detach(ctx context.Context, id, leaseID string) error {
-	_, err := d.cfg.Client.Leases.Detach(ctx, &vacatev1.LeaseServiceDetachRequest{Id: leaseID})
-	return failure("taking the device of volume "+id+" away", err)
+// detach takes a volume's device away. One that is in use is FAILED_PRECONDITION. What
+// looks at devices when something has changed, as udev does, holds one for a moment.
+func (d *Driver) detach(ctx context.Context, id string, l *vacatev1.Lease) error {
+	for begin := time.Now(); ; {
+		_, err := d.cfg.Client.Leases.Detach(ctx, &vacatev1.LeaseServiceDetachRequest{Id: l.GetId()})
+		if kindOf(err) == "refused" && time.Since(begin) < heldFor {
+			if mounts, merr := d.mountsOf(l); merr == nil && len(mounts) == 0 {
+				select {
+				case <-time.After(askEvery):
+					continue
+				case <-ctx.Done():
+				}
+			}
+		}
+		return failure("taking the device of volume "+id+" away", err)
+	}
 }

@@ -50,8 +50,8 @@ func failure(about string, err error) error {
 		code, text = codes.Unavailable, "the daemon's process ended before it had answered"
 	case errors.As(err, &ce):
 		text = ce.Message()
-		if code = codes.Code(ce.Code()); code == codes.Unimplemented {
-			code = codes.FailedPrecondition // the daemon is older than the driver
+		if code = codes.Code(ce.Code()); code == codes.Unimplemented && client.ProblemOf(err) == nil {
+			code = codes.FailedPrecondition
 			text = "the daemon does not know this call: it is older than the driver: " + text
 		}
 	}

@@ -155,7 +155,7 @@ func (d *Driver) NodeUnpublishVolume(_ context.Context, req *spec.NodeUnpublishV
 	case req.GetTargetPath() == "":
 		return nil, missing("target_path")
 	}
-	if _, err := d.mineToEnd(id); err != nil {
+	if err := d.mineToEnd(id); err != nil {
 		return nil, err
 	}
 	release, err := d.locks.take("volume " + id)

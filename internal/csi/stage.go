@@ -175,8 +175,7 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, req *spec.NodeUnstageVol
 	case req.GetStagingTargetPath() == "":
 		return nil, missing("staging_target_path")
 	}
-	leaseID, err := d.mineToEnd(id)
-	if err != nil {
+	if err := d.mineToEnd(id); err != nil {
 		return nil, err
 	}
 	release, err := d.locks.take("volume " + id)
@@ -198,21 +197,20 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, req *spec.NodeUnstageVol
 	case err != nil:
 		return nil, err
 	case l.GetDevice() != "":
-		if err := d.detach(ctx, id, leaseID); err != nil {
+		if err := d.detach(ctx, id, l); err != nil {
 			return nil, err
 		}
 	}
 	return &spec.NodeUnstageVolumeResponse{}, nil
 }
 
-// mineToEnd is the lease of a volume that is to be unpublished or unstaged. It may be
-// forgotten; but it is, or was, of this node, or the error is NOT_FOUND.
-func (d *Driver) mineToEnd(id string) (string, error) {
-	leaseID, of := d.parseID(id)
-	if of != ours {
-		return "", status.Errorf(codes.NotFound, "there is no volume %q on this node, %s", id, d.cfg.NodeID)
+// mineToEnd is for a volume that is to be unpublished or unstaged. It may be forgotten;
+// but it is, or was, of this node, or the error is NOT_FOUND.
+func (d *Driver) mineToEnd(id string) error {
+	if _, of := d.parseID(id); of != ours {
+		return status.Errorf(codes.NotFound, "there is no volume %q on this node, %s", id, d.cfg.NodeID)
 	}
-	return leaseID, nil
+	return nil
 }
 
 // unmount takes all mounts at path away.

@@ -73,7 +73,7 @@ func (w *world) socket() string { return filepath.Join(w.dir, "d", "vacate.sock"
 // start starts the world's daemon.
 func (w *world) start() {
 	w.t.Helper()
-	d, err := daemon.Start(program, filepath.Join(w.dir, "d"), daemon.Options{})
+	d, err := daemon.Start(program, filepath.Join(w.dir, "d"), daemon.Options{Env: []string{"VACATE_DEVICE_DIR="}})
 	if err != nil {
 		w.t.Fatal(err)
 	}

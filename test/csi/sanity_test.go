@@ -94,7 +94,7 @@ func start(t *testing.T) (address string, ended func()) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) }) //nolint:errcheck // of /tmp
-	vd, err := daemon.Start(bin, filepath.Join(dir, "d"), daemon.Options{})
+	vd, err := daemon.Start(bin, filepath.Join(dir, "d"), daemon.Options{Env: []string{"VACATE_DEVICE_DIR="}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,6 +52,7 @@ type device struct {
 	bytes  int64
 	fsType string
 	grown  int64 // size of the file system
+	held   int   // detaches that are refused yet
 }
 
 const major = 259
@@ -132,11 +133,11 @@ func (k *Kernel) FileSystem(leaseID string) (fsType string, bytes int64) {
 	return "", 0
 }
 
-// Write puts something onto a device that is no file system of its lease's volume.
-func (k *Kernel) Write(leaseID, what string) {
+// Hold has the next n detaches of a lease's device refused.
+func (k *Kernel) Hold(leaseID string, n int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.devices[leaseID].fsType = what
+	k.devices[leaseID].held = n
 }
 
 // BreakMounts has the kernel make all file systems read-only.
@@ -189,6 +190,10 @@ func (k *Kernel) detach(leaseID string, force bool) error {
 	d := k.devices[leaseID]
 	if d == nil {
 		return nil
+	}
+	if !force && d.held > 0 {
+		d.held--
+		return refused(leaseID, "the device is held open")
 	}
 	for _, m := range k.mounts {
 		if !force && (m.Major == major && m.Minor == d.minor || m.Root == "/"+filepath.Base(d.node)) {
