@@ -27,6 +27,9 @@ func Command(ctx context.Context, o Options) error {
 	c := client.Dial(o.Daemon)
 	defer c.Close()
 	cfg := Config{Endpoint: o.Endpoint, NodeID: o.NodeID, MaxVolumes: o.MaxVolumes, Client: c, Version: version.String(), Log: o.Log}
+	if err := cfg.Validate(); err != nil {
+		return usageError{err}
+	}
 	if o.Events {
 		var err error
 		if cfg.Events, err = ClusterEvents(o.Getenv); err != nil {
@@ -35,3 +38,9 @@ func Command(ctx context.Context, o Options) error {
 	}
 	return Run(ctx, cfg)
 }
+
+// A usageError is a command line that makes no sense.
+type usageError struct{ error }
+
+// CommandExit is the exit code of such (package cli, ExitUsage).
+func (usageError) CommandExit() int { return 2 }

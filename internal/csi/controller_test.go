@@ -275,6 +275,20 @@ func TestFull(t *testing.T) {
 		t.Errorf("the smallest volume with xfs has %d bytes", got)
 	}
 
+	// What is too little for the file system is none.
+	req = create("most", block(writer))
+	req.CapacityRange = required(before.GetMaximumVolumeSize().GetValue() - 128*mib)
+	res, err = w.CreateVolume(t.Context(), req)
+	must(t, err)
+	if got := capacity(fileSystem(writer, "xfs")); got.GetAvailableCapacity() != 0 || got.GetMaximumVolumeSize().GetValue() != 0 {
+		t.Errorf("with 128 MiB free the capacity for xfs is %v", got)
+	}
+	if got := capacity(fileSystem(writer, "ext4")).GetMaximumVolumeSize().GetValue(); got != 128*mib {
+		t.Errorf("with 128 MiB free the largest volume with ext4 has %d bytes", got)
+	}
+	must(t, w.remove(res.GetVolume().GetVolumeId()))
+	w.nothingLeft()
+
 	// What cannot be had here is no capacity.
 	many := block(spec.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)
 	if got := capacity(many).GetAvailableCapacity(); got != 0 {

@@ -3,6 +3,8 @@ package csi_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -82,6 +84,10 @@ func TestConfig(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the error %v does not name %q", err, want)
 		}
+	}
+	var coded interface{ CommandExit() int }
+	if err := csi.Command(t.Context(), csi.Options{Endpoint: "csi.sock", NodeID: "n", Log: slog.New(slog.DiscardHandler)}); !errors.As(err, &coded) || coded.CommandExit() != 2 {
+		t.Errorf("the command line's error is %v, which is no wrong usage", err)
 	}
 	for _, good := range []string{"unix:///csi/csi.sock", "unix:/csi/csi.sock", "/csi/csi.sock"} {
 		if err := (csi.Config{Endpoint: good, NodeID: "n"}).Validate(); err != nil {

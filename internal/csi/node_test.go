@@ -48,6 +48,9 @@ func TestStage(t *testing.T) {
 
 	must(t, w.unstageAt(id, s))
 	must(t, w.unstageAt(id, s))
+	if left := w.kernel.Left(); len(left) > 0 {
+		t.Errorf("unstaged: %v", left)
+	}
 	wantCode(t, "a device that bears another file system", w.stageAt(id, s, fileSystem(writer, "xfs")), codes.FailedPrecondition)
 	if got, _ := w.kernel.FileSystem(w.lease(id).GetId()); got != "ext4" {
 		t.Errorf("the device bears %q: it was formatted", got)
