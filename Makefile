@@ -30,7 +30,7 @@ EMULATED := GOARCH=arm64 CGO_ENABLED=0 GODEBUG=asyncpreemptoff=1 $(GO) test -exe
 
 .DEFAULT_GOAL := help
 .PHONY: help build run demo test test-packages test-plain test-race test-purego \
-        test-arm64 test-planted test-vm hunts hunts-full fmt lint vuln cross wasm generate generate-check bench bench-log bench-peers cover fuzz clean
+        test-arm64 test-planted test-vm hunts hunts-full fmt lint vuln cross wasm helm generate generate-check bench bench-log bench-peers cover fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -140,6 +140,9 @@ cross: ## build and vet for arm64
 wasm: test-packages ## build and vet package proof for web pages, and verify certificates there (node)
 	GOOS=js GOARCH=wasm GOEXPERIMENT= $(GO) vet ./proof
 	GOOS=js GOARCH=wasm GOEXPERIMENT= $(GO) test -timeout 5m -exec "$$($(GO) env GOROOT)/lib/wasm/go_js_wasm_exec" -run 'TestVerify|TestSpec|TestKinds' ./proof
+
+helm: ## render the chart of deploy/helm with all its values, and hold it against the Kubernetes API
+	cd tools/helmcheck && $(GO) test -count=1 ./...
 
 generate: ## regenerate the API's code from its protobuf, and the ciphers' assembly
 	$(TOOL) buf generate
