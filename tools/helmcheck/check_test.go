@@ -1,7 +1,9 @@
 package helmcheck
 
 import (
+	"fmt"
 	"maps"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -30,6 +32,8 @@ resizer: {enabled: true, image: "registry.example/resizer:v1", resources: {reque
 provisioner: {image: "registry.example/provisioner:v1", capacityPollInterval: 5s, resources: {limits: {memory: 64Mi}}}
 registrar: {image: "registry.example/registrar:v1", resources: {limits: {memory: 64Mi}}}
 livenessProbe: {image: "registry.example/liveness:v1", resources: {limits: {memory: 64Mi}}}
+events: false
+maxVolumes: 1000000
 resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {memory: 1Gi}}
 privilegedSidecars: true
 logVerbosity: 5
@@ -119,7 +123,7 @@ func checkDriver(t *testing.T, d storagev1.CSIDriver) {
 func TestArguments(t *testing.T) {
 	o := makeObjects(t, all)
 	want := map[string][]string{
-		"vacate": {"csi", "--endpoint=unix:///csi/csi.sock", "--node-id=$(NODE_NAME)", "--addr=/srv/vacate/run/vacate.sock"},
+		"vacate": {"csi", "--endpoint=unix:///csi/csi.sock", "--node-id=$(NODE_NAME)", "--addr=/srv/vacate/run/vacate.sock", "--events=false", "--max-volumes=1000000"},
 		"provisioner": {"--csi-address=/csi/csi.sock", "--node-deployment", "--strict-topology", "--immediate-topology=false", "--enable-capacity",
 			"--capacity-ownerref-level=0", "--capacity-poll-interval=5s", "--extra-create-metadata", "--v=5"},
 		"resizer":   {"--csi-address=/csi/csi.sock", "--leader-election", "--leader-election-namespace=$(NAMESPACE)", "--handle-volume-inuse-error=false", "--v=5"},
@@ -142,6 +146,29 @@ func TestArguments(t *testing.T) {
 	}
 	if len(want) > 0 {
 		t.Errorf("no containers %v", slices.Collect(maps.Keys(want)))
+	}
+}
+
+// TestProgram: the chart's driver and arguments are those of the program, whose source
+// this module does not import.
+func TestProgram(t *testing.T) {
+	o := makeObjects(t, all)
+	source := func(path string) string {
+		b, err := os.ReadFile("../../internal/" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if want := fmt.Sprintf("const Name = %q", o.CSIDrivers[0].Name); !strings.Contains(source("csi/driver.go"), want) {
+		t.Errorf("package csi does not have %s", want)
+	}
+	command := source("cli/csi.go")
+	for _, arg := range o.DaemonSets[0].Spec.Template.Spec.Containers[0].Args[1:] {
+		name, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+		if name != "addr" && !regexp.MustCompile(`Var\(&o\.\w+, "`+name+`"`).MatchString(command) {
+			t.Errorf("`vacate csi` has no flag --%s", name)
+		}
 	}
 }
 
