@@ -69,7 +69,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(c.DeviceDir, 0o755); err != nil {
+	if err := makeFolder(c.DeviceDir); err != nil {
 		return fmt.Errorf("making the folder of devices: %w", err)
 	}
 	ln, admitted, err := listen(c.Socket, c.RunDir) // first: where another process serves, nothing is touched
@@ -96,6 +96,22 @@ func Run(ctx context.Context, c Config) error {
 		return s.clear(ctx)
 	}
 	return nil
+}
+
+// makeFolder makes the folder of links, which any user may look into, whatever this
+// process's umask is. One that is there stays as it is.
+func makeFolder(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755) //nolint:gosec // links for users, the nodes that they lead to have owners
 }
 
 // follow has end called when the parent has ended, which orphan then reports.

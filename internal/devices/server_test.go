@@ -318,6 +318,31 @@ func daemonsLock(t *testing.T, dir string) *os.File {
 	return f
 }
 
+// TestFolder: the folder of links is open to all, whatever the umask; one that is there
+// is left alone.
+func TestFolder(t *testing.T) {
+	old := syscall.Umask(0o077)
+	defer syscall.Umask(old)
+	dir := filepath.Join(t.TempDir(), "vacate")
+	mode := func() os.FileMode {
+		t.Helper()
+		st, err := os.Stat(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Mode().Perm()
+	}
+	if err := makeFolder(dir); err != nil || mode() != 0o755 {
+		t.Errorf("a new folder has mode %v (%v)", mode(), err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeFolder(dir); err != nil || mode() != 0o700 {
+		t.Errorf("the folder has mode %v now (%v)", mode(), err)
+	}
+}
+
 // TestService: without a parent, devices are removed where no daemon holds the lock.
 func TestService(t *testing.T) {
 	b := newBench(t)

@@ -11,7 +11,7 @@ import (
 func TestSpare(t *testing.T) {
 	h := host{sys: t.TempDir()}
 	queue := filepath.Join(h.sys, "block/ublkb0/queue")
-	if err := h.spare("ublkb0", 63); err != nil {
+	if err := h.spare("ublkb0"); err != nil {
 		t.Errorf("a kernel without schedulers: %v", err)
 	}
 	if err := os.MkdirAll(queue, 0o755); err != nil {
@@ -22,7 +22,7 @@ func TestSpare(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := h.spare("ublkb0", 63); err != nil {
+	if err := h.spare("ublkb0"); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"scheduler": "none", "nr_requests": "63"} {
@@ -36,7 +36,7 @@ func TestSpare(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(queue, "scheduler"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.spare("ublkb0", 63); err == nil {
+	if err := h.spare("ublkb0"); err == nil {
 		t.Error("what could not be set is passed over")
 	}
 }

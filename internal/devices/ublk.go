@@ -296,7 +296,7 @@ func (u *ublk) finish(lease string, id int, uid uint32) error {
 	if err := u.there(id); err != nil {
 		return err
 	}
-	if err := u.host.spare(name(id), ublkDepth-1); err != nil {
+	if err := u.host.spare(name(id)); err != nil {
 		return err
 	}
 	if err := u.handOver(u.node(id), uid); err != nil {
