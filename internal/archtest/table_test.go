@@ -76,7 +76,7 @@ const table = `
 	control  node:             extent fail ipc journal lease limit plant proof sys
 	control  control:          annex attach attest config durable extent fail ipc journal keyring lease limit metrics node notary proof sandbox secret server
 	                           sys tpm translog version volatile
-	control  attach:           ipc lease node
+	control  attach:           ipc lease node sys
 	control  annex:            lease proof
 	control  certpage:         proof
 	control  keyring:          durable proof golang.org/x/mod

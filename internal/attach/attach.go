@@ -26,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -45,7 +46,7 @@ type Engine interface {
 
 // Config is what an [Attacher] needs. Zero means the default, where there is one.
 type Config struct {
-	Socket    string                               // of the devices process; required
+	Listener  *net.UnixListener                    // to which the devices process connects, of Listen; required; Close closes it
 	Engine    Engine                               // required
 	Lease     func(id string) (lease.Lease, error) // required; an error of kind node.NotFound: there is none
 	NBDSocket func(id string) string               // where a lease's NBD export listens; required
@@ -60,8 +61,8 @@ type Config struct {
 }
 
 func (c Config) withDefaults() (Config, error) {
-	if c.Socket == "" || c.Engine == nil || c.Lease == nil || c.NBDSocket == nil {
-		return c, errors.New("attach: a socket, an engine, leases and their sockets are required")
+	if c.Listener == nil || c.Engine == nil || c.Lease == nil || c.NBDSocket == nil {
+		return c, errors.New("attach: a listener, an engine, leases and their sockets are required")
 	}
 	for d, v := range map[*time.Duration]time.Duration{&c.RetryMin: 50 * time.Millisecond, &c.RetryMax: time.Second,
 		&c.Wait: 30 * time.Second, &c.Grace: 2 * time.Second, &c.Settle: 8 * time.Second} {
@@ -83,7 +84,7 @@ func (c Config) withDefaults() (Config, error) {
 // change is done while Run runs.
 type Attacher struct {
 	cfg  Config
-	link link
+	link *link
 	free chan struct{} // as many may settle at once
 	kick chan struct{} // capacity 1: all devices are to be looked at
 	wg   sync.WaitGroup
@@ -99,7 +100,8 @@ type Attacher struct {
 	run     context.Context // Run's; nil before and after
 }
 
-// New makes an Attacher. Nobody is called before the first method is.
+// New makes an Attacher, to which the devices process connects from now on, and which
+// calls nobody before the first method is called. Its end is Close.
 func New(cfg Config) (*Attacher, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -108,9 +110,13 @@ func New(cfg Config) (*Attacher, error) {
 	a := &Attacher{cfg: cfg, free: make(chan struct{}, cfg.Parallel), kick: make(chan struct{}, 1),
 		devices: map[string]ipc.Device{}, touched: map[string]bool{}, served: map[string]int{},
 		changed: map[string]bool{}, locks: map[string]*lock{}, looks: map[string]*look{}}
-	a.link = newLink(cfg.Socket, cfg.Grace, a.Recovered)
+	a.link = newLink(cfg.Listener, cfg.Grace, a.Recovered, cfg.Log)
 	return a, nil
 }
+
+// Close ends the connection to the devices process, and calls with it. It may be
+// called again.
+func (a *Attacher) Close() { a.link.close() }
 
 // Ready returns nil when a lease with these exports can be given a device, and
 // otherwise an error of kind node.Unsupported, or node.Refused, that says what to do.
@@ -252,10 +258,14 @@ func (a *Attacher) persist(ctx context.Context, do func() error) error {
 	b := a.backoff()
 	for {
 		err := do()
-		if err == nil || !passes(err) || errors.Is(err, errAbsent) && !a.link.expected() {
+		if err == nil || !passes(err) {
 			return err
 		}
-		if !b.wait(ctx) {
+		if errors.Is(err, errAbsent) {
+			if !a.link.expect(ctx) {
+				return err
+			}
+		} else if !b.wait(ctx) {
 			return err
 		}
 	}

@@ -352,7 +352,6 @@ func TestStale(t *testing.T) {
 	if _, err := w.a.Attach(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
-	w.a.link.close()
 	w.a = w.attacher() // it does not know who served it
 	w.run()
 	w.eventually("it was looked at", func() bool { return w.called(ipc.MethodDeviceList+" ") > 3 })

@@ -4,103 +4,186 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net"
 	"os"
+	"sync"
+	"syscall"
 	"time"
 
 	"vacate/internal/ipc"
+	"vacate/internal/sys"
 )
 
-// A link is the connection to the devices process. It is made when somebody calls,
-// and made anew when it is gone.
-type link struct {
-	socket string
-	grace  time.Duration
-	fresh  func() // called for each new connection
+// Listen makes the socket to which the devices process connects, in place of one of an
+// earlier control. Only root and this user can. It changes the umask of the whole
+// process for a moment: nothing else may make files meanwhile.
+func Listen(path string) (*net.UnixListener, error) {
+	switch st, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("looking for an earlier control's socket: %w", err)
+	case st.Mode().Type() != fs.ModeSocket:
+		return nil, fmt.Errorf("%s is in the way of the daemon's socket and is not a socket: move it", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("removing an earlier control's socket: %w", err)
+		}
+	}
+	old := syscall.Umask(0o177)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("listening for the process that makes block devices: %w", err)
+	}
+	return l, nil
+}
 
-	turn chan struct{} // capacity 1: full while somebody uses what is below
+// A link is the connection to the devices process, the newest of those that it made:
+// one before belongs to a process that is ending.
+type link struct {
+	l     *net.UnixListener
+	grace time.Duration
+	fresh func() // called for each new connection
+	log   *slog.Logger
+	wg    sync.WaitGroup
+
+	mu   sync.Mutex
 	c    *ipc.Client   // nil: none
+	came chan struct{} // closed when c is set, or never will be again
 	till time.Time     // until then the process is expected to come
 	shut bool
 }
 
-func newLink(socket string, grace time.Duration, fresh func()) link {
-	return link{socket: socket, grace: grace, fresh: fresh, turn: make(chan struct{}, 1), till: time.Now().Add(grace)}
+// newLink accepts connections, until close.
+func newLink(l *net.UnixListener, grace time.Duration, fresh func(), log *slog.Logger) *link {
+	k := &link{l: l, grace: grace, fresh: fresh, log: log, came: make(chan struct{}), till: time.Now().Add(grace)}
+	k.wg.Go(k.accept)
+	return k
 }
 
-// client returns a connection that is up. An error wraps errAbsent when nobody listens.
-func (k *link) client(ctx context.Context) (*ipc.Client, error) {
-	select {
-	case k.turn <- struct{}{}:
-		defer func() { <-k.turn }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	if k.c != nil {
-		select {
-		case <-k.c.Done():
-			k.c.Close() //nolint:errcheck // the other side has ended it
-			k.c, k.till = nil, time.Now().Add(k.grace)
-		default:
-			return k.c, nil
+func (k *link) accept() {
+	for {
+		conn, err := k.l.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			err = k.take(conn)
+		}
+		if err != nil {
+			k.log.Warn("a devices process cannot connect", "error", err)
+			time.Sleep(10 * time.Millisecond) // descriptors may be short
 		}
 	}
+}
+
+// take makes conn, which it closes, the connection.
+func (k *link) take(conn *net.UnixConn) error {
+	f, err := conn.File()
+	if err := errors.Join(err, conn.Close()); err != nil {
+		if f != nil {
+			f.Close() //nolint:errcheck // the first error says more
+		}
+		return err
+	}
+	defer f.Close() //nolint:errcheck // the client has its own
+	fd, err := sys.Descriptor(f)
+	if err != nil {
+		return err
+	}
+	if uid, err := sys.PeerUID(fd); err != nil || uid != 0 && uid != uint32(os.Geteuid()) {
+		return errors.Join(err, fmt.Errorf("uid %d may not make devices", uid))
+	}
+	c, err := ipc.NewClient(f)
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
 	if k.shut {
-		return nil, &absent{errors.New("the daemon is ending")}
+		k.mu.Unlock()
+		return c.Close()
 	}
-	c, err := dial(ctx, k.socket)
-	if err != nil {
-		return nil, err
-	}
+	old := k.c
 	k.c = c
-	k.fresh()
-	return c, nil
-}
-
-// expected reports whether a devices process that is not there may be coming.
-func (k *link) expected() bool {
-	k.turn <- struct{}{}
-	defer func() { <-k.turn }()
-	return k.c != nil || time.Now().Before(k.till)
-}
-
-// now is the connection, or nil.
-func (k *link) now() *ipc.Client {
-	k.turn <- struct{}{}
-	defer func() { <-k.turn }()
-	return k.c
-}
-
-// close ends the connection, for good.
-func (k *link) close() {
-	k.turn <- struct{}{}
-	defer func() { <-k.turn }()
-	k.shut = true
-	if k.c != nil {
-		k.c.Close() //nolint:errcheck // calls end, which is all that is wanted
-		k.c = nil
+	if old == nil {
+		close(k.came)
 	}
+	k.wg.Go(func() { k.follow(c) })
+	k.mu.Unlock()
+	if old != nil {
+		old.Close() //nolint:errcheck // calls end, and are made again
+	}
+	k.fresh()
+	return nil
 }
 
-func dial(ctx context.Context, socket string) (*ipc.Client, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+// follow forgets a connection that has ended.
+func (k *link) follow(c *ipc.Client) {
+	<-c.Done()
+	k.mu.Lock()
+	if k.c == c {
+		k.c, k.till = nil, time.Now().Add(k.grace)
+		if !k.shut {
+			k.came = make(chan struct{})
 		}
-		if errors.Is(err, os.ErrPermission) {
-			return nil, &absent{err}
-		}
+	}
+	k.mu.Unlock()
+	c.Close() //nolint:errcheck // the other side has ended it
+}
+
+// client returns the connection. Without one the error wraps errAbsent.
+func (k *link) client() (*ipc.Client, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.shut:
+		return nil, &absent{errors.New("the daemon is ending")}
+	case k.c == nil:
 		return nil, &absent{}
 	}
-	defer conn.Close() //nolint:errcheck // the client has its own
-	f, err := conn.(*net.UnixConn).File()
-	if err != nil {
-		return nil, fmt.Errorf("using the connection to the devices process: %w", err)
+	return k.c, nil
+}
+
+// expect waits for a connection while one may be coming, and reports whether there is
+// one.
+func (k *link) expect(ctx context.Context) bool {
+	k.mu.Lock()
+	came, t := k.came, time.NewTimer(time.Until(k.till))
+	k.mu.Unlock()
+	defer t.Stop()
+	select {
+	case <-came:
+	default:
+		select {
+		case <-came:
+		case <-t.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
 	}
-	defer f.Close() //nolint:errcheck // likewise
-	return ipc.NewClient(f)
+	_, err := k.client()
+	return err == nil
+}
+
+// close ends the connection, and takes no other. It may be called again.
+func (k *link) close() {
+	k.mu.Lock()
+	c := k.c
+	if !k.shut {
+		k.shut = true
+		if c == nil {
+			close(k.came)
+		}
+	}
+	k.mu.Unlock()
+	k.l.Close() //nolint:errcheck // ends accept
+	if c != nil {
+		c.Close() //nolint:errcheck // calls end, which is all that is wanted
+	}
+	k.wg.Wait()
 }
 
 // call calls the devices process.
@@ -113,7 +196,7 @@ func call[Resp any](ctx context.Context, a *Attacher, method string, req any) (R
 }
 
 func callFiles[Resp any](ctx context.Context, a *Attacher, method string, req any) (resp Resp, files []*os.File, err error) {
-	c, err := a.link.client(ctx)
+	c, err := a.link.client()
 	if err != nil {
 		return resp, nil, err
 	}

@@ -40,7 +40,6 @@ func (a *Attacher) Run(ctx context.Context) {
 	for {
 		select {
 		case <-a.kick:
-		case <-a.linkDown():
 		case <-ctx.Done():
 			return
 		}
@@ -53,6 +52,9 @@ func (a *Attacher) Run(ctx context.Context) {
 				}
 				break
 			}
+			if errors.Is(err, errAbsent) {
+				break // who comes is asked
+			}
 			if !passes(err) && ctx.Err() == nil {
 				a.cfg.Log.Warn("looking for block devices", "error", err)
 			}
@@ -61,14 +63,6 @@ func (a *Attacher) Run(ctx context.Context) {
 			}
 		}
 	}
-}
-
-// linkDown is closed when the connection that there is ends; nil without one.
-func (a *Attacher) linkDown() <-chan struct{} {
-	if c := a.link.now(); c != nil {
-		return c.Done()
-	}
-	return nil
 }
 
 // Recovered has all devices looked at: an engine has taken over and knows its leases,

@@ -60,13 +60,21 @@ func newWorld(t *testing.T) *world {
 	w.a = w.attacher()
 	t.Cleanup(func() {
 		w.stop()
-		w.a.link.close()
+		w.a.Close()
 	})
 	return w
 }
 
 func (w *world) attacher() *Attacher {
-	a, err := New(Config{Socket: w.socket, Engine: w, Lease: w.lease, NBDSocket: func(id string) string { return "/run/" + id },
+	w.t.Helper()
+	if w.a != nil {
+		w.a.Close()
+	}
+	l, err := Listen(w.socket)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	a, err := New(Config{Listener: l, Engine: w, Lease: w.lease, NBDSocket: func(id string) string { return "/run/" + id },
 		RetryMin: time.Millisecond, RetryMax: 5 * time.Millisecond, Wait: 10 * time.Second, Grace: 200 * time.Millisecond, Settle: 50 * time.Millisecond})
 	if err != nil {
 		w.t.Fatal(err)
@@ -87,39 +95,32 @@ func (w *world) run() (stop func()) {
 	return stop
 }
 
-// start starts a devices process.
+// start starts a devices process, which connects to whatever control there is.
 func (w *world) start() {
-	w.t.Helper()
-	os.Remove(w.socket) //nolint:errcheck // as the process does
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: w.socket, Net: "unix"})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	l.SetUnlinkOnClose(false)
 	ctx, cancel := context.WithCancel(context.Background())
 	var served sync.WaitGroup
 	served.Go(func() {
-		for {
-			c, err := l.AcceptUnix()
-			if err != nil {
-				return
-			}
-			f, err := c.File()
-			c.Close() //nolint:errcheck // the file goes on
-			if err != nil {
-				continue
-			}
-			served.Go(func() {
+		for ctx.Err() == nil {
+			if f, err := dial(w.socket); err == nil {
 				ipc.Serve(ctx, f, w.handle) //nolint:errcheck // it ends as it ends
 				f.Close()                   //nolint:errcheck // likewise
-			})
+			}
+			time.Sleep(time.Millisecond)
 		}
 	})
 	w.end = sync.OnceFunc(func() {
-		l.Close() //nolint:errcheck // ends the loop
 		cancel()
 		served.Wait()
 	})
+}
+
+func dial(socket string) (*os.File, error) {
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close() //nolint:errcheck // the file goes on
+	return c.File()
 }
 
 // stop kills the devices process. What it made stays.

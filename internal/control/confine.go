@@ -13,7 +13,7 @@ import (
 func (p *process) confine() error {
 	o := sandbox.ControlOptions{
 		Off: p.cfg.SandboxOff(), StateDir: p.cfg.StateDir, LeasesDir: p.cfg.LeasesDir(), RunDir: p.cfg.RunDir,
-		AnyFile: p.waiting != nil, Dial: p.cfg.DeviceDir != "",
+		AnyFile: p.waiting != nil,
 	}
 	if p.proof != nil {
 		p.proof.beforeNetwork()

@@ -73,9 +73,10 @@ type process struct {
 	engine   *engine
 	waiting  *waiting // nil: the journal was opened
 	node     *node.Node
-	attacher *attach.Attacher // nil: leases get no devices
-	proof    *prover          // nil: nothing is signed
-	unproven error            // why, where it is a fault
+	devices  *net.UnixListener // nil: leases get no devices
+	attacher *attach.Attacher  // likewise
+	proof    *prover           // nil: nothing is signed
+	unproven error             // why, where it is a fault
 	metrics  *metrics.Metrics
 	confined sandbox.Report
 	on       effects
@@ -146,6 +147,12 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	if err := p.listenDevices(); err != nil {
+		return cannotStart(err)
+	}
+	if p.devices != nil {
+		defer p.devices.Close() //nolint:errcheck // the attacher may have closed it
+	}
 	sockets, err := node.NewFolders(p.cfg.LeasesDir())
 	if err != nil {
 		return cannotStart(err)
@@ -181,6 +188,9 @@ func (p *process) run(ctx context.Context, f Files) (err error) {
 	defer p.node.Shutdown()
 	if p.attacher, err = p.newAttacher(); err != nil {
 		return cannotStart(err)
+	}
+	if p.attacher != nil {
+		defer p.attacher.Close()
 	}
 	return p.serve(ctx, f)
 }

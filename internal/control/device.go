@@ -10,12 +10,21 @@ import (
 	"vacate/internal/server"
 )
 
+// listenDevices makes the socket to which the process that makes block devices connects,
+// if there is to be one. Confined, control makes none there, and connects to nobody.
+func (p *process) listenDevices() (err error) {
+	if p.cfg.DeviceDir != "" {
+		p.devices, err = attach.Listen(p.cfg.DevicesSocket())
+	}
+	return err
+}
+
 // newAttacher makes what gives the node's leases block devices; nil: nothing does.
 func (p *process) newAttacher() (*attach.Attacher, error) {
-	if p.cfg.DeviceDir == "" {
+	if p.devices == nil {
 		return nil, nil
 	}
-	return attach.New(attach.Config{Socket: p.cfg.DevicesSocket(), Engine: p.engine, Lease: p.node.Get, Log: p.log,
+	return attach.New(attach.Config{Listener: p.devices, Engine: p.engine, Lease: p.node.Get, Log: p.log,
 		NBDSocket: func(id string) string { return p.node.SocketPath(id, lease.NBD) }})
 }
 

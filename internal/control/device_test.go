@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -28,34 +29,26 @@ type devices struct {
 	forced int
 }
 
-// start serves it where control looks for it.
+// start has it connect to whatever control there is, until the test ends.
 func (d *devices) start(w *world) {
-	w.t.Helper()
 	d.all = map[string]ipc.Device{}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(w.cfg.RunDir, "devices.sock"), Net: "unix"})
-	if err != nil {
-		w.t.Fatal(err)
-	}
 	var served sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
 	served.Go(func() {
-		for {
-			c, err := l.AcceptUnix()
+		for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
+			c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(w.cfg.RunDir, "devices.sock"), Net: "unix"})
 			if err != nil {
-				return
+				continue // it does not listen yet
 			}
 			f, err := c.File()
 			c.Close() //nolint:errcheck // the file goes on
 			if err == nil {
-				served.Go(func() {
-					ipc.Serve(ctx, f, d.handle) //nolint:errcheck // control may reset it
-					f.Close()                   //nolint:errcheck // likewise
-				})
+				ipc.Serve(ctx, f, d.handle) //nolint:errcheck // control may reset it
+				f.Close()                   //nolint:errcheck // likewise
 			}
 		}
 	})
 	w.t.Cleanup(func() {
-		l.Close() //nolint:errcheck // ends the loop
 		cancel()
 		served.Wait()
 	})

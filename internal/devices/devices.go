@@ -1,6 +1,7 @@
 // Package devices is the process that makes leases' block devices under /dev, `vacate
 // devices`. It is the only one with CAP_SYS_ADMIN, and speaks to nobody but the daemon,
-// by the methods device.* of package ipc.
+// by the methods device.* of package ipc. It connects to the daemon, and not the other way
+// round, because the process there that asks may connect to nobody (package sandbox).
 //
 // # State
 //
@@ -21,32 +22,28 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
 
-	"vacate/internal/ipc"
 	"vacate/internal/sys"
 	"vacate/internal/ublkctl"
 )
 
 // Config is what Run is given.
 type Config struct {
-	Socket    string       // path, where it listens
+	Socket    string       // path, where the daemon listens
 	RunDir    string       // the daemon's: devices made for another are left alone
 	DeviceDir string       // of the links: /dev/vacate
 	Parent    int          // pid of the daemon whose child this is; 0: a service of its own
 	Version   string       // of the program
 	Log       *slog.Logger // nil: the default one
 
-	exit func(code int) // os.Exit, but in tests
+	exit     func(code int) // os.Exit, but in tests
+	patience dialDelays     // zero: dialing
 }
-
-// maxConns bounds the connections at once. The daemon has one, for a moment two.
-const maxConns = 16
 
 // clearTime bounds the removal of all devices at the end: a device takes up to a tenth
 // of a second, and each command has a bound of its own (patience).
@@ -61,6 +58,9 @@ func Run(ctx context.Context, c Config) error {
 	if c.exit == nil {
 		c.exit = os.Exit
 	}
+	if c.patience == (dialDelays{}) {
+		c.patience = dialing
+	}
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -72,11 +72,6 @@ func Run(ctx context.Context, c Config) error {
 	if err := makeFolder(c.DeviceDir); err != nil {
 		return fmt.Errorf("making the folder of devices: %w", err)
 	}
-	ln, admitted, err := listen(c.Socket, c.RunDir) // first: where another process serves, nothing is touched
-	if err != nil {
-		return err
-	}
-	defer ln.Close() //nolint:errcheck // serve has closed it
 	s := newServer(&c, openers)
 	defer s.close()
 	if c.Parent == 0 && !daemonLives(c.RunDir) {
@@ -87,9 +82,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		c.Log.Warn("block devices of before could not be removed", "error", err)
 	}
-	if err := c.serve(ctx, ln, admitted, s.handle); err != nil {
-		return err
-	}
+	c.serve(ctx, s.handle)
 	if orphan() || !daemonLives(c.RunDir) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clearTime)
 		defer cancel()
@@ -169,93 +162,6 @@ func daemonLives(runDir string) bool {
 	defer f.Close() //nolint:errcheck // gives the lock back, if it was got
 	fd, err := sys.Descriptor(f)
 	return err != nil || sys.LockShared(fd) != 0
-}
-
-// serve answers who connects, until ctx ends.
-func (c *Config) serve(ctx context.Context, ln *net.UnixListener, admitted []uint32, h ipc.Handler) error {
-	defer context.AfterFunc(ctx, func() { ln.Close() })() //nolint:errcheck // ends Accept
-	var conns sync.WaitGroup
-	defer conns.Wait()
-	defer ln.Close() //nolint:errcheck // it may be closed already
-	free := make(chan struct{}, maxConns)
-	for {
-		conn, err := ln.AcceptUnix()
-		if ctx.Err() != nil {
-			if err == nil {
-				conn.Close() //nolint:errcheck // it came too late
-			}
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("accepting connections: %w", err)
-		}
-		select {
-		case free <- struct{}{}:
-			conns.Go(func() {
-				defer func() { <-free }()
-				if err := converse(ctx, conn, admitted, h); err != nil {
-					c.Log.Warn("a connection to the process that makes devices has ended", "error", err)
-				}
-			})
-		default:
-			conn.Close() //nolint:errcheck // there are enough
-		}
-	}
-}
-
-// converse answers one connection, which it closes, if it is one of the users'.
-func converse(ctx context.Context, conn *net.UnixConn, admitted []uint32, h ipc.Handler) error {
-	f, err := conn.File()
-	err = errors.Join(err, conn.Close())
-	if f != nil {
-		defer f.Close() //nolint:errcheck // Serve has its own
-	}
-	if err != nil {
-		return err
-	}
-	fd, err := sys.Descriptor(f)
-	if err != nil {
-		return err
-	}
-	uid, err := sys.PeerUID(fd)
-	if err != nil {
-		return err
-	}
-	for _, a := range admitted {
-		if uid == a {
-			return ipc.Serve(ctx, f, h)
-		}
-	}
-	return fmt.Errorf("uid %d may not ask for devices", uid)
-}
-
-// listen makes the socket, for root, this user and the owner of the run folder, who is
-// the daemon. One that nobody listens on is replaced.
-func listen(path, runDir string) (ln *net.UnixListener, admitted []uint32, err error) {
-	st, err := sys.OwnerOf(runDir)
-	if err != nil {
-		return nil, nil, fmt.Errorf("looking for the daemon's folder: %w", err)
-	}
-	admitted = []uint32{0, uint32(os.Geteuid()), st}
-	if conn, err := net.Dial("unix", path); err == nil {
-		return nil, nil, errors.Join(fmt.Errorf("another process makes devices already: it listens on %s", path), conn.Close())
-	} else if errors.Is(err, syscall.ECONNREFUSED) {
-		if err := os.Remove(path); err != nil {
-			return nil, nil, err
-		}
-	}
-	ln, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, nil, fmt.Errorf("listening: %w", err)
-	}
-	err = os.Chmod(path, 0o600)
-	if err == nil && st != uint32(os.Geteuid()) {
-		err = os.Lchown(path, int(st), -1)
-	}
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("setting who may use %s: %w", path, err), ln.Close())
-	}
-	return ln, admitted, nil
 }
 
 // openUblk opens the driver of ublk devices.

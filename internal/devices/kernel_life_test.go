@@ -94,16 +94,11 @@ func (e *engine) pid() int { return e.cmd.Process.Pid }
 func real(t *testing.T, dir string) (p *process) {
 	t.Helper()
 	p = &process{t: t, cfg: Config{Socket: dir + "/devices.sock", RunDir: dir, DeviceDir: "/dev/vacate", Parent: os.Getppid()}, done: make(chan error, 1)}
+	p.l = listen(t, p.cfg.Socket)
 	ctx, cancel := context.WithCancel(t.Context())
 	p.end = cancel
 	go func() { p.done <- Run(ctx, p.cfg) }()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		if _, err := os.Stat(p.cfg.Socket); err == nil {
-			return p
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	return p
 }
 
 // TestKernelLife: a device is made, served, started, used, loses its server again and

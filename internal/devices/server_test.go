@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,11 +36,12 @@ type process struct {
 	b    *bench
 	cfg  Config
 	end  context.CancelFunc
+	l    *net.UnixListener // the daemon's
 	done chan error
 }
 
 // begin has Run begin with the drivers given, ublk over a kernel of the test's by
-// default, and waits until it listens.
+// default, and waits until it has connected to the daemon that the test is.
 func begin(t *testing.T, b *bench, cfg Config, wait bool) *process {
 	t.Helper()
 	if cfg.RunDir == "" {
@@ -59,20 +59,13 @@ func begin(t *testing.T, b *bench, cfg Config, wait bool) *process {
 	}}, {ipc.DeviceNBD, func(c *Config, load bool) (driver, error) {
 		return nil, refuse(ipc.CodeUnsupported, "no nbd here")
 	}}}
+	cfg.patience = dialDelays{time.Millisecond, 10 * time.Millisecond, time.Minute}
 	ctx, cancel := context.WithCancel(t.Context())
-	p := &process{t: t, b: b, cfg: cfg, end: cancel, done: make(chan error, 1)}
+	p := &process{t: t, b: b, cfg: cfg, end: cancel, l: listen(t, cfg.Socket), done: make(chan error, 1)}
 	go func() { p.done <- Run(ctx, cfg) }()
 	t.Cleanup(cancel)
-	for deadline := time.Now().Add(20 * time.Second); wait; time.Sleep(time.Millisecond) {
-		if c, err := net.Dial("unix", cfg.Socket); err == nil {
-			c.Close()
-			if err := p.client().Call(t.Context(), ipc.MethodDeviceHello, ipc.Empty{}, &ipc.DevicesHello{}); err != nil {
-				t.Fatal(err)
-			}
-			return p
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
+	if wait {
+		p.client()
 	}
 	return p
 }
@@ -101,14 +94,30 @@ func (p *process) ended() {
 	}
 }
 
+// listen is what a daemon does for the process.
+func listen(t *testing.T, path string) *net.UnixListener {
+	t.Helper()
+	os.Remove(path) // of an earlier daemon
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() }) // may be closed
+	return l
+}
+
+// client is the daemon's end of the next connection.
 func (p *process) client() *ipc.Client {
 	p.t.Helper()
-	c, err := net.Dial("unix", p.cfg.Socket)
+	if err := p.l.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		p.t.Fatal(err)
+	}
+	c, err := p.l.AcceptUnix()
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	defer c.Close()
-	f, err := c.(*net.UnixConn).File()
+	f, err := c.File()
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -121,21 +130,18 @@ func (p *process) client() *ipc.Client {
 	return cl
 }
 
-// TestRun: a device's life over the socket, asked over two connections.
+// TestRun: a device's life over the socket.
 func TestRun(t *testing.T) {
 	b := newBench(t)
-	p := begin(t, b, Config{Parent: os.Getppid()}, true)
-	if st, err := os.Stat(p.cfg.Socket); err != nil || st.Mode().Perm() != 0o600 {
-		t.Errorf("the socket: %v, %v", st.Mode(), err)
-	}
-	one, two := p.client(), p.client()
+	p := begin(t, b, Config{Parent: os.Getppid()}, false)
+	one := p.client()
 	ctx := t.Context()
 	var hello ipc.DevicesHello
 	if err := one.Call(ctx, ipc.MethodDeviceHello, ipc.Empty{}, &hello); err != nil || hello != (ipc.DevicesHello{Version: "v1", PID: os.Getpid(), Kind: "ublk"}) {
 		t.Errorf("hello: %+v, %v", hello, err)
 	}
 	var made ipc.DeviceMade
-	files, err := two.CallFiles(ctx, ipc.MethodDeviceMake, request(leaseA), &made)
+	files, err := one.CallFiles(ctx, ipc.MethodDeviceMake, request(leaseA), &made)
 	if err != nil || len(files) != 1 || made.Kind != "ublk" || made.Depth != ublkDepth {
 		t.Fatalf("make: %+v, %d files, %v", made, len(files), err)
 	}
@@ -149,7 +155,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("start: %+v", dev)
 	}
 	var list ipc.DeviceList
-	if err := two.Call(ctx, ipc.MethodDeviceList, ipc.Empty{}, &list); err != nil || len(list.Devices) != 1 || list.Devices[0].Path != dev.Path || list.Devices[0].Lease != leaseA {
+	if err := one.Call(ctx, ipc.MethodDeviceList, ipc.Empty{}, &list); err != nil || len(list.Devices) != 1 || list.Devices[0].Path != dev.Path || list.Devices[0].Lease != leaseA {
 		t.Errorf("list: %+v, %v", list, err)
 	}
 	code(t, one.Call(ctx, ipc.MethodDeviceResize, ipc.DeviceResizeRequest{Lease: leaseA, SizeBytes: 1 << 30}, &ipc.Empty{}), ipc.CodeUnsupported, "6.16")
@@ -170,9 +176,6 @@ func TestRun(t *testing.T) {
 	b.states(map[int]int{})
 	b.linked(map[string]string{})
 	p.stop()
-	if _, err := os.Lstat(p.cfg.Socket); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the socket is left: %v", err)
-	}
 }
 
 // TestRequests: what no daemon asks for is refused, and the kernel sees none of it.
@@ -366,56 +369,79 @@ func TestService(t *testing.T) {
 	b.up(leaseB, 7) // of a daemon that is gone
 	p = begin(t, b, Config{RunDir: dir}, true)
 	b.states(map[int]int{})
-	// A second one is refused, and takes nothing away.
-	openers = nil
-	if err := Run(t.Context(), p.cfg); err == nil || !strings.Contains(err.Error(), "makes devices already") {
-		t.Errorf("a second one: %v", err)
-	}
-	p.client()
 	p.stop()
 }
 
-// TestAdmitted: others than root, this user and the daemon's are turned away.
-func TestAdmitted(t *testing.T) {
-	a, b, err := pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	err = converse(t.Context(), a, []uint32{4242}, func(context.Context, string, []byte, []*os.File) (any, error) {
-		t.Error("it was asked")
-		return nil, nil
-	})
-	if err == nil || !strings.Contains(err.Error(), "may not ask") {
-		t.Errorf("another user: %v", err)
-	}
-	_, admitted, err := func() (*net.UnixListener, []uint32, error) {
-		dir := t.TempDir()
-		ln, who, err := listen(filepath.Join(dir, "s"), dir)
-		if err == nil {
-			err = ln.Close()
-		}
-		return ln, who, err
+// TestConnects: the process connects to the daemon whenever it comes, and to the next;
+// one that is long about a call does not keep the next from it.
+func TestConnects(t *testing.T) {
+	dir := t.TempDir()
+	c := Config{Socket: filepath.Join(dir, "s"), RunDir: dir, Log: slog.New(slog.DiscardHandler), patience: dialDelays{time.Millisecond, 2 * time.Millisecond, time.Minute}}
+	ctx, cancel := context.WithCancel(t.Context())
+	begun, long, done := make(chan bool, 1), make(chan bool), make(chan bool)
+	files := make(chan *os.File, 1)
+	go func() {
+		defer close(done)
+		c.serve(ctx, func(_ context.Context, method string, _ []byte, _ []*os.File) (any, error) {
+			if method != "long" {
+				return ipc.Empty{}, nil
+			}
+			f, err := os.Open(os.DevNull)
+			files <- f
+			begun <- true
+			<-long
+			return ipc.WithFiles{Body: ipc.Empty{}, Files: []*os.File{f}}, err
+		})
 	}()
-	if err != nil || !slices.Contains(admitted, 0) || !slices.Contains(admitted, uint32(os.Geteuid())) || len(admitted) != 3 {
-		t.Errorf("admitted: %v, %v", admitted, err)
+	time.Sleep(20 * time.Millisecond) // there is no daemon
+	for range 3 {
+		p := &process{t: t, l: listen(t, c.Socket)}
+		cl := p.client()
+		if err := cl.Call(t.Context(), "short", ipc.Empty{}, &ipc.Empty{}); err != nil {
+			t.Error(err)
+		}
+		cl.Close() // which it may be because another one has connected
+		cl = p.client()
+		if len(files) == 0 {
+			go cl.Call(t.Context(), "long", ipc.Empty{}, &ipc.Empty{}) // its daemon ends
+			<-begun
+		}
+		p.l.Close()
+		cl.Close()
+	}
+	cancel()
+	select {
+	case <-done:
+		t.Error("it has ended, and a call goes on")
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(long)
+	<-done
+	if err := (<-files).Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a file that nobody was there for: %v", err)
 	}
 }
 
-// pair is two connected sockets.
-func pair() (a, b *net.UnixConn, err error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+// TestMayAsk: who is not one of the users gives no orders.
+func TestMayAsk(t *testing.T) {
+	dir := t.TempDir()
+	l := listen(t, filepath.Join(dir, "s"))
+	c, err := net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr))
 	if err != nil {
-		return nil, nil, err
+		t.Fatal(err)
 	}
-	var conns [2]*net.UnixConn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "pair")
-		c, err := net.FileConn(f)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return nil, nil, err
-		}
-		conns[i] = c.(*net.UnixConn)
+	defer c.Close()
+	f, err := c.File()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return conns[0], conns[1], nil
+	defer f.Close()
+	me := uint32(os.Geteuid())
+	if err := mayAsk(f, 4242, me); err != nil {
+		t.Error(err)
+	}
+	if err := mayAsk(f, 4242, me+1); err == nil || !strings.Contains(err.Error(), "may not ask") {
+		t.Errorf("another user: %v", err)
+	}
 }
+

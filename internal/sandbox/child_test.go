@@ -122,11 +122,7 @@ func (w world) confine(who string) (Report, error) {
 	case "engine":
 		return Engine(EngineOptions{DriveDirs: []string{w.drives()}, DriveFiles: []string{w.single()}})
 	}
-	o := ControlOptions{StateDir: w.state(), LeasesDir: w.leases()}
-	if who == "control with devices" {
-		o.RunDir, o.Dial = w.dir, true
-	}
-	return Control(o)
+	return Control(ControlOptions{StateDir: w.state(), LeasesDir: w.leases()})
 }
 
 // call6 makes a system call by its name.
@@ -239,13 +235,6 @@ var attempts = map[string]func(world, order) error{
 	"netlink socket":  raw("socket", syscall.AF_NETLINK, syscall.SOCK_RAW, 0),
 	"unix socket":     raw("socket", syscall.AF_UNIX, syscall.SOCK_STREAM, 0),
 	"connect":         raw("connect", 0, 0, 0),
-	"dial a socket": func(w world, _ order) error {
-		c, err := net.Dial("unix", filepath.Join(w.dir, "s"))
-		if err != nil {
-			return err
-		}
-		return c.Close()
-	},
 	"datagram socket": raw("socket", syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0),
 	"datagram pair": func(world, order) error {
 		_, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_RAW, 0) // which is one of datagrams

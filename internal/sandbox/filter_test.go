@@ -15,8 +15,7 @@ import (
 // known are another project's tables of the same machines.
 var known = map[string]*arch.Info{"amd64": arch.X86_64, "arm64": arch.AARCH64}
 
-var policies = map[string]policy{"engine": enginePolicy(4711), "control": controlPolicy(4711, false, false),
-	"control with devices": controlPolicy(4711, true, false), "control of a fleet": controlPolicy(4711, true, true)}
+var policies = map[string]policy{"engine": enginePolicy(4711), "control": controlPolicy(4711, false), "control of a fleet": controlPolicy(4711, true)}
 
 // vm runs a filter in golang.org/x/net/bpf, which shares nothing with the
 // compiler here.
@@ -127,10 +126,6 @@ func TestFilterArguments(t *testing.T) {
 		{"control", "socket", []uint64{syscall.AF_UNIX, 1}, yes},
 		{"control", "socket", []uint64{syscall.AF_INET, 1}, no},
 		{"control", "connect", []uint64{3, 0, 16}, no},
-		{"control with devices", "connect", []uint64{3, 0, 16}, yes},
-		{"control with devices", "socket", []uint64{syscall.AF_UNIX, 1}, yes},
-		{"control with devices", "socket", []uint64{syscall.AF_UNIX, 2}, no}, // datagrams
-		{"control with devices", "socket", []uint64{syscall.AF_INET, 1}, no},
 		{"control of a fleet", "socket", []uint64{syscall.AF_INET, 1}, yes},
 		{"control of a fleet", "socket", []uint64{syscall.AF_INET6, 1 | syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK}, yes},
 		{"control of a fleet", "socket", []uint64{syscall.AF_INET, 2}, no}, // datagrams

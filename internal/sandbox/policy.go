@@ -144,9 +144,8 @@ func internet() []check {
 }
 
 // controlPolicy is control's: it keeps its journal and log, makes the leases' sockets
-// and answers the API's. With dial it connects to unix sockets, with network to other
-// hosts.
-func controlPolicy(pid int, dial, network bool) policy {
+// and answers the API's. With network it connects to others.
+func controlPolicy(pid int, network bool) policy {
 	p := policy{
 		allow: inOrder(
 			[]string{"futex", "epoll_pwait", "read", "write", "nanosleep", "pread64", "pwrite64"},
@@ -163,11 +162,9 @@ func controlPolicy(pid int, dial, network bool) policy {
 		},
 		kill: danger,
 	}
-	if dial || network {
+	if network {
 		p.allow = append(p.allow, "connect")
 		p.refuse = slices.DeleteFunc(p.refuse, func(name string) bool { return name == "connect" })
-	}
-	if network {
 		for i := range p.when {
 			if p.when[i].name == "socket" {
 				p.when[i].checks = internet()

@@ -34,9 +34,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/landlock-lsm/go-landlock/landlock"
-	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
-
 	"vacate/internal/sys"
 )
 
@@ -78,9 +75,6 @@ type ControlOptions struct {
 	// Ports are those to which control connects, over TCP: of a log and of witnesses
 	// elsewhere, and of who knows their addresses. None: it connects to nobody.
 	Ports []uint16
-	// Dial lets control connect to unix sockets in RunDir, for the process that makes
-	// block devices: to those only since version 9 of Landlock, and to any before.
-	Dial bool
 	// AnyFile leaves Landlock out: the state folder is yet to be mounted, and
 	// Landlock knows only what is there when it is applied.
 	AnyFile bool
@@ -147,11 +141,7 @@ func Control(o ControlOptions) (Report, error) {
 		{o.StateDir, keepFiles}, {o.LeasesDir, keepNames},
 	}
 	if o.RunDir != "" {
-		var access landlock.AccessFSSet = listNames
-		if o.Dial {
-			access |= ll.AccessFSResolveUnix
-		}
-		rules = append(rules, rule{o.RunDir, access})
+		rules = append(rules, rule{o.RunDir, listNames})
 	}
 	for _, path := range o.Locks {
 		rules = append(rules, rule{path, useFile})
@@ -165,7 +155,7 @@ func Control(o ControlOptions) (Report, error) {
 	if o.AnyFile {
 		rules = nil
 	}
-	return apply("control", rules, o.Ports, controlPolicy(os.Getpid(), o.Dial, len(o.Ports) > 0), ControlKeeps...)
+	return apply("control", rules, o.Ports, controlPolicy(os.Getpid(), len(o.Ports) > 0), ControlKeeps...)
 }
 
 // apply does the four steps, and looks whether they took.

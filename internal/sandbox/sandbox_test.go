@@ -80,7 +80,6 @@ var expected = map[string]struct{ engine, control string }{
 	"netlink socket":  {perm, perm},
 	"unix socket":     {perm, done},
 	"connect":         {perm, perm},
-	"dial a socket":   {perm, perm},
 	"datagram socket": {perm, perm},
 	"datagram pair":   {perm, perm},
 
@@ -145,22 +144,6 @@ func TestConfined(t *testing.T) {
 				t.Parallel()
 				spawn(t, bin, order{Who: who, Try: harmless}, uid).compare(t, who)
 			})
-		}
-	}
-}
-
-// TestDial: control that may dial the devices process does, makes its connection by
-// streams alone, and can do nothing else that it could not before.
-func TestDial(t *testing.T) {
-	o := order{Who: "control with devices", Try: []string{"work", "dial a socket", "datagram socket", "internet socket", "netlink socket",
-		"open a drive", "read passwd", "open /dev/null", "make a ring"}}
-	want := map[string]string{"work": done, "dial a socket": done}
-	for try, got := range spawn(t, shared(t), o, os.Geteuid()).results {
-		if want[try] == "" {
-			want[try] = expected[try].control
-		}
-		if got != want[try] {
-			t.Errorf("%q came out as %q, want %q", try, got, want[try])
 		}
 	}
 }

@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"context"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"vacate/internal/ipc"
 	"vacate/internal/sys"
 	"vacate/test/daemon"
 )
@@ -35,38 +32,24 @@ func makers(t *testing.T, d *daemon.Daemon, n int) []int {
 	return nil
 }
 
-// hello asks the process that makes block devices what it can do, until it is pid.
-func hello(t *testing.T, d *daemon.Daemon, pid int) (h ipc.DevicesHello) {
+// connected waits until a process that makes block devices has connected to the daemon:
+// status says what it can do.
+func connected(t *testing.T, d *daemon.Daemon) {
 	t.Helper()
-	var last error
+	var st struct {
+		Devices struct{ Kind, Why string }
+	}
+	last := ""
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if h, last = sayHello(filepath.Join(d.Dir, "devices.sock")); last == nil && h.PID == pid {
-			return h
+		if err := d.JSON(&st, "status"); err != nil {
+			last = err.Error() // as control is started anew
+			continue
+		}
+		if v := st.Devices; v.Kind != "" || v.Why != "" && !strings.Contains(v.Why, "does not run") {
+			return
 		}
 	}
-	t.Fatalf("process %d does not answer: %+v, %v\n%s", pid, h, last, d.Log())
-	return h
-}
-
-func sayHello(socket string) (h ipc.DevicesHello, err error) {
-	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
-	if err != nil {
-		return h, err
-	}
-	defer c.Close() //nolint:errcheck // the duplicate is the client's
-	f, err := c.File()
-	if err != nil {
-		return h, err
-	}
-	defer f.Close() //nolint:errcheck // likewise
-	cl, err := ipc.NewClient(f)
-	if err != nil {
-		return h, err
-	}
-	defer cl.Close() //nolint:errcheck // it was only asked
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	return h, cl.Call(ctx, ipc.MethodDeviceHello, ipc.Empty{}, &h)
+	t.Fatalf("none has connected: %+v, %s\n%s", st, last, d.Log())
 }
 
 // gone waits until a process has ended.
@@ -111,20 +94,23 @@ func TestDevicesProcess(t *testing.T) {
 	lease, err := d.Open("--size", "16MiB", "--tenant", "acme")
 	must(t, err)
 	first := makers(t, d, 1)[0]
-	if h := hello(t, d, first); h.Version == "" || h.Kind == "" && h.Why == "" {
-		t.Errorf("it says %+v", h)
+	connected(t, d)
+	st, err := os.Stat(filepath.Join(d.Dir, "devices.sock"))
+	must(t, err)
+	if st.Mode().Perm() != 0o600 {
+		t.Errorf("its socket has mode %v", st.Mode())
 	}
 
 	must(t, syscall.Kill(first, syscall.SIGKILL))
 	gone(t, first)
 	second := makers(t, d, 1)[0]
-	hello(t, d, second)
+	connected(t, d)
 
 	_, err = d.Run("upgrade")
 	must(t, err)
 	gone(t, second)
 	third := makers(t, d, 1)[0]
-	hello(t, d, third)
+	connected(t, d)
 	if third == second {
 		t.Errorf("after an upgrade process %d is there, as before", third)
 	}
@@ -146,7 +132,7 @@ func TestDevicesProcessEnds(t *testing.T) {
 	var pids []int
 	if os.Geteuid() == 0 {
 		pids = makers(t, d, 1)
-		hello(t, d, pids[0])
+		connected(t, d)
 	}
 	must(t, d.Stop())
 	for _, pid := range pids {
