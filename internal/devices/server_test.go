@@ -444,4 +444,3 @@ func TestMayAsk(t *testing.T) {
 		t.Errorf("another user: %v", err)
 	}
 }
-
