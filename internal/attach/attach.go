@@ -161,6 +161,7 @@ func (a *Attacher) Attach(ctx context.Context, l lease.Lease) (ipc.Device, error
 	})
 	if err == nil {
 		if now, lerr := a.cfg.Lease(l.ID); lerr == nil && mayHave(now.State) {
+			a.wanted(l.ID)
 			return d, nil
 		}
 		fresh, err = true, notOpen(l) // it was closed meanwhile: nobody else may have seen the device
@@ -291,6 +292,18 @@ func (b *backoff) wait(ctx context.Context) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// waitOr is wait, but ends when there is something in early, which it takes and reports.
+func (b *backoff) waitOr(ctx context.Context, early <-chan struct{}) bool {
+	b.next = min(max(2*b.next, b.least), b.most)
+	select {
+	case <-early:
+		return true
+	case <-time.After(b.next):
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // A lock is held by the one operation that a lease may have at a time.

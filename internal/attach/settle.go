@@ -103,8 +103,9 @@ func (a *Attacher) EndedSince() {
 
 // A look is a device that somebody looks after.
 type look struct {
-	again    bool // once more: things have changed
-	unwanted bool // the device shall go, whatever its lease
+	again    bool          // once more: things have changed
+	unwanted bool          // the device shall go, whatever its lease
+	wake     chan struct{} // capacity 1: again was set, which does not wait for a back-off
 }
 
 // look has a device looked after. unwanted: it is to be removed, whatever its lease.
@@ -113,12 +114,16 @@ func (a *Attacher) look(id string, unwanted bool) {
 	defer a.mu.Unlock()
 	if l := a.looks[id]; l != nil {
 		l.again, l.unwanted = true, l.unwanted || unwanted
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
 		return
 	}
 	if a.run == nil || a.run.Err() != nil {
 		return // whoever runs next looks at all
 	}
-	l, ctx := &look{unwanted: unwanted}, a.run
+	l, ctx := &look{unwanted: unwanted, wake: make(chan struct{}, 1)}, a.run
 	a.looks[id] = l
 	a.wg.Go(func() { a.lookAfter(ctx, id, l) })
 }
@@ -128,9 +133,8 @@ func (a *Attacher) lookAfter(ctx context.Context, id string, l *look) {
 	for {
 		a.mu.Lock()
 		l.again = false
-		unwanted := l.unwanted
 		a.mu.Unlock()
-		err := a.settle(ctx, id, unwanted, time.Since(began) >= a.cfg.Settle)
+		err := a.settle(ctx, id, time.Since(began) >= a.cfg.Settle)
 		if err != nil && !passes(err) && ctx.Err() == nil && err.Error() != said {
 			said = err.Error()
 			a.cfg.Log.Warn("a block device is not as it should be", "lease_id", id, "error", err)
@@ -141,19 +145,39 @@ func (a *Attacher) lookAfter(ctx context.Context, id string, l *look) {
 			a.mu.Unlock()
 			return
 		}
-		if l.again && err == nil { // things changed while it was done
+		again := l.again
+		a.mu.Unlock()
+		if !again {
+			again = b.waitOr(ctx, l.wake)
+		}
+		if again { // things have changed
 			began, b = time.Now(), a.backoff()
 		}
-		a.mu.Unlock()
-		if err != nil {
-			b.wait(ctx)
-		}
+	}
+}
+
+// isUnwanted reports whether a lease's device is to be removed, whatever its lease.
+func (a *Attacher) isUnwanted(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.looks[id]
+	return l != nil && l.unwanted
+}
+
+// wanted takes back that a lease's device is to be removed: it was attached again.
+//
+// REQUIRES: the lease's lock is held.
+func (a *Attacher) wanted(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if l := a.looks[id]; l != nil {
+		l.unwanted = false
 	}
 }
 
 // settle makes a device what it should be, or returns why it is not yet. sure: one that
 // is said to be served is.
-func (a *Attacher) settle(ctx context.Context, id string, unwanted, sure bool) error {
+func (a *Attacher) settle(ctx context.Context, id string, sure bool) error {
 	unlock, err := a.lock(ctx, id)
 	if err != nil {
 		return err
@@ -171,7 +195,7 @@ func (a *Attacher) settle(ctx context.Context, id string, unwanted, sure bool) e
 	var known *node.Error
 	gone := errors.As(err, &known) && known.Kind == node.NotFound
 	switch {
-	case gone, err == nil && l.State.Ended(), unwanted:
+	case gone, err == nil && l.State.Ended(), a.isUnwanted(id):
 		return a.remove(ctx, id, true)
 	case err != nil:
 		return err

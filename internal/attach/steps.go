@@ -76,6 +76,9 @@ func (a *Attacher) serve(ctx context.Context, id string, pid int, made ipc.Devic
 	}
 	req := ipc.DeviceServeRequest{Lease: id, Queues: made.Queues, Depth: made.Depth, MaxIO: made.MaxIO}
 	if err := a.cfg.Engine.ServeDevice(ctx, req, files[0]); err != nil {
+		if codeOf(err) == ipc.CodeBusy { // the device that was there before, of steps that were cut off, is just ending
+			err = fmt.Errorf("%w: %w", errAgain, err)
+		}
 		return a.unless(ctx, pid, fmt.Errorf("having the engine serve the block device of lease %s: %w", id, err))
 	}
 	// The kernel is told the pid of who serves it: it may have been the next engine.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"sync/atomic"
 
 	vacatev1 "vacate/api/vacate/v1"
 	"vacate/internal/ipc"
@@ -43,19 +44,24 @@ func (s *Server) open(ctx context.Context, req node.OpenRequest, attach bool) (l
 	if err := s.devices().Ready(ctx, req.Exports); err != nil {
 		return lease.Lease{}, err
 	}
-	req.Attach = attaching{s.devices()}
+	a := &attaching{d: s.devices()}
+	req.Attach = a
 	l, err := s.cfg.Node.Open(ctx, req)
-	if err == nil && l.State == lease.Open { // served for the first time, which it then has, or found
+	if err == nil && l.State == lease.Open && !a.done.Load() { // it was found
 		_, err = s.devices().Attach(context.WithoutCancel(ctx), l)
 	}
 	return l, err
 }
 
 // attaching gives a lease its device while it is opened.
-type attaching struct{ d Devices }
+type attaching struct {
+	d    Devices
+	done atomic.Bool
+}
 
-func (a attaching) Attach(ctx context.Context, l lease.Lease) error {
+func (a *attaching) Attach(ctx context.Context, l lease.Lease) error {
 	_, err := a.d.Attach(ctx, l)
+	a.done.Store(err == nil)
 	return err
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ type fakeDevices struct {
 	resized map[string]int64
 	none    error // of Ready
 	fail    error // of Attach and Detach
+	once    bool  // a second Attach of a lease fails
 }
 
 // set has calls end with these errors.
@@ -51,6 +53,9 @@ func (f *fakeDevices) Attach(_ context.Context, l lease.Lease) (ipc.Device, erro
 	}
 	if f.all == nil {
 		f.all = map[string]ipc.Device{}
+	}
+	if _, has := f.all[l.ID]; has && f.once {
+		return ipc.Device{}, errors.New("attached again")
 	}
 	d := ipc.Device{Lease: l.ID, Kind: ipc.DeviceUblk, Path: "/dev/vacate/" + l.ID}
 	f.all[l.ID] = d
@@ -142,6 +147,7 @@ func TestOpenAttached(t *testing.T) {
 	d := start(t)
 	c := d.as(uidOperator)
 	req := &vacatev1.LeaseServiceOpenRequest{SizeBytes: 4096, Attach: true}
+	d.devs.once = true // whose failure would leave a lease that nobody knows of
 	res, err := c.Leases.Open(t.Context(), req)
 	if l := res.GetLease(); err != nil || l.GetDevice() != "/dev/vacate/"+l.GetId() {
 		t.Fatalf("%v, %v", l, err)
