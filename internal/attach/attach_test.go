@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -432,5 +433,41 @@ func TestEngineBusy(t *testing.T) {
 	w.failing(ipc.MethodDeviceServe, id, &ipc.RemoteError{Code: ipc.CodeBusy, Text: "it is served already"})
 	if d, err := w.a.Attach(t.Context(), l); err != nil || !d.Live {
 		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+// TestCutOff: control is killed before, or behind, any step of an attach. The next one
+// has the device served, or there is none, and an attach that is asked again succeeds.
+func TestCutOff(t *testing.T) {
+	for _, step := range []string{ipc.MethodDeviceMake, ipc.MethodDeviceServe, ipc.MethodDeviceStart} {
+		for _, ended := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, ended %v", step, ended), func(t *testing.T) {
+				w := newWorld(t)
+				w.start()
+				l := w.set(id, lease.Open)
+				cut, cancel := context.WithCancel(t.Context())
+				w.before(step, id, func() {
+					cancel()
+					w.a.Close()
+				})
+				if _, err := w.a.Attach(cut, l); err == nil {
+					t.Fatal("it was not cut off")
+				}
+				w.a = w.attacher()
+				if ended {
+					w.set(id, lease.Closed)
+				}
+				w.run()
+				if ended {
+					w.none()
+					return
+				}
+				w.eventually("the next control looks", func() bool { return w.called(ipc.MethodDeviceList+" ") > 1 })
+				w.eventually("what there is is served", func() bool { all, live := w.has(); return len(all) == len(live) })
+				if d, err := w.a.Attach(t.Context(), l); err != nil || !d.Live {
+					t.Errorf("%+v, %v", d, err)
+				}
+			})
+		}
 	}
 }

@@ -41,6 +41,7 @@ type world struct {
 	at      map[string]func() // called once before a call, by "method lease"
 	fail    map[string]error  // of a call, once
 	now     map[string]int    // calls on a lease that are carried out
+	ending  map[string]int    // so often the engine still refuses a device, for one that it served and that was discarded
 }
 
 type kernelDevice struct {
@@ -56,7 +57,7 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) }) //nolint:errcheck // the system cleans up
 	w := &world{t: t, socket: filepath.Join(dir, "d"), leases: map[string]lease.Lease{}, kernel: map[string]*kernelDevice{}, engine: 100,
-		kind: ipc.DeviceUblk, serving: map[string]int{}, at: map[string]func(){}, fail: map[string]error{}, now: map[string]int{}}
+		kind: ipc.DeviceUblk, serving: map[string]int{}, at: map[string]func(){}, fail: map[string]error{}, now: map[string]int{}, ending: map[string]int{}}
 	w.a = w.attacher()
 	t.Cleanup(func() {
 		w.stop()
@@ -155,6 +156,7 @@ func (w *world) nextEngine() {
 		d.pid, d.Live = 0, false
 	}
 	clear(w.serving)
+	clear(w.ending)
 	w.engine++
 }
 
@@ -245,6 +247,10 @@ func (w *world) ServeDevice(_ context.Context, req ipc.DeviceServeRequest, char 
 	if w.engine == 0 {
 		return fmt.Errorf("%w: it has ended", ipc.ErrGone)
 	}
+	if w.ending[req.Lease] > 0 {
+		w.ending[req.Lease]--
+		return &ipc.RemoteError{Code: ipc.CodeBusy, Text: "it is served already"}
+	}
 	w.serving[req.Lease] = w.engine
 	return nil
 }
@@ -311,6 +317,10 @@ func (w *world) make(id string, size int64, socket string) (any, error) {
 	d := w.kernel[id]
 	if d != nil && d.pid != 0 {
 		w.t.Errorf("a device of %s is made that is served by %d", id, d.pid)
+	}
+	if d != nil && !d.Live && w.serving[id] == w.engine { // never started: discarded, and the engine learns of it a little later
+		w.ending[id], d = 2, nil
+		delete(w.serving, id)
 	}
 	if d == nil {
 		d = &kernelDevice{Device: ipc.Device{Lease: id, Kind: w.kind, Path: "/dev/vacate/" + id, Node: "/dev/b", SizeBytes: size}}
