@@ -50,6 +50,7 @@ type Config struct {
 	Engine    Engine                               // required
 	Lease     func(id string) (lease.Lease, error) // required; an error of kind node.NotFound: there is none
 	NBDSocket func(id string) string               // where a lease's NBD export listens; required
+	Linked    func(id string) bool                 // reports whether a link to a lease's device is there; nobody knows
 	Log       *slog.Logger                         // discarded
 
 	RetryMin time.Duration // back-off while engine or devices process are away; 50 ms
@@ -72,6 +73,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Parallel == 0 {
 		c.Parallel = 16
+	}
+	if c.Linked == nil {
+		c.Linked = func(string) bool { return false }
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -194,8 +198,8 @@ func (a *Attacher) Detach(ctx context.Context, id string, force bool) error {
 	}
 	defer unlock()
 	err = a.persist(ctx, func() error { return a.remove(ctx, id, force) })
-	if _, has := a.Device(id); !has && errors.Is(err, errAbsent) {
-		return nil // nobody here makes devices, and so it has none
+	if _, has := a.Device(id); !has && errors.Is(err, errAbsent) && !a.cfg.Linked(id) {
+		return nil // nobody here makes devices, nor did, and so it has none
 	}
 	return shown(err, id)
 }

@@ -41,6 +41,7 @@ type world struct {
 	at      map[string]func() // called once before a call, by "method lease"
 	fail    map[string]error  // of a call, once
 	now     map[string]int    // calls on a lease that are carried out
+	linked  map[string]bool   // links that are there
 	ending  map[string]int    // so often the engine still refuses a device, for one that it served and that was discarded
 }
 
@@ -57,7 +58,7 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) }) //nolint:errcheck // the system cleans up
 	w := &world{t: t, socket: filepath.Join(dir, "d"), leases: map[string]lease.Lease{}, kernel: map[string]*kernelDevice{}, engine: 100,
-		kind: ipc.DeviceUblk, serving: map[string]int{}, at: map[string]func(){}, fail: map[string]error{}, now: map[string]int{}, ending: map[string]int{}}
+		kind: ipc.DeviceUblk, serving: map[string]int{}, at: map[string]func(){}, fail: map[string]error{}, now: map[string]int{}, ending: map[string]int{}, linked: map[string]bool{}}
 	w.a = w.attacher()
 	t.Cleanup(func() {
 		w.stop()
@@ -76,6 +77,7 @@ func (w *world) attacher() *Attacher {
 		w.t.Fatal(err)
 	}
 	a, err := New(Config{Listener: l, Engine: w, Lease: w.lease, NBDSocket: func(id string) string { return "/run/" + id },
+		Linked:   func(id string) bool { w.mu.Lock(); defer w.mu.Unlock(); return w.linked[id] },
 		RetryMin: time.Millisecond, RetryMax: 5 * time.Millisecond, Wait: 10 * time.Second, Grace: 200 * time.Millisecond, Settle: 50 * time.Millisecond})
 	if err != nil {
 		w.t.Fatal(err)
@@ -165,6 +167,13 @@ func (w *world) mount(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.kernel[id].Node = "busy"
+}
+
+// link has the link to a lease's device be there, or not.
+func (w *world) link(id string, there bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.linked[id] = there
 }
 
 // can has the devices process make this kind.

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"os"
+	"path/filepath"
 
 	"vacate/internal/attach"
 	"vacate/internal/ipc"
@@ -25,7 +26,11 @@ func (p *process) newAttacher() (*attach.Attacher, error) {
 		return nil, nil
 	}
 	return attach.New(attach.Config{Listener: p.devices, Engine: p.engine, Lease: p.node.Get, Log: p.log,
-		NBDSocket: func(id string) string { return p.node.SocketPath(id, lease.NBD) }})
+		NBDSocket: func(id string) string { return p.node.SocketPath(id, lease.NBD) },
+		Linked: func(id string) bool {
+			_, err := os.Lstat(filepath.Join(p.cfg.DeviceDir, id))
+			return err == nil
+		}})
 }
 
 // serverDevices is what the API asks about devices, or nil.

@@ -55,6 +55,9 @@ func (s *serial) loop() {
 // do has run done, and waits for it. ctx is for the wait before it: what was begun is
 // waited for.
 func (s *serial) do(ctx context.Context, what string, run func() error) error {
+	if err := ctx.Err(); err != nil { // whoever asked is gone, and the next may have asked already
+		return fmt.Errorf("%s: %w", what, err)
+	}
 	j := job{what: what, run: run, err: make(chan error, 1)}
 	select {
 	case s.jobs <- j:

@@ -132,3 +132,17 @@ func TestHolds(t *testing.T) {
 		}
 	})
 }
+
+// TestSerialCancelled: what nobody waits for any more is not begun, also where the
+// thread is free.
+func TestSerialCancelled(t *testing.T) {
+	s := newSerial(func(what string) { t.Error(what) })
+	defer s.stop()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		if err := s.do(ctx, "a command", func() error { t.Error("it was begun"); return nil }); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+}
