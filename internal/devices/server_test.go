@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -23,7 +24,17 @@ import (
 // child is what a process that a test starts does instead of tests, if it has any.
 var child func()
 
+// strangerEnv names a socket on which a process listens, instead of testing.
+const strangerEnv = "DEVICES_TEST_STRANGER"
+
 func TestMain(m *testing.M) {
+	if path := os.Getenv(strangerEnv); path != "" {
+		if _, err := net.Listen("unix", path); err != nil {
+			os.Exit(3)
+		}
+		fmt.Println("listening")
+		select {}
+	}
 	if child != nil {
 		child()
 	}
@@ -442,5 +453,48 @@ func TestMayAsk(t *testing.T) {
 	}
 	if err := mayAsk(f, 4242, me+1); err == nil || !strings.Contains(err.Error(), "may not ask") {
 		t.Errorf("another user: %v", err)
+	}
+}
+
+// TestStranger: a socket that another user made in the daemon's folder is not served.
+func TestStranger(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("to be another user takes root")
+	}
+	dir, err := os.MkdirTemp("", "v") // which others reach
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Socket: filepath.Join(dir, "s"), RunDir: dir}
+	for uid, owner := range map[int]int{4242: 0, 4243: 4243} {
+		if err := os.Chown(dir, owner, -1); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), strangerEnv+"="+c.Socket)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		err = c.converse(ctx, nil)
+		cancel()
+		if stranger := uid != owner; stranger != (err != nil && strings.Contains(err.Error(), fmt.Sprintf("uid %d may not ask", uid))) {
+			t.Errorf("uid %d, in the folder of %d: %v", uid, owner, err)
+		}
+		cmd.Process.Kill()
+		cmd.Wait() // it was killed
+		os.Remove(c.Socket)
 	}
 }

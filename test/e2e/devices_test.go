@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -149,4 +150,45 @@ func TestDevicesOff(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(d.Dir, "devices.sock")); !os.IsNotExist(err) {
 		t.Errorf("its socket: %v", err)
 	}
+}
+
+// TestDevicesService: root's service makes devices for an ordinary user's daemon, in
+// whichever order they and control come and go; without it an attach is refused at once.
+func TestDevicesService(t *testing.T) {
+	needRoot(t)
+	must(t, os.Chmod(filepath.Dir(bin), 0o755))
+	top := shortDir(t)
+	must(t, os.Chmod(top, 0o755))
+	dir := filepath.Join(top, "d")
+	must(t, os.Mkdir(dir, 0o755))
+	must(t, os.Chown(dir, nobody, nobody))
+	service := func() *exec.Cmd {
+		cmd := exec.Command(bin, "devices", "--dev", dir)
+		must(t, cmd.Start())
+		t.Cleanup(func() {
+			cmd.Process.Kill() //nolint:errcheck // it may have ended
+			cmd.Wait()         //nolint:errcheck // likewise
+		})
+		return cmd
+	}
+	first := service()
+	d := startIn(t, bin, dir, daemon.Options{Before: as(nobody)})
+	connected(t, d)
+	must(t, first.Process.Kill())
+	first.Wait() //nolint:errcheck // it was killed
+	time.Sleep(3 * time.Second)
+	began := time.Now()
+	if out, err := d.Run("lease", "open", "--size", "16MiB", "--attach"); err == nil || !strings.Contains(err.Error(), "does not run") {
+		t.Errorf("without the service: %v, %s", err, out)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("refused after %v", took)
+	}
+	service()
+	connected(t, d)
+	control, err := d.Children("control")
+	must(t, err)
+	must(t, syscall.Kill(control[0], syscall.SIGKILL))
+	gone(t, control[0])
+	connected(t, d)
 }
