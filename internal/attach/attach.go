@@ -40,6 +40,8 @@ import (
 // [ipc.ErrGone]; the next goes to the one that took its place.
 type Engine interface {
 	Hello(ctx context.Context) (ipc.Hello, error)
+	// ServesDevice reports whether the engine serves a device of the lease.
+	ServesDevice(ctx context.Context, lease string) (bool, error)
 	// ServeDevice has the engine serve a device. The file stays the caller's.
 	ServeDevice(ctx context.Context, req ipc.DeviceServeRequest, char *os.File) error
 }

@@ -95,3 +95,38 @@ func TestCutOff(t *testing.T) {
 		}
 	}
 }
+
+// TestDevicesCutOff: the devices process is killed when the engine has the device, new or
+// taken over, and the kernel is not told yet. The next one knows nothing of it, and
+// nobody else can have the device any more.
+func TestDevicesCutOff(t *testing.T) {
+	for _, over := range []bool{false, true} {
+		t.Run(fmt.Sprintf("taken over %v", over), func(t *testing.T) {
+			w := newWorld(t)
+			w.start()
+			l := w.set(id, lease.Open)
+			w.run()
+			if over {
+				if _, err := w.a.Attach(t.Context(), l); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.before(ipc.MethodDeviceServe, id, func() {
+				w.stop()
+				w.start()
+			})
+			if over {
+				w.nextEngine()
+				w.a.Recovered()
+			} else if d, err := w.a.Attach(t.Context(), l); err != nil || !d.Live {
+				t.Fatalf("%+v, %v", d, err)
+			}
+			w.eventually("it is served", func() bool { all, live := w.has(); return len(all) == 1 && len(live) == 1 })
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.kernel[id].pid != w.engine {
+				t.Error("it is not served by the engine that there is")
+			}
+		})
+	}
+}

@@ -29,6 +29,9 @@ func (a *Attacher) steps(ctx context.Context, l lease.Lease, fresh *bool) (ipc.D
 	}
 	*fresh = *fresh || !had
 	a.touch(l.ID)
+	if d, done, err := a.resume(ctx, l, engine.PID); done {
+		return d, err
+	}
 	req := ipc.DeviceMakeRequest{Lease: l.ID, SizeBytes: l.SizeBytes, LogicalBlock: l.LogicalBlock, UID: l.UID}
 	if !l.Exports.NoNBD {
 		req.Socket = a.cfg.NBDSocket(l.ID)
@@ -48,18 +51,39 @@ func (a *Attacher) steps(ctx context.Context, l lease.Lease, fresh *bool) (ipc.D
 	if err := a.serve(ctx, l.ID, engine.PID, made, files); err != nil {
 		return ipc.Device{}, err
 	}
-	d, err = call[ipc.Device](ctx, a, ipc.MethodDeviceStart, ipc.DeviceStartRequest{Lease: l.ID, PID: engine.PID})
+	return a.start(ctx, l, ipc.DeviceStartRequest{Lease: l.ID, PID: engine.PID})
+}
+
+// resume goes on where the engine of that pid serves the device already: whoever had it do
+// so, or made the device, is gone since. done: nothing is left to do, or it failed.
+func (a *Attacher) resume(ctx context.Context, l lease.Lease, pid int) (d ipc.Device, done bool, err error) {
+	switch served, err := a.cfg.Engine.ServesDevice(ctx, l.ID); {
+	case codeOf(err) == ipc.CodeInvalid: // an engine of before an upgrade, which cannot say
+		return d, false, nil
+	case err != nil:
+		return d, true, fmt.Errorf("asking the engine for the block device of lease %s: %w", l.ID, err)
+	case !served:
+		return d, false, nil
+	}
+	d, err = a.start(ctx, l, ipc.DeviceStartRequest{Lease: l.ID, PID: pid, Served: true, UID: l.UID})
+	// Not there: it was removed, and the engine is just giving it up.
+	return d, codeOf(err) != ipc.CodeNotFound, err
+}
+
+// start is the third step.
+func (a *Attacher) start(ctx context.Context, l lease.Lease, req ipc.DeviceStartRequest) (ipc.Device, error) {
+	d, err := call[ipc.Device](ctx, a, ipc.MethodDeviceStart, req)
 	if codeOf(err) == ipc.CodeMismatch { // the devices process was started anew since it made it
 		err = fmt.Errorf("%w: %w", errAgain, err)
 	}
 	if err != nil {
-		return ipc.Device{}, a.unless(ctx, engine.PID, fmt.Errorf("starting the block device of lease %s: %w", l.ID, err))
+		return ipc.Device{}, a.unless(ctx, req.PID, fmt.Errorf("starting the block device of lease %s: %w", l.ID, err))
 	}
 	if d.Lease != l.ID || d.Path == "" {
 		return ipc.Device{}, fmt.Errorf("attach: the devices process started %+v for lease %s", d, l.ID)
 	}
 	a.mu.Lock()
-	a.devices[l.ID], a.served[l.ID] = d, engine.PID
+	a.devices[l.ID], a.served[l.ID] = d, req.PID
 	a.change(l.ID)
 	a.mu.Unlock()
 	a.cfg.Log.Info("block device attached", "lease_id", l.ID, "kind", d.Kind, "device", d.Path, "node", d.Node)

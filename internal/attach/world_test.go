@@ -42,12 +42,14 @@ type world struct {
 	fail    map[string]error  // of a call, once
 	now     map[string]int    // calls on a lease that are carried out
 	linked  map[string]bool   // links that are there
+	known   map[string]bool   // what the devices process that runs has made
 	ending  map[string]int    // so often the engine still refuses a device, for one that it served and that was discarded
 }
 
 type kernelDevice struct {
 	ipc.Device
-	pid int // of the server that it has; 0: none
+	pid  int  // of the server that it has; 0: none
+	used bool // it was started once: it is given to another server, not discarded
 }
 
 func newWorld(t *testing.T) *world {
@@ -100,6 +102,9 @@ func (w *world) run() (stop func()) {
 
 // start starts a devices process, which connects to whatever control there is.
 func (w *world) start() {
+	w.mu.Lock()
+	w.known = map[string]bool{}
+	w.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	var served sync.WaitGroup
 	served.Go(func() {
@@ -238,6 +243,15 @@ func (w *world) Hello(context.Context) (ipc.Hello, error) {
 	return ipc.Hello{PID: w.engine}, nil
 }
 
+func (w *world) ServesDevice(_ context.Context, id string) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.engine == 0 {
+		return false, fmt.Errorf("%w: it has ended", ipc.ErrGone)
+	}
+	return w.serving[id] == w.engine, nil
+}
+
 func (w *world) ServeDevice(_ context.Context, req ipc.DeviceServeRequest, char *os.File) error {
 	leave, err := w.enter(ipc.MethodDeviceServe, req.Lease)
 	defer leave()
@@ -273,6 +287,7 @@ func (w *world) handle(_ context.Context, method string, body []byte, _ []*os.Fi
 		Socket       string `json:"socket"`
 		PID          int    `json:"pid"`
 		Force        bool   `json:"force"`
+		Served       bool   `json:"served"`
 	}
 	if err := ipc.Decode(body, &ref); err != nil {
 		return nil, err
@@ -291,10 +306,16 @@ func (w *world) handle(_ context.Context, method string, body []byte, _ []*os.Fi
 	case ipc.MethodDeviceMake:
 		return w.make(ref.Lease, ref.SizeBytes, ref.Socket)
 	case ipc.MethodDeviceStart:
-		if d == nil || ref.PID != w.serving[ref.Lease] && d.Kind == ipc.DeviceUblk {
+		if d == nil {
+			return nil, &ipc.RemoteError{Code: ipc.CodeNotFound, Text: "it has no block device"}
+		}
+		if ref.PID != w.serving[ref.Lease] && d.Kind == ipc.DeviceUblk {
 			return nil, &ipc.RemoteError{Code: ipc.CodeInvalid, Text: fmt.Sprintf("pid %d does not serve it", ref.PID)}
 		}
-		d.pid, d.Live = ref.PID, true
+		if !w.known[ref.Lease] && !ref.Served {
+			return nil, &ipc.RemoteError{Code: ipc.CodeMismatch, Text: "device.make comes first"}
+		}
+		d.pid, d.Live, d.used = ref.PID, true, true
 		return d.Device, nil
 	case ipc.MethodDeviceRemove:
 		if d == nil {
@@ -327,6 +348,10 @@ func (w *world) make(id string, size int64, socket string) (any, error) {
 	if d != nil && d.pid != 0 {
 		w.t.Errorf("a device of %s is made that is served by %d", id, d.pid)
 	}
+	if d != nil && d.used && w.serving[id] == w.engine { // whose server has its character device
+		return nil, &ipc.RemoteError{Code: ipc.CodeBusy, Text: "the last server has not let it go"}
+	}
+	w.known[id] = true
 	if d != nil && !d.Live && w.serving[id] == w.engine { // never started: discarded, and the engine learns of it a little later
 		w.ending[id], d = 2, nil
 		delete(w.serving, id)

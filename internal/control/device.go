@@ -47,6 +47,12 @@ func (e *engine) ServeDevice(ctx context.Context, req ipc.DeviceServeRequest, ch
 	return err
 }
 
+// ServesDevice asks the engine whether it serves a block device of a lease.
+func (e *engine) ServesDevice(ctx context.Context, id string) (bool, error) {
+	s, err := call[ipc.DeviceServed](ctx, e, ipc.MethodDeviceServed, ipc.LeaseRef{Lease: id})
+	return s.Served, err
+}
+
 // attachDevices looks after the leases' devices until ctx is done, from when the start
 // is done on: before that nobody knows which leases are open.
 func (p *process) attachDevices(ctx context.Context) error {

@@ -24,6 +24,9 @@ type driver interface {
 	// make makes a lease's device, or readies the one that has lost its server for
 	// the next. The file, nil with nbd, is the caller's.
 	make(ctx context.Context, r *ipc.DeviceMakeRequest) (ipc.DeviceMade, *os.File, error)
+	// served says that a server has the device, which another process of this kind may
+	// have made, and who may open it. start follows.
+	served(ctx context.Context, lease string, uid uint32) error
 	// start has the kernel use the device: when it returns, the node (/dev/ublkb0)
 	// is there, and belongs to the uid that make named. The link is the caller's work.
 	start(ctx context.Context, lease string, pid int) (node string, err error)

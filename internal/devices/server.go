@@ -186,6 +186,11 @@ func (s *server) start(ctx context.Context, r *ipc.DeviceStartRequest) (any, err
 	dev := ipc.Device{Lease: r.Lease, Path: s.links.path(r.Lease), Live: true}
 	err = s.each(r.Lease, func(d driver) (err error) {
 		dev.Kind = d.kind()
+		if r.Served {
+			if err := d.served(ctx, r.Lease, r.UID); err != nil {
+				return err
+			}
+		}
 		dev.Node, err = d.start(ctx, r.Lease, r.PID)
 		return err
 	})

@@ -225,6 +225,16 @@ func rest(ctx context.Context) error {
 	}
 }
 
+// served is described at [driver].
+func (u *ublk) served(ctx context.Context, lease string, uid uint32) error {
+	i, err := u.find(ctx, lease)
+	if err != nil {
+		return err
+	}
+	u.remember(lease, made{id: i.ID, uid: uid, anew: i.State != ublkcmd.StateDead})
+	return nil
+}
+
 // start is described at [driver].
 func (u *ublk) start(ctx context.Context, lease string, pid int) (string, error) {
 	i, err := u.find(ctx, lease)

@@ -49,6 +49,32 @@ func (e *Engine) serveDevice(req *ipc.DeviceServeRequest, files []*os.File) (*ip
 	return &ipc.Empty{}, nil
 }
 
+// deviceServed says whether this engine serves the block device of a lease.
+func (e *Engine) deviceServed(id string) *ipc.DeviceServed {
+	t, _, err := e.lease(id)
+	if err != nil || t == nil {
+		return &ipc.DeviceServed{}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return &ipc.DeviceServed{Served: t.hasDevice()}
+}
+
+// hasDevice reports whether a device of t is served. One that was stopped it forgets.
+// REQUIRES: t.mu is held.
+func (t *tenancy) hasDevice() bool {
+	if t.device == nil {
+		return false
+	}
+	select {
+	case <-t.device.Gone():
+		t.device = nil
+		return false
+	default:
+		return true
+	}
+}
+
 // mayHaveDevice refuses what giveDevice would, before anything is begun.
 func (e *Engine) mayHaveDevice(t *tenancy) error {
 	t.mu.Lock()
@@ -62,16 +88,10 @@ func (e *Engine) undeviced(t *tenancy) error {
 	if err := e.standing(t); err != nil {
 		return err
 	}
-	if t.device == nil {
-		return nil
-	}
-	select {
-	case <-t.device.Gone():
-		t.device = nil
-		return nil
-	default:
+	if t.hasDevice() {
 		return busy("the block device of lease %s is served already", t.id)
 	}
+	return nil
 }
 
 // giveDevice makes s the device of t, and has its requests carried out if t is served;

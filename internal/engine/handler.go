@@ -48,6 +48,8 @@ func (e *Engine) Handle(ctx context.Context, method string, body []byte, files [
 		return e.list(), nil
 	case ipc.MethodDeviceServe:
 		return call(body, func(req *ipc.DeviceServeRequest) (*ipc.Empty, error) { return e.serveDevice(req, files) })
+	case ipc.MethodDeviceServed:
+		return call(body, func(ref *ipc.LeaseRef) (*ipc.DeviceServed, error) { return e.deviceServed(ref.Lease), nil })
 	case ipc.MethodLosses:
 		return call(body, func(req *ipc.LossesRequest) (*ipc.Losses, error) { return e.awaitLosses(ctx, req.Seen) })
 	case ipc.MethodStats:

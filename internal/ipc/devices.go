@@ -21,6 +21,7 @@ const (
 	MethodDeviceResize = "device.resize" // devices: DeviceResizeRequest → Empty
 	MethodDeviceList   = "device.list"   // devices: Empty → DeviceList
 	MethodDeviceServe  = "device.serve"  // engine: DeviceServeRequest + character device → Empty
+	MethodDeviceServed = "device.served" // engine: LeaseRef → DeviceServed
 )
 
 // Kinds of devices: the kernel's driver.
@@ -63,10 +64,20 @@ type DeviceServeRequest struct {
 	MaxIO  int    `json:"maxIo"`
 }
 
+// DeviceServed says whether an engine serves a ublk device of a lease: steps 1 and 2 were
+// done, by a control or with a devices process that may be gone, and 3 is due.
+type DeviceServed struct {
+	Served bool `json:"served"`
+}
+
 // DeviceStartRequest has the kernel use a device.
 type DeviceStartRequest struct {
 	Lease string `json:"lease"`
 	PID   int    `json:"pid"` // of the engine that serves it
+	// Served says that the engine has had it since before, so that the devices process
+	// may know nothing of it. Then UID is who may open it, as in DeviceMakeRequest.
+	Served bool   `json:"served,omitempty"`
+	UID    uint32 `json:"uid,omitempty"`
 }
 
 // A Device is a lease's block device.
