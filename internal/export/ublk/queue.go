@@ -130,17 +130,14 @@ func (q *queue) command(t *tag, op ublkcmd.Op, result int32) {
 // finish gives everything back: the volume's queue first, for which others wait.
 func (q *queue) finish() {
 	var errs []error
-	if q.volume != nil { // the device was stopped while it was served
-		errs = append(errs, q.volume.Close())
-		q.volume = nil
-	}
+	q.giveUp() // the device was stopped while it was served
 	q.mu.Lock()
 	q.ended = true
 	late := q.orders
 	q.orders = nil
 	q.mu.Unlock()
 	for _, o := range append(q.pausing, late...) {
-		o.done <- nil
+		o.done <- o.refuse(nil)
 	}
 	q.die()
 	if q.ring != nil {
@@ -195,9 +192,12 @@ func (q *queue) obey() {
 		case o.volume == nil:
 			q.pausing = append(q.pausing, o)
 		case q.dying:
-			o.done <- nil
+			o.done <- o.refuse(nil)
+		case q.volume != nil:
+			o.done <- o.refuse(ErrServed)
 		default:
-			o.done <- q.resume(o.volume)
+			q.resume(o)
+			o.done <- nil
 		}
 	}
 }
@@ -217,20 +217,12 @@ func (q *queue) leave() {
 	}
 }
 
-// resume has requests carried out by v. A pause that is under way is over.
-func (q *queue) resume(v blk.Device) (err error) {
-	if q.volume != nil {
-		return errors.New("it is served already")
-	}
-	if q.volume, err = v.NewQueue(q.s.cfg.Depth); err != nil {
-		q.volume = nil
-		return err
-	}
-	q.size = v.Geometry().Size
+// resume has requests carried out by the volume that o brings.
+func (q *queue) resume(o *order) {
+	q.volume, q.size = o.volume, o.size
 	if r, ok := q.volume.(blk.Registrar); ok {
 		r.Register(q.arena.region.Bytes())
 	}
-	return nil
 }
 
 // rest gives the volume back if somebody waits for that, nothing is in flight, and the
@@ -239,12 +231,7 @@ func (q *queue) rest() {
 	if len(q.pausing) == 0 && !q.dying || q.inflight > 0 || !q.dying && q.ring.Unsubmitted() > 0 {
 		return
 	}
-	if q.volume != nil {
-		if err := q.volume.Close(); err != nil {
-			q.s.cfg.Log.Warn("giving back a volume's queue", "error", err)
-		}
-		q.volume = nil
-	}
+	q.giveUp()
 	for _, o := range q.pausing {
 		o.done <- nil
 	}
@@ -252,6 +239,17 @@ func (q *queue) rest() {
 	if q.dying {
 		q.die()
 	}
+}
+
+// giveUp gives the volume back, if there is one. REQUIRES: nothing is in flight.
+func (q *queue) giveUp() {
+	if q.volume == nil {
+		return
+	}
+	if err := q.volume.Close(); err != nil {
+		q.s.cfg.Log.Warn("giving back a volume's queue", "error", err)
+	}
+	q.volume = nil
 }
 
 // die says that nothing of this queue reaches the volume any more.

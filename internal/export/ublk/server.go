@@ -60,6 +60,8 @@ type Server struct {
 	fd     int // the character device
 	queues []*queue
 	gone   chan struct{}
+
+	resuming sync.Mutex // held by Resume
 }
 
 // Serve takes the requests of the device whose character device char is, of which it
@@ -104,17 +106,38 @@ func serve(char *os.File, cfg Config, k kernel) (*Server, error) {
 }
 
 // Resume has requests carried out by the volume v, those that waited first. It
-// returns when all queues have a queue of v, or why one has none: then the server is
-// paused. After Close it does nothing.
+// returns when all queues have a queue of v, or why one has none: then nothing has
+// changed. It waits for processor time only. After Close it does nothing.
 func (s *Server) Resume(v blk.Device) error {
-	var errs []error
+	s.resuming.Lock()
+	defer s.resuming.Unlock()
+	// All are made before one is used: what has begun could wait for its drive.
+	made := make([]blk.Queue, 0, len(s.queues))
 	for _, q := range s.queues {
-		errs = append(errs, q.order(&order{volume: v}))
+		if q.shut.Load() {
+			return closeAll(made)
+		}
+		vq, err := v.NewQueue(s.cfg.Depth)
+		if err != nil {
+			return fmt.Errorf("serving a block device: %w", errors.Join(err, closeAll(made)))
+		}
+		made = append(made, vq)
+	}
+	var errs []error
+	for i, q := range s.queues {
+		errs = append(errs, q.order(&order{volume: made[i], size: v.Geometry().Size}))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return errors.Join(fmt.Errorf("serving a block device: %w", err), s.Pause(context.Background()))
+		return fmt.Errorf("serving a block device: %w", err)
 	}
 	return nil
+}
+
+func closeAll(queues []blk.Queue) (err error) {
+	for _, q := range queues {
+		err = errors.Join(err, q.Close())
+	}
+	return err
 }
 
 // Pause brings the device to rest: when it returns nil, nothing is in flight, all that
@@ -166,9 +189,10 @@ func (s *Server) Wait() {
 func (s *Server) Gone() <-chan struct{} { return s.gone }
 
 // An order is what somebody wants of a queue's thread: to carry requests out by a
-// volume, or, without one, to pause.
+// queue of a volume, which is the thread's then, or, without one, to pause.
 type order struct {
-	volume blk.Device
+	volume blk.Queue
+	size   int64 // bytes, of the volume
 	done   chan error
 }
 
@@ -178,13 +202,24 @@ func (q *queue) order(o *order) error {
 	q.mu.Lock()
 	if q.ended {
 		q.mu.Unlock()
-		return nil
+		return o.refuse(nil)
 	}
 	q.orders = append(q.orders, o)
 	q.mu.Unlock()
 	q.alarm()
 	return <-o.done
 }
+
+// refuse gives back what o has brought, and returns why.
+func (o *order) refuse(why error) error {
+	if o.volume == nil {
+		return why
+	}
+	return errors.Join(why, o.volume.Close())
+}
+
+// ErrServed is returned by Resume where a volume serves the device already.
+var ErrServed = errors.New("it is served already")
 
 func (q *queue) close() {
 	q.shut.Store(true)
