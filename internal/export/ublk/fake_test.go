@@ -17,7 +17,7 @@ import (
 // descriptors and data, a ring a queue the commands. What a tag's command may do it
 // checks.
 type fakeDriver struct {
-	t     *testing.T
+	t     testing.TB
 	file  *os.File
 	depth int
 	mu    sync.Mutex
@@ -25,7 +25,7 @@ type fakeDriver struct {
 	fail  error // of the next fetch
 }
 
-func newFake(t *testing.T, depth int) *fakeDriver {
+func newFake(t testing.TB, depth int) *fakeDriver {
 	t.Helper()
 	f, err := os.CreateTemp("/dev/shm", "ublk-test-")
 	if err != nil {

@@ -48,7 +48,7 @@ func on(disk *sim.Drive) *volume.Volume {
 	return volume.New(disk, volume.Config{Lock: mem.TryLock})
 }
 
-func gone(t *testing.T, s *Server) {
+func gone(t testing.TB, s *Server) {
 	t.Helper()
 	select {
 	case <-s.Gone():
