@@ -84,6 +84,9 @@ func (e *Engine) erase(t *tenancy) (er *ipc.Erasure, noted, err error) {
 			if t.server != nil {
 				t.server.Hurry()
 			}
+			if t.device != nil {
+				t.device.Hurry()
+			}
 			t.path.cipher.Revoke() // the key is of no use to this process any more
 		}
 		t.shut.CiphersDoneNs = sys.BoottimeNs()

@@ -2,9 +2,12 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"time"
 
+	"vacate/internal/blk"
 	"vacate/internal/export/ublk"
 	"vacate/internal/ipc"
 )
@@ -17,6 +20,28 @@ import (
 //	D2: a close has the device's requests fail, and waits for none of its own: the
 //	    device itself is stopped by another process, later.
 //	D3: what has a device is a tenancy; t.device is under t.mu, and is nil without.
+
+// A blockDevice is an [ublk.Server], or a test's.
+type blockDevice interface {
+	Resume(blk.Device) error
+	Pause(context.Context) error
+	Hurry()
+	Close()
+	Wait()
+	Gone() <-chan struct{}
+}
+
+// serveBlock is ublk.Serve, or a test's.
+func (e *Engine) serveBlock(char *os.File, cfg ublk.Config) (blockDevice, error) {
+	if e.cfg.serveBlock != nil {
+		return e.cfg.serveBlock(char, cfg)
+	}
+	s, err := ublk.Serve(char, cfg)
+	if err != nil {
+		return nil, err // not a nil server in an interface
+	}
+	return s, nil
+}
 
 // serveDevice takes the requests of the block device of an open lease. When it is
 // answered, the device can be started.
@@ -38,7 +63,7 @@ func (e *Engine) serveDevice(req *ipc.DeviceServeRequest, files []*os.File) (*ip
 	if err := e.mayHaveDevice(t); err != nil {
 		return nil, err
 	}
-	s, err := ublk.Serve(files[0], cfg)
+	s, err := e.serveBlock(files[0], cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +121,7 @@ func (e *Engine) undeviced(t *tenancy) error {
 
 // giveDevice makes s the device of t, and has its requests carried out if t is served;
 // else that comes when it is (resume).
-func (e *Engine) giveDevice(t *tenancy, s *ublk.Server) error {
+func (e *Engine) giveDevice(t *tenancy, s blockDevice) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := e.undeviced(t); err != nil {
@@ -114,18 +139,46 @@ func (e *Engine) giveDevice(t *tenancy, s *ublk.Server) error {
 }
 
 // resumeDevice has the requests of t's device carried out, if it has one, by the path
-// that t has. REQUIRES: t.mu is held.
+// that t has, or later, once there is memory for that. REQUIRES: t.mu is held.
 func (e *Engine) resumeDevice(t *tenancy) {
 	if t.device == nil || t.path == nil {
 		return
 	}
-	if err := t.device.Resume(t.path.volume); err != nil {
-		e.cfg.Log.Error("a block device's requests wait; they are carried out by the next engine", "lease_id", t.id, "error", err)
+	if err := t.device.Resume(t.path.volume); err != nil && !errors.Is(err, ublk.ErrServed) {
+		e.cfg.Log.Error("a block device's requests wait; it is tried again until they can be carried out", "lease_id", t.id, "error", err)
+		go e.retryDevice(t, t.device, t.path)
+	}
+}
+
+// retryEvery is how often a device that could not be resumed is tried again.
+const retryEvery = 250 * time.Millisecond
+
+// retryDevice resumes the device d of t until it is served, by p or by another path, or
+// is to be served no more.
+func (e *Engine) retryDevice(t *tenancy, d blockDevice, p *path) {
+	again := time.NewTicker(retryEvery)
+	defer again.Stop()
+	for done := false; !done; {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-d.Gone():
+			return
+		case <-again.C:
+		}
+		t.mu.Lock()
+		// An engine that leaves brings it to rest, under t.mu and when ctx has ended.
+		done = t.device != d || t.path != p || t.parting || t.shut.GateClosedNs != 0 || e.ctx.Err() != nil
+		if !done {
+			err := d.Resume(p.volume)
+			done = err == nil || errors.Is(err, ublk.ErrServed)
+		}
+		t.mu.Unlock()
 	}
 }
 
 // pauseDevice brings a device, which may be nil, to rest.
-func pauseDevice(ctx context.Context, d *ublk.Server) error {
+func pauseDevice(ctx context.Context, d blockDevice) error {
 	if d == nil {
 		return nil
 	}
@@ -133,7 +186,7 @@ func pauseDevice(ctx context.Context, d *ublk.Server) error {
 }
 
 // closeDevice has a device, which may be nil, fail its requests.
-func closeDevice(d *ublk.Server) {
+func closeDevice(d blockDevice) {
 	if d != nil {
 		d.Hurry()
 		d.Close()

@@ -37,6 +37,7 @@ import (
 	"time"
 
 	"vacate/internal/drive"
+	"vacate/internal/export/ublk"
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
 	"vacate/internal/keyshare"
@@ -82,6 +83,8 @@ type Config struct {
 
 	seed      func(*keyshare.Seed) // fills recipient keys, in tests; nil: as it does itself
 	unguarded bool                 // tenants' shares are taken though package secret is not Enabled; for tests
+
+	serveBlock func(*os.File, ublk.Config) (blockDevice, error) // in tests; nil: ublk.Serve
 
 	at func(fail.Point) // called at each point of package fail, by tests; nil: nothing
 }

@@ -10,7 +10,6 @@ import (
 	"vacate/internal/blk"
 	"vacate/internal/blockmap"
 	"vacate/internal/drive"
-	"vacate/internal/export/ublk"
 	"vacate/internal/extent"
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
@@ -35,7 +34,7 @@ type tenancy struct {
 	mu      sync.Mutex      // held through steps 1 to 4 of a close; never together with Engine.mu
 	path    *path           // nil: nothing of this lease is served
 	server  *exports        // nil likewise, and while the path's exports start
-	device  *ublk.Server    // nil: it has no block device that this engine serves (device.go)
+	device  blockDevice     // nil: it has no block device that this engine serves (device.go)
 	waits   *inheritance    // nil: nothing waits for the path
 	rec     volatile.Record // as it stands in the lease table
 	shut    ipc.Erasure     // when steps 1 and 2 of a close were done, by the first that came

@@ -64,15 +64,16 @@ func (e *Engine) part(ctx context.Context, t *tenancy) []nbd.Passed {
 		t.waits.conns = nil
 		return conns
 	case t.server != nil:
-		defer func() {
-			if err := pauseDevice(ctx, t.device); err != nil {
-				e.cfg.Log.Warn("a block device did not come to rest; it is taken over as after a crash", "lease_id", t.id, "error", err)
-			}
-		}()
 		// What waits for its share would have to wait before its connection can be
 		// passed on. The next engine limits it again.
 		t.path.volume.SetLimits(volume.Limits{})
-		return t.server.Leave(ctx)
+		rested := make(chan error, 1)
+		go func(d blockDevice) { rested <- pauseDevice(ctx, d) }(t.device) // beside: a connection may take all the time
+		conns := t.server.Leave(ctx)
+		if err := <-rested; err != nil {
+			e.cfg.Log.Warn("a block device did not come to rest; it is taken over as after a crash", "lease_id", t.id, "error", err)
+		}
+		return conns
 	}
 	return nil
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"vacate/internal/blk"
-	"vacate/internal/export/ublk"
 	"vacate/internal/extent"
 	"vacate/internal/fail"
 	"vacate/internal/ipc"
@@ -177,6 +176,9 @@ func (e *Engine) resized(t *tenancy) error {
 
 // standing says that t is open. REQUIRES: t.mu is held.
 func (e *Engine) standing(t *tenancy) error {
+	if t.shut.GateClosedNs != 0 { // whatever the record says: it may not be to be written
+		return closing(t)
+	}
 	switch t.rec.State {
 	case volatile.StateOpen:
 		return nil
@@ -226,7 +228,7 @@ func (e *Engine) park(ctx context.Context, cancel func(), t *tenancy) error {
 // A service is what a lease is served by, and will be served by again.
 type service struct {
 	server *exports // nil: nothing
-	device *ublk.Server
+	device blockDevice
 	path   *path
 	next   *inheritance
 }
@@ -275,7 +277,7 @@ func (s *service) leave(ctx context.Context, t *tenancy) (ended <-chan struct{})
 	watched.Wait()
 	t.mu.Lock()
 	t.waits = s.next
-	if t.rec.State != volatile.StateOpen { // closed meanwhile
+	if t.rec.State != volatile.StateOpen || t.shut.GateClosedNs != 0 { // closed meanwhile
 		t.disinherit()
 	}
 	t.mu.Unlock()
