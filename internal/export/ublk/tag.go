@@ -35,6 +35,9 @@ func (q *queue) take() (moved bool) {
 		q.commands--
 		t := &q.tags[c.ID]
 		if c.Errno != 0 || c.N != ublkcmd.ResOK { // the device is stopped: this tag has no request any more
+			if c.Errno != syscall.ENODEV {
+				q.s.cfg.Log.Error("the driver refuses a command; the tag is served by the device's next server", "queue", q.index, "tag", t.index, "result", c.N, "error", c.Errno)
+			}
 			continue
 		}
 		t.desc = q.descs[t.index] // read once

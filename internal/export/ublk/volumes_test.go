@@ -1,13 +1,17 @@
 package ublk
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"vacate/internal/blk"
+	"vacate/internal/mem"
 	"vacate/internal/sim"
 	"vacate/internal/ublkcmd"
 )
@@ -115,5 +119,26 @@ func TestResumeFails(t *testing.T) {
 	resume(t, s, v)
 	if n := v.open.Load(); n != 0 {
 		t.Errorf("a device that is closed has %d queues of the volume", n)
+	}
+}
+
+// TestCommandRefused: that the driver takes a tag's command no more is told, unless the
+// device is being stopped.
+func TestCommandRefused(t *testing.T) {
+	d := newFake(t, depth)
+	var told bytes.Buffer
+	s, err := serve(nil, Config{Queues: 1, Depth: depth, MaxIO: blk.MaxTransfer, Lock: mem.TryLock, Log: slog.New(slog.NewTextHandler(&told, nil))}, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := d.rings[0]
+	r.mu.Lock()
+	r.complete(3, -int(syscall.EINVAL))
+	r.mu.Unlock()
+	s.Close()
+	d.stop()
+	gone(t, s)
+	if n := strings.Count(told.String(), "\n"); n != 1 || !strings.Contains(told.String(), "tag=3") {
+		t.Errorf("the log has %d lines: %s", n, told.String())
 	}
 }
