@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -131,10 +130,9 @@ func (e *Engine) giveDevice(t *tenancy, s blockDevice) error {
 	if t.server == nil || t.parting {
 		return nil
 	}
-	if err := s.Resume(t.path.volume); err != nil {
-		t.device = nil
-		return fmt.Errorf("serving the block device of lease %s: %w", t.id, err)
-	}
+	// Without memory for that its requests wait. They must not fail: the device may be
+	// one that an engine before this one served, and be mounted.
+	e.resumeDevice(t)
 	return nil
 }
 
