@@ -241,6 +241,8 @@ func (w *world) handle(ctx context.Context, method string, body []byte, files []
 		return with(ctx, body, func(_ context.Context, r ipc.DeviceServeRequest) (ipc.Empty, error) {
 			return ipc.Empty{}, w.devices.serve(r, files)
 		})
+	case ipc.MethodDeviceServed: // what it serves here, may be made again at any time
+		return ipc.DeviceServed{}, nil
 	case ipc.MethodLeaseList:
 		return e.Leases(ctx)
 	case ipc.MethodStats:
