@@ -8,6 +8,7 @@ import (
 
 	"vacate/internal/ipc"
 	"vacate/internal/lease"
+	"vacate/internal/node"
 )
 
 // TestWantedAgain: a device that is to be removed, since its attach has failed, stays
@@ -129,4 +130,26 @@ func TestDevicesCutOff(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestUnlinked: the devices process ended between the start of a device and its link, so
+// that the next one lists none. An attach succeeds all the same, with the device that
+// there is; where none is there and none can be made, it says so at once.
+func TestUnlinked(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	l := w.set(id, lease.Open)
+	if _, err := w.a.Attach(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	w.kernel[id].hidden = true
+	w.mu.Unlock()
+	if d, err := w.a.Attach(t.Context(), l); err != nil || !d.Live || w.called(ipc.MethodDeviceRemove+" "+id) > 0 {
+		t.Errorf("%+v, %v", d, err)
+	}
+	other := w.set("bbbbbbbbbbbbbbbb", lease.Open)
+	w.failing(ipc.MethodDeviceMake, other.ID, &ipc.RemoteError{Code: ipc.CodeBusy, Text: "there are as many as there can be"})
+	_, err := w.a.Attach(t.Context(), other)
+	wantKind(t, err, node.Refused, "as many as")
 }

@@ -43,10 +43,7 @@ func (a *Attacher) steps(ctx context.Context, l lease.Lease, fresh *bool) (ipc.D
 		}
 	}()
 	if err != nil {
-		if had && codeOf(err) == ipc.CodeBusy { // by an engine that is just ending
-			err = fmt.Errorf("%w: %w", errAgain, err)
-		}
-		return ipc.Device{}, a.cannotMake(ctx, l, err)
+		return ipc.Device{}, a.cannotMake(ctx, l, had, err)
 	}
 	if err := a.serve(ctx, l.ID, engine.PID, made, files); err != nil {
 		return ipc.Device{}, err
@@ -124,8 +121,18 @@ func (a *Attacher) unless(ctx context.Context, pid int, err error) error {
 	return err
 }
 
-// cannotMake is why no device was made.
-func (a *Attacher) cannotMake(ctx context.Context, l lease.Lease, err error) error {
+// cannotMake is why no device was made. had: there was one.
+func (a *Attacher) cannotMake(ctx context.Context, l lease.Lease, had bool, err error) error {
+	if codeOf(err) == ipc.CodeBusy {
+		if !had { // or there is, and a start that was cut off has been made up for
+			if all, lerr := a.list(ctx); lerr == nil {
+				_, had = all[l.ID]
+			}
+		}
+		if had { // an engine has it that is just ending, or the one that there is
+			return fmt.Errorf("%w: making the block device of lease %s: %w", errAgain, l.ID, err)
+		}
+	}
 	if l.Exports.NoNBD && codeOf(err) != "" {
 		if h, herr := a.hello(ctx); herr == nil && h.Kind == ipc.DeviceNBD {
 			return needsNBD(l.ID, h.Why)

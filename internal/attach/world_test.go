@@ -48,8 +48,9 @@ type world struct {
 
 type kernelDevice struct {
 	ipc.Device
-	pid  int  // of the server that it has; 0: none
-	used bool // it was started once: it is given to another server, not discarded
+	pid    int  // of the server that it has; 0: none
+	hidden bool // it has no link, by which its lease is known
+	used   bool // it was started once: it is given to another server, not discarded
 }
 
 func newWorld(t *testing.T) *world {
@@ -335,7 +336,9 @@ func (w *world) handle(_ context.Context, method string, body []byte, _ []*os.Fi
 	case ipc.MethodDeviceList:
 		var res ipc.DeviceList
 		for _, d := range w.kernel {
-			res.Devices = append(res.Devices, d.Device)
+			if !d.hidden {
+				res.Devices = append(res.Devices, d.Device)
+			}
 		}
 		return res, nil
 	}
@@ -345,6 +348,10 @@ func (w *world) handle(_ context.Context, method string, body []byte, _ []*os.Fi
 // make is device.make. REQUIRES: w.mu is held.
 func (w *world) make(id string, size int64, socket string) (any, error) {
 	d := w.kernel[id]
+	if d != nil && d.hidden { // its start is made up for
+		d.hidden = false
+		return nil, &ipc.RemoteError{Code: ipc.CodeBusy, Text: fmt.Sprintf("it is served, by process %d", d.pid)}
+	}
 	if d != nil && d.pid != 0 {
 		w.t.Errorf("a device of %s is made that is served by %d", id, d.pid)
 	}
