@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 
 	vacatev1 "vacate/api/vacate/v1"
@@ -41,7 +42,7 @@ func (s *Server) open(ctx context.Context, req node.OpenRequest, attach bool) (l
 	if !attach {
 		return s.cfg.Node.Open(ctx, req)
 	}
-	if err := s.devices().Ready(ctx, req.Exports); err != nil {
+	if err := s.devices().Ready(ctx, req.Exports); err != nil && !s.opened(req) {
 		return lease.Lease{}, err
 	}
 	a := &attaching{d: s.devices()}
@@ -51,6 +52,14 @@ func (s *Server) open(ctx context.Context, req node.OpenRequest, attach bool) (l
 		_, err = s.devices().Attach(context.WithoutCancel(ctx), l)
 	}
 	return l, err
+}
+
+// opened reports whether the idempotency key finds a lease: what is refused then is
+// its device, and the error names it.
+func (s *Server) opened(req node.OpenRequest) bool {
+	return req.Key != "" && slices.ContainsFunc(s.cfg.Node.List(false), func(l lease.Lease) bool {
+		return l.Tenant == req.Tenant && l.Key == req.Key
+	})
 }
 
 // attaching gives a lease its device while it is opened.

@@ -182,3 +182,32 @@ func TestNoDevices(t *testing.T) {
 		t.Errorf("%v, %v", st.GetDevices(), err)
 	}
 }
+
+// TestOpenAttachedAgain: who repeats an opening, whose answer was lost, while no device
+// can be had any more, learns which lease there is.
+func TestOpenAttachedAgain(t *testing.T) {
+	d := start(t)
+	l := fakeLease("cccccccccccccccc", uidTenant, lease.Open)
+	l.Key = "mine"
+	d.node.mu.Lock()
+	d.node.put(l)
+	d.node.found = l.ID
+	d.node.mu.Unlock()
+	d.devs.set(errNoDevices, &node.Error{Kind: node.Unsupported, Object: l.ID, Text: "none any more"})
+	c := d.as(uidOperator)
+	req := &vacatev1.LeaseServiceOpenRequest{SizeBytes: l.SizeBytes, Tenant: l.Tenant, Attach: true, IdempotencyKey: l.Key}
+	_, err := c.Leases.Open(t.Context(), req)
+	if p := client.ProblemOf(err); p.GetObject() != l.ID {
+		t.Errorf("%v, %v", err, p)
+	}
+	for _, other := range []*vacatev1.LeaseServiceOpenRequest{
+		{SizeBytes: l.SizeBytes, Tenant: l.Tenant, Attach: true, IdempotencyKey: "another"},
+		{SizeBytes: l.SizeBytes, Tenant: "another", Attach: true, IdempotencyKey: l.Key},
+		{SizeBytes: l.SizeBytes, Tenant: l.Tenant, Attach: true},
+	} {
+		_, err := c.Leases.Open(t.Context(), other)
+		if p := client.ProblemOf(err); p.GetKind() != "unsupported" || p.GetObject() != "" {
+			t.Errorf("%v: %v, %v", other, err, p)
+		}
+	}
+}

@@ -39,6 +39,7 @@ const (
 
 // A fakeNode keeps leases in a map.
 type fakeNode struct {
+	found   string // the lease that every Open finds by its key; "": none
 	mu      sync.Mutex
 	leases  map[string]lease.Lease
 	watches map[*fakeWatch]bool
@@ -82,6 +83,9 @@ func (n *fakeNode) Open(_ context.Context, req node.OpenRequest) (lease.Lease, e
 	n.opened = append(n.opened, req)
 	if n.fail != nil {
 		return lease.Lease{}, n.fail
+	}
+	if n.found != "" {
+		return n.leases[n.found], nil
 	}
 	l := fakeLease(fmt.Sprintf("%016d", len(n.opened)), req.UID, lease.Open)
 	l.Tenant, l.SizeBytes, l.Limits, l.Exports = req.Tenant, req.SizeBytes, req.Limits, req.Exports
