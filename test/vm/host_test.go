@@ -152,7 +152,7 @@ func startHost(ctx context.Context, t *testing.T) *host {
 	must(t, err)
 	initramfs, err := Initramfs(dir, Contents{Kernel: kernel, Later: hostModules, Vacate: bin, Programs: hostTools})
 	must(t, err)
-	const stateSize = 32 << 20
+	stateSize := int64(either(32, 512)) << 20 // each lease leaves records and a certificate
 	image, err := Ext4(dir, stateSize)
 	must(t, err)
 	supply := disk.NewSupply()
