@@ -12,7 +12,7 @@ set -euo pipefail
 
 suite=trixie
 meta=linux-image-cloud-amd64
-programs=(dmsetup e2fsprogs fdisk fio grub-common grub-pc-bin qemu-block-extra qemu-utils util-linux xfsprogs)
+programs=(dash dmsetup e2fsprogs fdisk fio grub-common grub-pc-bin mount qemu-block-extra qemu-utils util-linux xfsprogs)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/vacate-test
 kernel=$cache/kernel-$suite
 tools=$cache/programs-$suite

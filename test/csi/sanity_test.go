@@ -37,6 +37,15 @@ func TestSanity(t *testing.T) {
 	dir := *folder
 	if dir == "" {
 		dir = t.TempDir()
+	} else {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := os.Remove(dir); err != nil { // all that was made in it is gone
+				t.Error(err)
+			}
+		}()
 	}
 	address, ended := *endpoint, func() {}
 	if address == "" {

@@ -150,7 +150,12 @@ func startHost(ctx context.Context, t *testing.T) *host {
 	must(t, err)
 	bin, err := program()
 	must(t, err)
-	initramfs, err := Initramfs(dir, Contents{Kernel: kernel, Later: hostModules, Vacate: bin, Programs: hostTools})
+	suite, err := sanity(dir)
+	must(t, err)
+	initramfs, err := Initramfs(dir, Contents{
+		Kernel: kernel, Later: hostModules, Vacate: bin,
+		Programs: slices.Concat(hostTools, csiTools), Files: map[string]string{sanityPath: suite},
+	})
 	must(t, err)
 	stateSize := int64(either(32, 512)) << 20 // each lease leaves records and a certificate
 	image, err := Ext4(dir, stateSize)

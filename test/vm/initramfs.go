@@ -27,6 +27,8 @@ type Contents struct {
 	Later    []string // names of modules that are there to be loaded
 	Vacate   string   // path of the binary; "": none
 	Programs []string // by their paths in the folder of [Programs]
+	// Files are others, from their path in the machine to that on the host.
+	Files map[string]string
 }
 
 // Initramfs writes the root file system of a machine to a file in dir: the init
@@ -48,6 +50,7 @@ func Initramfs(dir string, c Contents) (name string, err error) {
 			return "", err
 		}
 	}
+	maps.Copy(files, c.Files)
 	files[initPath] = initProgram
 	if c.Vacate != "" {
 		files[vacatePath] = c.Vacate

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"bytes"
 	"context"
 	"debug/elf"
 	"errors"
@@ -23,6 +24,8 @@ const (
 	loader    = "usr/lib64/ld-linux-x86-64.so.2"
 	libraries = "usr/lib/x86_64-linux-gnu"
 	loaderIn  = "lib64/ld-linux-x86-64.so.2"
+	shell     = "usr/bin/dash"
+	shellIn   = "bin/sh" // from which scripts name it
 )
 
 // FindPrograms returns the folder in the user's cache.
@@ -72,6 +75,10 @@ func (p Programs) add(files map[string]string, name string) error {
 		return nil
 	}
 	files[name] = p.Path(name)
+	if b, err := os.ReadFile(p.Path(name)); err == nil && bytes.HasPrefix(b, []byte("#!/bin/sh")) {
+		files[shellIn] = p.Path(shell)
+		return p.add(files, shell)
+	}
 	f, err := elf.Open(p.Path(name))
 	if err != nil {
 		return fmt.Errorf("reading what %s is made of: %w", name, err)

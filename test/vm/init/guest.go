@@ -29,6 +29,11 @@ func (a *agent) guest(r wire.Request) (any, bool, error) {
 	case "exec":
 		v, err := reply(r, execute)
 		return v, true, err
+	case "start":
+		return nil, true, with(r, a.start)
+	case "stop":
+		v, err := reply(r, a.stop)
+		return v, true, err
 	case "attach":
 		return nil, true, with(r, a.attach)
 	case "detach":
@@ -110,12 +115,15 @@ func describe(dir, serial string) (wire.Disk, error) {
 	return d, errors.Join(append(errs, err)...)
 }
 
-// execTimeout is how long a program may take.
+// execTimeout is how long a program may take, unless the test says.
 const execTimeout = 2 * time.Minute
 
 // execute runs a program.
 func execute(e wire.Exec) (ran wire.Ran, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), execTimeout)
+	if e.Timeout == 0 {
+		e.Timeout = execTimeout
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), e.Timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, e.Args[0], e.Args[1:]...)
 	cmd.Stdin = strings.NewReader(e.Stdin)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -34,6 +35,9 @@ type agent struct {
 	daemon *daemon // nil before "serve"
 	mounts []string
 	stress *stress // nil if none goes on
+
+	mu       sync.Mutex
+	programs map[string]*background // by the file that each makes
 }
 
 func run() error {
@@ -44,7 +48,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	a := &agent{conn: wire.NewConn(port)}
+	a := &agent{conn: wire.NewConn(port), programs: map[string]*background{}}
 	if err := a.conn.Begin(); err != nil {
 		return err
 	}

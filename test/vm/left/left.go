@@ -95,20 +95,26 @@ func (p Places) disks() ([]string, error) {
 
 func (p Places) links() ([]string, error) { return names(filepath.Join(p.Dev, "vacate"), "") }
 
-// mounts are those of the first process that this one sees.
+// mounts are those that this process sees: of file systems, and of devices' nodes that
+// are bound to files (proc_pid_mountinfo(5)).
 func (p Places) mounts() (found []string, err error) {
-	b, err := os.ReadFile(filepath.Join(p.Proc, "self/mounts"))
+	b, err := os.ReadFile(filepath.Join(p.Proc, "self/mountinfo"))
 	if err != nil {
 		return nil, err
 	}
 	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) < 2 {
+		place, what, ok := strings.Cut(line, " - ")
+		f, of := strings.Fields(place), strings.Fields(what)
+		if !ok || len(f) < 5 || len(of) < 2 {
 			continue
 		}
+		source := of[1]
+		if of[0] == "devtmpfs" {
+			source = "/dev" + f[3] // the node
+		}
 		for _, ours := range []string{"/dev/ublk", "/dev/nbd", "/dev/vacate/"} {
-			if strings.HasPrefix(f[0], ours) {
-				found = append(found, f[0]+" on "+f[1])
+			if strings.HasPrefix(source, ours) {
+				found = append(found, source+" on "+f[4])
 				break
 			}
 		}

@@ -19,7 +19,7 @@ func host(t *testing.T) (Places, string) {
 		Proc: filepath.Join(dir, "proc"), Sys: filepath.Join(dir, "sys"), Dev: filepath.Join(dir, "dev"),
 		Leases: filepath.Join(dir, "run/leases"), Program: "/bin/vacate",
 	}
-	plant(t, dir, "proc/self/mounts", "proc /proc proc rw 0 0\n/dev/vda /state ext4 rw 0 0\n")
+	plant(t, dir, "proc/self/mountinfo", "20 1 0:20 / /proc rw - proc proc rw\n21 1 0:6 / /dev rw - devtmpfs devtmpfs rw\n22 1 254:0 / /state rw - ext4 /dev/vda rw\n")
 	for pid, command := range []string{"serve\x00--state-dir\x00/state", "control", "engine", "devices"} {
 		plant(t, dir, fmt.Sprintf("proc/%d/cmdline", pid+10), "/bin/vacate\x00"+command+"\x00")
 		for fd := range 2 {
@@ -90,9 +90,10 @@ func TestPlanted(t *testing.T) {
 		{"sys/block/nbd7/pid", "17\n", "block device sys/block/nbd7"},
 		{"sys/block/nbd8/backend", "vacate:a:b\n", "block device sys/block/nbd8"},
 		{"dev/vacate/abcdefghijklmnop", "", "link dev/vacate/abcdefghijklmnop"},
-		{"proc/self/mounts", "/dev/ublkb0 /mnt/a ext4 rw 0 0\n", "mount /dev/ublkb0 on /mnt/a"},
-		{"proc/self/mounts", "/dev/nbd0p1 /mnt/a xfs rw 0 0\n", "mount /dev/nbd0p1 on /mnt/a"},
-		{"proc/self/mounts", "/dev/vacate/x /mnt/a xfs rw 0 0\n", "mount /dev/vacate/x on /mnt/a"},
+		{"proc/self/mountinfo", "23 1 259:0 / /mnt/a rw,relatime - ext4 /dev/ublkb0 rw\n", "mount /dev/ublkb0 on /mnt/a"},
+		{"proc/self/mountinfo", "23 1 43:0 / /mnt/a rw,relatime shared:1 - xfs /dev/nbd0p1 rw\n", "mount /dev/nbd0p1 on /mnt/a"},
+		{"proc/self/mountinfo", "23 1 43:0 / /mnt/a rw - xfs /dev/vacate/x rw\n", "mount /dev/vacate/x on /mnt/a"},
+		{"proc/self/mountinfo", "23 1 0:6 /ublkb0 /mnt/a rw - devtmpfs devtmpfs rw\n", "mount /dev/ublkb0 on /mnt/a"},
 	}
 	for _, tt := range tests {
 		p, dir := host(t)

@@ -28,8 +28,22 @@ type Disk struct {
 // Exec is the body of the request "exec", any program of the machine; the reply
 // is a Ran.
 type Exec struct {
-	Args  []string `json:"args"`
-	Stdin string   `json:"stdin"`
+	Args    []string      `json:"args"`
+	Stdin   string        `json:"stdin"`
+	Timeout time.Duration `json:"timeout"` // 0: two minutes
+}
+
+// Start is the body of the request "start": a program runs until it is stopped. The
+// reply comes when a file is there, which the program makes.
+type Start struct {
+	Args []string `json:"args"`
+	File string   `json:"file"`
+}
+
+// Stop is the body of the request "stop": SIGTERM to the program that was started to
+// make this file. The reply, a Ran, comes when it has ended.
+type Stop struct {
+	File string `json:"file"`
 }
 
 // Attach is the body of the requests "attach", which mounts a file system, and
