@@ -119,7 +119,7 @@ const table = `
 	test     proof/prooftest:  proof
 	test     tpm/tpmtest:
 	test     xts/internal/regs:
-	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow
+	test     test/bench:       api/vacate/v1 client nbdclient test/daemon test/slow github.com/container-storage-interface/spec google.golang.org/grpc
 	test     node/nodesim:     extent ipc journal lease limit proof
 	test     test/daemon:
 	test     test/peers:       blk blockmap crypt drive export/nbd mem nbdclient test/daemon vhostclient volume xts

@@ -1,7 +1,8 @@
 // Command bench measures what Vacate promises and prints it: time from the
-// gate to the destroyed key, time to open, memory, and time to restart. `make
-// bench` runs it. It asserts nothing: figures of one machine are no test. How
-// fast a volume is, beside peers, is test/peers' business.
+// gate to the destroyed key, time to open, memory, time to delete a volume of the
+// CSI driver, and time to restart. `make bench` runs it. It asserts nothing:
+// figures of one machine are no test. How fast a volume is, beside peers, is
+// test/peers' business.
 package main
 
 import (
@@ -20,14 +21,16 @@ import (
 )
 
 type options struct {
-	closes int
-	dir    string
+	closes  int
+	dir     string
+	deletes bool
 }
 
 func main() {
 	var o options
 	flag.IntVar(&o.closes, "closes", 1000, "closes to measure for each size")
 	flag.StringVar(&o.dir, "dir", "", "folder for journal and files (default: a temporary one)")
+	flag.BoolVar(&o.deletes, "deletes", false, "measure the CSI driver's DeleteVolume alone")
 	flag.Parse()
 	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -46,6 +49,9 @@ func run(o options) (err error) {
 		return err
 	}
 	printMachine()
+	if o.deletes {
+		return deletes(bin, dir, o.closes)
+	}
 	drives := filepath.Join(dir, "drives")
 	if err := os.Mkdir(drives, 0o700); err != nil {
 		return err
@@ -63,6 +69,9 @@ func run(o options) (err error) {
 	}
 	if err := d.Stop(); err != nil {
 		return err
+	}
+	if err := deletes(bin, dir, o.closes); err != nil {
+		return fmt.Errorf("deleting volumes: %w", err)
 	}
 	if err := hung(bin, dir); err != nil {
 		return fmt.Errorf("a drive that hangs: %w", err)
