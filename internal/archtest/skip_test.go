@@ -23,6 +23,7 @@ var skips = map[string]string{
 	"test/e2e/faults_test.go":           "needs root and /dev/fuse; fails without them where CI is set",
 	"test/e2e/drive_test.go":            "needs root, for a loop device; internal/drive tests the same on files",
 	"test/e2e/hostile_test.go":          "needs root, to become another user; fails without where CI is set",
+	"test/vm/bench_test.go":             "measures, for minutes: is run where VACATE_BENCH=1",
 	"test/slow/slow_test.go":            "needs root and /dev/fuse; fails without them where CI is set",
 	"test/e2e/state_test.go":            "needs root, to mount; fails without where CI is set",
 	"internal/engine/sharemem_test.go":  "a build without runtime/secret, which refuses what is tested; fails without where CI is set",

@@ -22,7 +22,7 @@ import (
 var hostTools = append([]string{"usr/sbin/dmsetup", "usr/bin/fio"}, tools...)
 
 // hostModules are what a host can load, in the order in which they are loaded.
-var hostModules = []string{"nbd", "ublk_drv", "dm-mod", "dm-crypt", "xts"}
+var hostModules = []string{"nbd", "ublk_drv", "dm-mod", "dm-crypt", "xts", "brd"}
 
 const driveSize = 1 << 30
 
@@ -154,10 +154,10 @@ func startHost(ctx context.Context, t *testing.T) *host {
 	must(t, err)
 	initramfs, err := Initramfs(dir, Contents{
 		Kernel: kernel, Later: hostModules, Vacate: bin,
-		Programs: slices.Concat(hostTools, csiTools), Files: map[string]string{sanityPath: suite},
+		Programs: slices.Concat(hostTools, csiTools, benchTools()), Files: map[string]string{sanityPath: suite},
 	})
 	must(t, err)
-	stateSize := int64(either(32, 512)) << 20 // each lease leaves records and a certificate
+	stateSize := int64(either(128, 512)) << 20 // each lease leaves records and a certificate, which nobody waits for
 	image, err := Ext4(dir, stateSize)
 	must(t, err)
 	supply := disk.NewSupply()

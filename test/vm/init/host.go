@@ -22,7 +22,7 @@ func (a *agent) host(r wire.Request) (any, bool, error) {
 	switch r.Do {
 	case "module":
 		return nil, true, with(r, func(m wire.Module) error {
-			err := loadModule(filepath.Join(laterDir, m.Name+".ko.xz"))
+			err := loadModule(filepath.Join(laterDir, m.Name+".ko.xz"), m.Parameters)
 			if errors.Is(err, syscall.EEXIST) {
 				return nil
 			}
@@ -42,6 +42,9 @@ func (a *agent) host(r wire.Request) (any, bool, error) {
 		return nil, true, with(r, func(m wire.Mark) error {
 			return os.WriteFile("/dev/kmsg", []byte(m.Text+"\n"), 0)
 		})
+	case "times":
+		v, err := times()
+		return v, true, err
 	case "left":
 		v, err := left.Places{Proc: "/proc", Sys: "/sys", Dev: "/dev", Leases: runDir + "/leases", Program: vacate}.Count()
 		return v, true, err

@@ -161,7 +161,7 @@ func makeReady() error {
 		return err
 	}
 	for _, m := range modules {
-		if err := loadModule(m); err != nil {
+		if err := loadModule(m, ""); err != nil {
 			return fmt.Errorf("loading %s: %w", m, err)
 		}
 	}
@@ -169,7 +169,7 @@ func makeReady() error {
 }
 
 // loadModule loads a module, which the kernel unpacks.
-func loadModule(path string) error {
+func loadModule(path, parameters string) error {
 	const (
 		sysFinitModule = 313 // of amd64, the machine's
 		compressed     = 4   // MODULE_INIT_COMPRESSED_FILE
@@ -179,8 +179,8 @@ func loadModule(path string) error {
 		return err
 	}
 	defer f.Close()
-	var none byte // no parameters
-	_, _, errno := syscall.Syscall(sysFinitModule, f.Fd(), uintptr(unsafe.Pointer(&none)), compressed)
+	p := append([]byte(parameters), 0)
+	_, _, errno := syscall.Syscall(sysFinitModule, f.Fd(), uintptr(unsafe.Pointer(&p[0])), compressed)
 	if errno != 0 {
 		return os.NewSyscallError("finit_module", errno)
 	}

@@ -7,7 +7,8 @@ import "time"
 // Module is the body of the request "module": a module that the machine carries is
 // loaded, if it is not.
 type Module struct {
-	Name string `json:"name"`
+	Name       string `json:"name"`
+	Parameters string `json:"parameters"` // rd_nr=2 rd_size=65536
 }
 
 // Kill is the body of the request "kill": SIGKILL to a process of the daemon's, by the
@@ -41,6 +42,11 @@ type Fill struct {
 	// A second device may show a piece of the first.
 	At int64 `json:"at"`
 }
+
+// Times is the reply to the request "times": the processor time that processes took
+// since they began, by their names (vacate-engine, kworker). Of processes that have
+// ended there is nothing.
+type Times map[string]time.Duration
 
 // Mark is the body of the request "kernel-mark": a line is written to the kernel's log.
 type Mark struct {
