@@ -114,7 +114,7 @@ const table = `
 	test     archtest:
 	test     blk/blktest:      blk
 	test     csi/csitest:      api/vacate/v1 api/vacate/v1/vacatev1connect client csi connectrpc.com/connect k8s.io/mount-utils
-	test     test/csi:         client csi csi/csitest test/daemon github.com/kubernetes-csi/csi-test/v5
+	test     test/csi:         client csi csi/csitest test/daemon github.com/container-storage-interface/spec github.com/kubernetes-csi/csi-test/v5 google.golang.org/grpc
 	test     sim:              blk
 	test     proof/prooftest:  proof
 	test     tpm/tpmtest:

@@ -92,7 +92,7 @@ func checkPath(path string) (sanity.PathKind, error) {
 
 // start starts a daemon and a driver. ended ends the driver, and fails the test where
 // anything was left over.
-func start(t *testing.T) (address string, ended func()) {
+func start(t testing.TB) (address string, ended func()) {
 	t.Helper()
 	bin, err := daemon.Build(t.TempDir())
 	if err != nil {
@@ -112,12 +112,16 @@ func start(t *testing.T) (address string, ended func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	if _, ok := t.(*testing.B); ok {
+		log = slog.New(slog.DiscardHandler)
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	c := k.Client(filepath.Join(dir, "d", "vacate.sock"))
 	address = "unix://" + filepath.Join(dir, "csi.sock")
 	go func() {
-		served <- csi.Run(ctx, csi.Config{Endpoint: address, NodeID: "node-1", Client: c, Host: k, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		served <- csi.Run(ctx, csi.Config{Endpoint: address, NodeID: "node-1", Client: c, Host: k, Log: log})
 	}()
 	return address, func() {
 		res, err := c.Leases.List(ctx, &vacatev1.LeaseServiceListRequest{})

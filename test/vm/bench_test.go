@@ -75,6 +75,29 @@ func TestBenchDevices(t *testing.T) {
 	h.clean()
 }
 
+// TestBenchDeletes measures how long DeleteVolume takes of volumes that have, or had, a
+// device. An emulated machine is some twenty times slower than a real one.
+func TestBenchDeletes(t *testing.T) {
+	if len(benchTools()) == 0 {
+		t.Skip("VACATE_BENCH is not 1")
+	}
+	for _, modules := range [][]string{{"nbd"}, {"nbd", "ublk_drv"}} {
+		t.Run(modules[len(modules)-1], func(t *testing.T) {
+			h := onHost(t, 10*time.Minute, modules...)
+			const socket = "/run/csi.sock"
+			h.do("start", wire.Start{File: socket, Args: []string{"/bin/vacate", "csi", "--endpoint", "unix://" + socket, "--node-id", "node-1"}}, nil)
+			ran := h.long(8*time.Minute, sanityPath, "-test.run", "NONE", "-test.bench", "Delete", "-test.benchtime", "200x", "-endpoint", "unix://"+socket)
+			if ran.Code != 0 || strings.Count(ran.Stdout, "p99-ms/delete") != 2 {
+				t.Errorf("exit code %d\n%s", ran.Code, ran.Stderr)
+			}
+			t.Log(ran.Stdout)
+			h.do("stop", wire.Stop{File: socket}, nil)
+			h.clean()
+			h.nothingLeft()
+		})
+	}
+}
+
 // luks makes a LUKS image of a drive, and has qemu-nbd serve it to the kernel.
 func (h *host) luks(drive string) (device string, end func()) {
 	h.t.Helper()
