@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fetches what the tests in a virtual machine need of Debian 13: the kernel that
 # linux-image-cloud-amd64 names, and a folder of programs, which the machine runs
-# (file systems' tools, fio, dmsetup), which make it start from a disk (GRUB), and
+# (file systems' tools, mount, fio, dmsetup), which make it start from a disk (GRUB), and
 # which are an independent client on the host (QEMU 10's own driver of
 # vhost-user-blk). Both are unpacked into a cache outside the repository and stay
 # there; nothing is installed.
