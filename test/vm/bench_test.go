@@ -86,7 +86,7 @@ func TestBenchDeletes(t *testing.T) {
 			h := onHost(t, 10*time.Minute, modules...)
 			const socket = "/run/csi.sock"
 			h.do("start", wire.Start{File: socket, Args: []string{"/bin/vacate", "csi", "--endpoint", "unix://" + socket, "--node-id", "node-1"}}, nil)
-			ran := h.long(8*time.Minute, sanityPath, "-test.run", "NONE", "-test.bench", "Delete", "-test.benchtime", "200x", "-endpoint", "unix://"+socket)
+			ran := h.long(8*time.Minute, sanityPath, "-test.run", "NONE", "-test.bench", "Delete", "-test.benchtime", "100x", "-endpoint", "unix://"+socket)
 			if ran.Code != 0 || strings.Count(ran.Stdout, "p99-ms/delete") != 2 {
 				t.Errorf("exit code %d\n%s", ran.Code, ran.Stderr)
 			}
