@@ -39,15 +39,11 @@ func (d *Driver) ControllerExpandVolume(ctx context.Context, req *spec.Controlle
 		}
 		return &spec.ControllerExpandVolumeResponse{CapacityBytes: size, NodeExpansionRequired: true}, nil
 	}
-	release, err := d.locks.take("volume " + id)
+	l, release, err := d.hold(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	l, err := d.volume(ctx, id)
-	if err != nil {
-		return nil, err
-	}
 	if l, err = d.grow(ctx, id, l, req.GetCapacityRange()); err != nil {
 		return nil, err
 	}
@@ -84,15 +80,11 @@ func (d *Driver) NodeExpandVolume(ctx context.Context, req *spec.NodeExpandVolum
 			return nil, err
 		}
 	}
-	release, err := d.locks.take("volume " + id)
+	l, release, err := d.hold(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	l, err := d.volume(ctx, id)
-	if err != nil {
-		return nil, err
-	}
 	at, err := d.at(id, l, req.GetVolumePath())
 	if err != nil {
 		return nil, err
@@ -124,15 +116,11 @@ func (d *Driver) ControllerModifyVolume(ctx context.Context, req *spec.Controlle
 	if id == "" {
 		return nil, missing("volume_id")
 	}
-	release, err := d.locks.take("volume " + id)
+	l, release, err := d.hold(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	l, err := d.volume(ctx, id)
-	if err != nil {
-		return nil, err
-	}
 	limits, err := parseLimits(l.GetLimits(), req.GetMutableParameters())
 	if err != nil {
 		return nil, err

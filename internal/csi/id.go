@@ -71,6 +71,18 @@ func (d *Driver) found(ctx context.Context, id string) (*vacatev1.Lease, error) 
 	return res.GetLease(), nil
 }
 
+// hold is volume, for a call that is the only one about it until release.
+func (d *Driver) hold(ctx context.Context, id string) (l *vacatev1.Lease, release func(), err error) {
+	if release, err = d.locks.take("volume " + id); err != nil {
+		return nil, nil, err
+	}
+	if l, err = d.volume(ctx, id); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return l, release, nil
+}
+
 // volume is the lease of a volume that can be used. One that has ended is NOT_FOUND:
 // nobody can read it any more.
 func (d *Driver) volume(ctx context.Context, id string) (*vacatev1.Lease, error) {

@@ -31,15 +31,11 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *spec.NodePublishVol
 	if req.GetStagingTargetPath() == "" {
 		return nil, status.Error(codes.FailedPrecondition, "staging_target_path is missing: volumes are staged before they are published")
 	}
-	release, err := d.locks.take("volume " + id)
+	l, release, err := d.hold(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	l, err := d.volume(ctx, id)
-	if err != nil {
-		return nil, err
-	}
 	p := publication{id: id, lease: l, mode: c.GetAccessMode().GetMode(), block: c.GetBlock() != nil}
 	p.readOnly = req.GetReadonly() || p.mode == spec.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY || slices.Contains(c.GetMount().GetMountFlags(), "ro")
 	for _, f := range c.GetMount().GetMountFlags() {

@@ -62,15 +62,11 @@ func (d *Driver) NodeStageVolume(ctx context.Context, req *spec.NodeStageVolumeR
 	if err := checkCap(c); err != nil {
 		return nil, err
 	}
-	release, err := d.locks.take("volume " + id)
+	l, release, err := d.hold(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	l, err := d.volume(ctx, id)
-	if err != nil {
-		return nil, err
-	}
 	path, err := realPath("staging_target_path", req.GetStagingTargetPath())
 	if err != nil {
 		return nil, err

@@ -54,8 +54,8 @@ func TestAttachWithoutDriver(t *testing.T) {
 	h.clean()
 }
 
-// TestAttach has file systems on block devices whose server is killed again and again.
-func TestAttach(t *testing.T) {
+// TestL8Attach has file systems on block devices whose server is killed again and again.
+func TestL8Attach(t *testing.T) {
 	for _, tt := range []struct {
 		kind    string
 		modules []string
