@@ -53,7 +53,7 @@ const table = `
 
 	# data plane: a request moves down, a completion up
 	data     export/nbd:       blk mem plant poll sys
-	data     export/ublk:      blk mem poll sys ublkcmd uring
+	data     export/ublk:      blk mem plant poll sys ublkcmd uring
 	data     export/vhostuser: blk fail mem plant poll sys uring virtioblk virtq volatile
 	data     virtioblk:        blk fail mem poll sys virtq xts
 	data     volume:           blk mem plant sys

@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"vacate/internal/mem"
+	"vacate/internal/plant"
 )
 
 // arenaBytes is how much memory a queue has for the data of requests in flight; what
@@ -58,7 +59,9 @@ func (a *arena) get(n int) []byte {
 
 // put clears what get returned and takes it back.
 func (a *arena) put(b []byte) {
-	mem.Wipe(b)
+	if !plant.Is(plant.BufferNotCleared) {
+		mem.Wipe(b)
+	}
 	at := uintptr(unsafe.Pointer(unsafe.SliceData(b))) - uintptr(unsafe.Pointer(unsafe.SliceData(a.region.Bytes())))
 	page := int(at / pageBytes)
 	m := mask((len(b)+pageBytes-1)/pageBytes) << (page % wordPages)

@@ -118,6 +118,28 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+// TestL3BuffersHoldNoPlaintext: what has moved through a device is not in its memory
+// when the requests have been answered.
+func TestL3BuffersHoldNoPlaintext(t *testing.T) {
+	d, s, disk := begin(t, 1)
+	resume(t, s, on(disk))
+	secret := bytes.Repeat([]byte("a tenant's data\n"), blk.MaxTransfer/16)
+	for i, n := range []int{512, 4096, 5120, blk.MaxTransfer} {
+		if got := answer(t, d.ask(0, i, desc(ublkcmd.OpWrite, 0, n), secret[:n])); int(got) != n {
+			t.Fatalf("a write of %d bytes is answered %d", n, got)
+		}
+		if got := answer(t, d.ask(0, i, desc(ublkcmd.OpRead, 0, n), nil)); int(got) != n || !bytes.Equal(d.data(0, i, n), secret[:n]) {
+			t.Fatalf("a read of %d bytes is answered %d, or by other data", n, got)
+		}
+	}
+	if err := s.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !mem.IsZero(s.queues[0].arena.region.Bytes()) {
+		t.Error("every request was answered, and the device's memory holds data")
+	}
+}
+
 // TestRefused: what no driver should ask fails, and harms nothing.
 func TestRefused(t *testing.T) {
 	d, s, disk := begin(t, 1)
