@@ -74,10 +74,19 @@ func (s *server) best() (driver, string) {
 			return d, strings.Join(why, "; ")
 		}
 		s.mu.Lock()
-		why = append(why, fmt.Sprintf("%s: %v", o.kind, s.why[i]))
+		why = append(why, reason(o.kind, s.why[i]))
 		s.mu.Unlock()
 	}
 	return nil, strings.Join(why, "; ")
+}
+
+// reason is why a driver is not open, with its name once.
+func reason(kind string, err error) string {
+	text := err.Error()
+	if strings.HasPrefix(text, kind) {
+		return text
+	}
+	return kind + ": " + text
 }
 
 // handle is an ipc.Handler.
