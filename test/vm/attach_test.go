@@ -56,27 +56,18 @@ func TestAttachWithoutDriver(t *testing.T) {
 
 // TestL8Attach has file systems on block devices whose server is killed again and again.
 func TestL8Attach(t *testing.T) {
-	for _, tt := range []struct {
-		kind    string
-		modules []string
-	}{
-		{"nbd", []string{"nbd"}},
-		{"ublk", []string{"nbd", "ublk_drv"}},
-	} {
-		t.Run(tt.kind, func(t *testing.T) {
-			h := onHost(t, time.Duration(either(4, 40))*time.Minute, tt.modules...)
-			var s devicesOf
-			waitFor(h.ctx, t, "the status to show "+tt.kind, func() bool {
-				h.say(&s, "status")
-				return s.Devices.Kind == tt.kind
-			})
-			f := h.format(tt.kind)
-			f.survives()
-			f.detaches()
-			f.ends()
-			h.nothingLeft()
+	eachDriver(t, time.Duration(either(4, 40))*time.Minute, func(h *host, kind string) {
+		var s devicesOf
+		waitFor(h.ctx, h.t, "the status to show "+kind, func() bool {
+			h.say(&s, "status")
+			return s.Devices.Kind == kind
 		})
-	}
+		f := h.format(kind)
+		f.survives()
+		f.detaches()
+		f.ends()
+		h.nothingLeft()
+	})
 }
 
 // fileSystems are two leases' devices with file systems, and one without.
@@ -260,22 +251,24 @@ func (f *fileSystems) ends() {
 
 // TestAttachDiscard discards parts of a device: they read zeros, and the lease holds
 // less.
-func TestAttachDiscard(t *testing.T) {
-	h := onHost(t, 3*time.Minute, "nbd", "ublk_drv")
+func TestAttachDiscard(t *testing.T) { eachDriver(t, 3*time.Minute, (*host).discards) }
+
+func (h *host) discards(string) {
+	h.t.Helper()
 	const size, part = 64 << 20, 8 << 20
 	l := h.open(size)
 	written := func() int64 {
-		t.Helper()
+		h.t.Helper()
 		s := h.show(l.ID).Stats
 		if s == nil {
-			t.Fatal("the lease shows no counters")
+			h.t.Fatal("the lease shows no counters")
 		}
 		return s.WrittenBytes
 	}
 	all := wire.Fill{Device: l.Device, Seed: 1, Size: 4 * part}
 	h.do("fill", all, nil)
 	if n := written(); n != 4*part {
-		t.Errorf("after writing %d bytes the lease holds %d", 4*part, n)
+		h.t.Errorf("after writing %d bytes the lease holds %d", 4*part, n)
 	}
 	for i, args := range [][]string{{"blkdiscard"}, {"blkdiscard", "-z"}} {
 		at := int64(2 * i * part)
@@ -283,7 +276,7 @@ func TestAttachDiscard(t *testing.T) {
 		h.do("zeros", wire.Range{Device: l.Device, Start: at, Size: part}, nil)
 		h.do("check-fill", wire.Fill{Device: l.Device, Seed: 1, Start: at + part, Size: part, At: at + part}, nil)
 		if n := written(); n != int64(3-i)*part {
-			t.Errorf("after %v of %d bytes the lease holds %d", args, part, n)
+			h.t.Errorf("after %v of %d bytes the lease holds %d", args, part, n)
 		}
 	}
 
@@ -299,10 +292,10 @@ func TestAttachDiscard(t *testing.T) {
 	h.do("remove-tree", gone, nil)
 	h.do("check-tree", keep, nil) // which syncs: what the journal still names is not trimmed
 	if out := h.run("fstrim", "-v", fs.Dir); !strings.Contains(out, "trimmed") {
-		t.Errorf("fstrim says %q", out)
+		h.t.Errorf("fstrim says %q", out)
 	}
 	if n := written(); n > before-tally.Bytes*3/4 {
-		t.Errorf("after files of %d bytes were removed and trimmed, the lease holds %d bytes, and held %d before", tally.Bytes, n, before)
+		h.t.Errorf("after files of %d bytes were removed and trimmed, the lease holds %d bytes, and held %d before", tally.Bytes, n, before)
 	}
 	h.do("check-tree", keep, nil)
 	h.do("detach", fs, nil)
@@ -313,9 +306,11 @@ func TestAttachDiscard(t *testing.T) {
 }
 
 // TestAttachResize makes an attached lease larger. Linux 6.12 can not tell that to a
-// ublk device in use: it is seen when the lease is attached again.
-func TestAttachResize(t *testing.T) {
-	h := onHost(t, 3*time.Minute, "nbd", "ublk_drv")
+// device in use: it is seen when the lease is attached again.
+func TestAttachResize(t *testing.T) { eachDriver(t, 3*time.Minute, (*host).resizes) }
+
+func (h *host) resizes(string) {
+	h.t.Helper()
 	const size, larger = 32 << 20, 96 << 20
 	l := h.open(size)
 	fs := wire.Attach{Device: l.Device, Dir: "/mnt/resize", Kind: "ext4"}
@@ -338,7 +333,7 @@ func TestAttachResize(t *testing.T) {
 	var tally wire.Tally
 	h.do("tree", big, &tally)
 	if tally.Bytes < size*3/4 {
-		t.Errorf("only %d bytes were written", tally.Bytes)
+		h.t.Errorf("only %d bytes were written", tally.Bytes)
 	}
 	h.do("check-tree", big, nil)
 	h.do("check-tree", small, nil)
@@ -353,7 +348,11 @@ func TestAttachResize(t *testing.T) {
 // after, while the engine is killed again and again.
 func TestAttachVerify(t *testing.T) {
 	runtime := time.Duration(either(20, 600)) * time.Second
-	h := onHost(t, runtime+2*time.Minute, "nbd", "ublk_drv")
+	eachDriver(t, runtime+2*time.Minute, func(h *host, _ string) { h.verifies(runtime) })
+}
+
+func (h *host) verifies(runtime time.Duration) {
+	h.t.Helper()
 	const size, kills = 32 << 20, 3
 	l := h.open(size)
 	args := []string{
@@ -367,7 +366,7 @@ func TestAttachVerify(t *testing.T) {
 	for ended := false; !ended; {
 		select {
 		case err := <-result:
-			must(t, err)
+			must(h.t, err)
 			ended = true
 		case <-time.After(time.Second): // time to get on
 			h.kill("engine")
@@ -375,12 +374,12 @@ func TestAttachVerify(t *testing.T) {
 		}
 	}
 	if ran.Code != 0 || !strings.Contains(ran.Stdout, "err= 0") || !strings.Contains(ran.Stdout, " READ: ") || !strings.Contains(ran.Stdout, " WRITE: ") {
-		t.Errorf("fio: exit code %d\n%s%s", ran.Code, ran.Stdout, ran.Stderr)
+		h.t.Errorf("fio: exit code %d\n%s%s", ran.Code, ran.Stdout, ran.Stderr)
 	}
 	if n <= kills { // the last may have come after its end
-		t.Errorf("fio has ended after the death of %d engines, of more than %d wanted", n, kills)
+		h.t.Errorf("fio has ended after the death of %d engines, of more than %d wanted", n, kills)
 	}
-	t.Logf("%d engines were killed\n%s", n, ran.Stdout)
+	h.t.Logf("%d engines were killed\n%s", n, ran.Stdout)
 	h.clean()
 	h.vacate("lease", "close", l.ID)
 	h.nothingLeft()

@@ -22,7 +22,11 @@ const keySize = 64
 // written to a lease's block device, with the table that docs/spec/cipher.md gives. The
 // key comes from the keys' memory.
 func TestCipherByDMCrypt(t *testing.T) {
-	h := onHost(t, 3*time.Minute, "nbd", "ublk_drv", "dm-mod", "dm-crypt", "xts")
+	eachDriver(t, 3*time.Minute, (*host).decrypts, "dm-mod", "dm-crypt", "xts")
+}
+
+func (h *host) decrypts(string) {
+	h.t.Helper()
 	const size, sector = 12 << 20, 512
 	// A lease before it, so that it does not begin with the drive's first extent.
 	other := h.open(3 << 20)
@@ -32,7 +36,7 @@ func TestCipherByDMCrypt(t *testing.T) {
 	var k wire.Keys
 	h.do("keys", nil, &k)
 	if len(k.Slots) != 1 || len(l.Pieces) == 0 || l.Pieces[0].FirstExtent == 0 {
-		t.Fatalf("of one lease there are %d keys and the pieces %+v", len(k.Slots), l.Pieces)
+		h.t.Fatalf("of one lease there are %d keys and the pieces %+v", len(k.Slots), l.Pieces)
 	}
 	key := hex.EncodeToString(k.Slots[0][:keySize])
 	var drive struct {
@@ -61,14 +65,14 @@ func TestCipherByDMCrypt(t *testing.T) {
 			name := fmt.Sprintf("wrong%d", i)
 			piece.Device = h.crypt(name, table)
 			if err := h.Call(h.ctx, "check-fill", piece, nil); err == nil || !strings.Contains(err.Error(), "byte 0 of "+piece.Device) {
-				t.Errorf("with a wrong table dm-crypt reads: %v", err)
+				h.t.Errorf("with a wrong table dm-crypt reads: %v", err)
 			}
 			h.run("dmsetup", "remove", "--noudevsync", name)
 		}
 		at += bytes
 	}
 	if at != size {
-		t.Errorf("the pieces of a lease of %d bytes have %d", size, at)
+		h.t.Errorf("the pieces of a lease of %d bytes have %d", size, at)
 	}
 
 	// A device that another is made of is not taken away.

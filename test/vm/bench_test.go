@@ -81,21 +81,18 @@ func TestBenchDeletes(t *testing.T) {
 	if len(benchTools()) == 0 {
 		t.Skip("VACATE_BENCH is not 1")
 	}
-	for _, modules := range [][]string{{"nbd"}, {"nbd", "ublk_drv"}} {
-		t.Run(modules[len(modules)-1], func(t *testing.T) {
-			h := onHost(t, 10*time.Minute, modules...)
-			const socket = "/run/csi.sock"
-			h.do("start", wire.Start{File: socket, Args: []string{"/bin/vacate", "csi", "--endpoint", "unix://" + socket, "--node-id", "node-1"}}, nil)
-			ran := h.long(8*time.Minute, sanityPath, "-test.run", "NONE", "-test.bench", "Delete", "-test.benchtime", "100x", "-endpoint", "unix://"+socket)
-			if ran.Code != 0 || strings.Count(ran.Stdout, "p99-ms/delete") != 2 {
-				t.Errorf("exit code %d\n%s", ran.Code, ran.Stderr)
-			}
-			t.Log(ran.Stdout)
-			h.do("stop", wire.Stop{File: socket}, nil)
-			h.clean()
-			h.nothingLeft()
-		})
-	}
+	eachDriver(t, 10*time.Minute, func(h *host, _ string) {
+		const socket = "/run/csi.sock"
+		h.do("start", wire.Start{File: socket, Args: []string{"/bin/vacate", "csi", "--endpoint", "unix://" + socket, "--node-id", "node-1"}}, nil)
+		ran := h.long(8*time.Minute, sanityPath, "-test.run", "NONE", "-test.bench", "Delete", "-test.benchtime", "100x", "-endpoint", "unix://"+socket)
+		if ran.Code != 0 || strings.Count(ran.Stdout, "p99-ms/delete") != 2 {
+			h.t.Errorf("exit code %d\n%s", ran.Code, ran.Stderr)
+		}
+		h.t.Log(ran.Stdout)
+		h.do("stop", wire.Stop{File: socket}, nil)
+		h.clean()
+		h.nothingLeft()
+	})
 }
 
 // luks makes a LUKS image of a drive, and has qemu-nbd serve it to the kernel.

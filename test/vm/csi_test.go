@@ -39,40 +39,31 @@ func sanity(dir string) (string, error) {
 // and mounts of a host. The program itself fails where another spec is skipped than
 // docs/csi.md lists.
 func TestCSI(t *testing.T) {
-	for _, tt := range []struct {
-		kind    string
-		modules []string
-	}{
-		{"nbd", []string{"nbd"}},
-		{"ublk", []string{"nbd", "ublk_drv"}},
-	} {
-		t.Run(tt.kind, func(t *testing.T) {
-			h := onHost(t, 12*time.Minute, tt.modules...)
-			const socket, dir, size = "/run/csi.sock", "/mnt/csi", 64 << 20
-			args := []string{"/bin/vacate", "csi", "--endpoint", "unix://" + socket, "--node-id", "node-1", "--debug"}
-			h.do("start", wire.Start{Args: args, File: socket}, nil)
-			kinds := h.kindsOf()
-			ran := h.long(10*time.Minute, sanityPath, "-test.v", "-test.run", "TestSanity$", "-endpoint", "unix://"+socket, "-dir", dir, "-size", fmt.Sprint(size))
-			if ran.Code != 0 || !strings.Contains(ran.Stdout, "--- PASS: TestSanity") {
-				t.Errorf("csi-sanity: exit code %d\n%s%s", ran.Code, ran.Stdout, ran.Stderr)
+	eachDriver(t, 12*time.Minute, func(h *host, kind string) {
+		const socket, dir, size = "/run/csi.sock", "/mnt/csi", 64 << 20
+		args := []string{"/bin/vacate", "csi", "--endpoint", "unix://" + socket, "--node-id", "node-1", "--debug"}
+		h.do("start", wire.Start{Args: args, File: socket}, nil)
+		kinds := h.kindsOf()
+		ran := h.long(10*time.Minute, sanityPath, "-test.v", "-test.run", "TestSanity$", "-endpoint", "unix://"+socket, "-dir", dir, "-size", fmt.Sprint(size))
+		if ran.Code != 0 || !strings.Contains(ran.Stdout, "--- PASS: TestSanity") {
+			h.t.Errorf("csi-sanity: exit code %d\n%s%s", ran.Code, ran.Stdout, ran.Stderr)
+		}
+		if seen := kinds(); seen[kind] == 0 || len(seen) != 1 {
+			h.t.Errorf("leases had these kinds of devices: %v, want %s alone", seen, kind)
+		}
+		var driver wire.Ran
+		h.do("stop", wire.Stop{File: socket}, &driver)
+		if driver.Code != 0 || h.t.Failed() {
+			h.t.Errorf("vacate csi: exit code %d\n%s", driver.Code, driver.Stderr)
+		}
+		for line := range strings.Lines(ran.Stdout) {
+			if strings.Contains(line, "specs") || strings.Contains(line, "Ran ") {
+				h.t.Log(strings.TrimSpace(line))
 			}
-			if seen := kinds(); seen[tt.kind] == 0 || len(seen) != 1 {
-				t.Errorf("leases had these kinds of devices: %v, want %s alone", seen, tt.kind)
-			}
-			var driver wire.Ran
-			h.do("stop", wire.Stop{File: socket}, &driver)
-			if driver.Code != 0 || t.Failed() {
-				t.Errorf("vacate csi: exit code %d\n%s", driver.Code, driver.Stderr)
-			}
-			for line := range strings.Lines(ran.Stdout) {
-				if strings.Contains(line, "specs") || strings.Contains(line, "Ran ") {
-					t.Log(strings.TrimSpace(line))
-				}
-			}
-			h.clean()
-			h.nothingLeft()
-		})
-	}
+		}
+		h.clean()
+		h.nothingLeft()
+	})
 }
 
 // long runs a program in the machine for as long as that may take.

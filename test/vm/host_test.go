@@ -76,6 +76,15 @@ func onHost(t *testing.T, d time.Duration, modules ...string) *host {
 	return h
 }
 
+// eachDriver runs a test over each of the kernel's drivers.
+func eachDriver(t *testing.T, d time.Duration, test func(h *host, kind string), more ...string) {
+	t.Helper()
+	for _, drivers := range [][]string{{"nbd"}, {"nbd", "ublk_drv"}} {
+		kind := strings.TrimSuffix(drivers[len(drivers)-1], "_drv")
+		t.Run(kind, func(t *testing.T) { test(onHost(t, d, slices.Concat(drivers, more)...), kind) })
+	}
+}
+
 // drives reports whether a module is a driver that vacate can use.
 func drives(module string) bool { return module == "nbd" || module == "ublk_drv" }
 
