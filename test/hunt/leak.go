@@ -311,6 +311,10 @@ func differ(got, want []byte) (at int, sector []byte) {
 	return at, got[at:min(at+512, len(got))]
 }
 
+// olderMark is how a block reads that was trimmed, or never written, and shows what its
+// drive has there.
+const olderMark = "reads as an older write of the same lease"
+
 // describe says what was read in place of what was wanted.
 func (t *tenant) describe(got []byte) string {
 	mark := make([]byte, 8)
@@ -319,7 +323,7 @@ func (t *tenant) describe(got []byte) string {
 	case bytes.Equal(got, make([]byte, len(got))):
 		return "it reads as zeros"
 	case bytes.Contains(got, append(bytes.Clone(t.h.magic[:]), mark...)):
-		return "it reads as an older write of the same lease"
+		return "it " + olderMark
 	case bytes.Contains(got, t.h.magic[:]):
 		return fmt.Sprintf("IT READS AS ANOTHER LEASE'S CANARY: % x…", got[:48])
 	default:
