@@ -28,35 +28,47 @@ for pkg in $(cut -d' ' -f1 <<<"$laws" | sort -u); do
 	"$GO" test -c -tags planted -o "$dir/${pkg//\//_}.test" "./$pkg"
 done
 
-# run PKG LAW BUG: runs the tests of a law in a package, where go test would.
+# run PKG LAW BUG OUT: runs the tests of a law in a package, where go test would.
 run() {
 	(cd "$root/$1" && VACATE_PLANTED=$3 "$dir/${1//\//_}.test" \
-		-test.run "^TestL$2" -test.failfast -test.timeout 3m >"$dir/out" 2>&1)
+		-test.run "^TestL$2" -test.failfast -test.timeout 3m >"$4" 2>&1)
 }
 
 while read -r pkg law; do
-	if ! run "$pkg" "$law" ""; then
+	if ! run "$pkg" "$law" "" "$dir/out"; then
 		cat "$dir/out"
 		echo "planted: L$law in $pkg fails with no bug alive" >&2
 		exit 1
 	fi
 done <<<"$laws"
 
-missed=0
-while read -r bug law; do
-	found=
+# hunt BUG LAW: prints which tests find a bug, or returns 1.
+hunt() {
+	local pkg l test found=
 	while read -r pkg l; do
-		[ "$l" = "$law" ] || continue
+		[ "$l" = "$2" ] || continue
 		# Only the law's own verdict counts: not a build, a crash or a time-out.
-		if ! run "$pkg" "$law" "$bug" && test=$(grep -o -m1 -- "^--- FAIL: TestL$law[A-Za-z0-9_]*" "$dir/out"); then
+		if ! run "$pkg" "$2" "$1" "$dir/$1.out" && test=$(grep -o -m1 -- "^--- FAIL: TestL$2[A-Za-z0-9_]*" "$dir/$1.out"); then
 			found+=" ${pkg#internal/}.${test##* }"
 		fi
 	done <<<"$laws"
-	if [ -n "$found" ]; then
-		printf 'planted: %-20s found by%s\n' "$bug" "$found"
-	else
-		printf 'planted: %-20s NOT FOUND by any test of L%s\n' "$bug" "$law" >&2
-		missed=1
+	if [ -z "$found" ]; then
+		printf 'planted: %-20s NOT FOUND by any test of L%s\n' "$1" "$2"
+		return 1
 	fi
+	printf 'planted: %-20s found by%s\n' "$1" "$found"
+}
+
+# Some at once: a test that finds one often does so by waiting for what never comes.
+pids=()
+while read -r bug law; do
+	while [ "$(jobs -pr | wc -l)" -ge 4 ]; do wait -n || true; done
+	hunt "$bug" "$law" >"$dir/$bug.said" &
+	pids+=("$bug:$!")
 done <<<"$bugs"
+missed=0
+for pair in "${pids[@]}"; do
+	wait "${pair##*:}" || missed=1
+	cat "$dir/${pair%%:*}.said"
+done
 exit $missed

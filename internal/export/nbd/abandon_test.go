@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"sync"
 	"testing"
 
 	"vacate/internal/blk"
@@ -16,7 +17,9 @@ func TestL3Abandoned(t *testing.T) {
 	v.hold = func(r *blk.Request) bool { return r.Op == blk.OpFlush || r.Op == blk.OpRead && r.Off == 1<<20 }
 	v.mark(0, 4<<20, true)
 	copy(v.data, canary)
+	release := sync.OnceFunc(func() { close(v.release) })
 	s := alone(t, v.config())
+	t.Cleanup(release) // before the server's own, which waits
 	c := rawConnect(t, s)
 	c.enter()
 	c.write(command(0, cmdFlush, 1, 0, 0))
@@ -31,7 +34,7 @@ func TestL3Abandoned(t *testing.T) {
 	if n := s.Stats().Connections; n != 1 {
 		t.Errorf("%d connections, want 1: what it has in flight is held", n)
 	}
-	close(v.release)
+	release()
 	s.Wait()
 }
 
