@@ -39,7 +39,12 @@ type order struct {
 func TestMain(m *testing.M) {
 	text := os.Getenv(childVar)
 	if text == "" {
-		os.Exit(m.Run())
+		code := m.Run()
+		if err := os.RemoveAll(childDir); err != nil {
+			fmt.Println(err)
+			code = 1
+		}
+		os.Exit(code)
 	}
 	var o order
 	err := json.Unmarshal([]byte(text), &o)
