@@ -80,7 +80,7 @@ test-plain: ## all tests as the product is built
 
 test-vm: test-packages ## real kernels in virtual machines, as host and as guest, and CUTS (default 5) losses of power
 	@tools/test-kernel.sh
-	$(GO) test -tags vm -count=1 -timeout 20m ./test/vm
+	$(GO) test -tags vm -count=1 -timeout 30m ./test/vm
 	$(GO) run ./test/hunt power -n $(CUTS)
 	$(GO) run ./test/hunt power -n 8 -plant cipher-null
 	$(GO) run ./test/hunt power -n 8 -plant key-on-disk
