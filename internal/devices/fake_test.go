@@ -74,8 +74,13 @@ func (k *kernel) Add(i ublkctl.Info) (ublkctl.Info, error) {
 	if err := k.enter("add"); err != nil {
 		return ublkctl.Info{}, err
 	}
-	i.ID = k.next
-	k.next++
+	if i.ID < 0 {
+		i.ID = k.next
+		k.next++
+	}
+	if k.devices[i.ID] != nil {
+		return ublkctl.Info{}, wrong("add", i.ID, syscall.EEXIST)
+	}
 	k.devices[i.ID] = &device{Info: i}
 	return i, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -30,6 +31,7 @@ const (
 	ublkDepth   = 64
 	ublkMaxIO   = 256 << 10 // blk.MaxTransfer
 	ublkMax     = 4096      // devices, of all programs on the host
+	ublkIDs     = 1 << 20   // that a device may have (UBLK_MINORS, drivers/block/ublk_drv.c)
 	discardMost = 1 << 22   // sectors of one discard: 2 GiB
 )
 
@@ -68,6 +70,7 @@ type ublk struct {
 	host     host
 	alive    func(pid int) bool
 	handOver func(node string, uid uint32) error
+	newID    func() int // of a device that is made; used within serial.do
 
 	mu   sync.Mutex
 	made map[string]made // by lease; forgotten with this process
@@ -84,7 +87,19 @@ type made struct {
 func newUblk(ctl control, run string, l links, h host, fatal func(what string)) *ublk {
 	return &ublk{
 		ctl: ctl, serial: newSerial(fatal), features: ctl.Features(), run: run, links: l, host: h,
-		alive: alive, handOver: sys.HandOver, made: map[string]made{},
+		alive: alive, handOver: sys.HandOver, newID: newIDs(), made: map[string]made{},
+	}
+}
+
+// newIDs gives one id after the other, from any on. So hardly any name is ever that of
+// two leases: who has kept one, as a container that is stopped, finds nothing there. (The
+// kernel would give the lowest that is free: the next tenant's.)
+func newIDs() func() int {
+	next := rand.IntN(ublkIDs)
+	return func() int {
+		id := next
+		next = (next + 1) % ublkIDs
+		return id
 	}
 }
 
@@ -122,11 +137,16 @@ func (u *ublk) make(ctx context.Context, r *ipc.DeviceMakeRequest) (ipc.DeviceMa
 
 // makeNew makes a device that there is none of.
 func (u *ublk) makeNew(ctx context.Context, r *ipc.DeviceMakeRequest) (ipc.DeviceMade, *os.File, error) {
-	want := ublkctl.Info{ID: -1, Queues: min(ublkQueues, runtime.NumCPU()), Depth: ublkDepth, MaxIO: ublkMaxIO, Mark: mark(u.run, r.Lease)}
+	want := ublkctl.Info{Queues: min(ublkQueues, runtime.NumCPU()), Depth: ublkDepth, MaxIO: ublkMaxIO, Mark: mark(u.run, r.Lease)}
 	var got ublkctl.Info
 	var f *os.File
 	err := u.serial.do(ctx, "making a ublk device", func() (err error) {
-		if got, err = u.ctl.Add(want); err != nil {
+		err = syscall.EEXIST
+		for try := 0; errors.Is(err, syscall.EEXIST) && try < 3; try++ {
+			want.ID = u.newID()
+			got, err = u.ctl.Add(want)
+		}
+		if err != nil {
 			return err
 		}
 		if err = u.ctl.SetParams(got.ID, params(r)); err == nil {

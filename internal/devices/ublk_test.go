@@ -62,6 +62,7 @@ func (b *bench) anew(run string) {
 	}
 	h := host{dev: b.k.dev, sys: b.k.dev, proc: proc, claim: func(string) error { return nil }}
 	b.ublk = newUblk(b.k, run, links{b.dir}, h, func(what string) { b.t.Errorf("fatal: %s", what) })
+	b.ublk.newID = func() int { return -1 } // the lowest
 	b.alive = func(pid int) bool { b.mu.Lock(); defer b.mu.Unlock(); return b.lives[pid] }
 	b.handOver = func(node string, uid uint32) error { b.mu.Lock(); defer b.mu.Unlock(); b.owner[node] = uid; return nil }
 }
@@ -368,4 +369,32 @@ func TestMany(t *testing.T) {
 	}
 	b.states(map[int]int{})
 	b.linked(map[string]string{})
+}
+
+// TestNames: no device gets the name of one before it, nor of one that is there.
+func TestNames(t *testing.T) {
+	b := newBench(t)
+	b.ublk.newID = newIDs()
+	seen := map[int]bool{}
+	for range 100 {
+		b.up(leaseA, 7)
+		for id := range b.k.state() {
+			if seen[id] || id < 0 || id >= ublkIDs {
+				t.Fatalf("after %d others a device has the id %d", len(seen), id)
+			}
+			seen[id] = true
+		}
+		if err := b.ublk.remove(t.Context(), leaseA, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ids := []int{5, 5, 6, 6, 6, 6}
+	b.ublk.newID = func() int { id := ids[0]; ids = ids[1:]; return id }
+	b.made(leaseA)
+	b.made(leaseB)
+	b.states(map[int]int{5: ublkcmd.StateDead, 6: ublkcmd.StateDead})
+	_, _, err := b.make(t.Context(), request("ccccccccccccccc7"))
+	if err == nil || !strings.Contains(err.Error(), "file exists") || len(ids) > 0 {
+		t.Errorf("with no id to be had: %v", err)
+	}
 }

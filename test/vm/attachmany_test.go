@@ -47,6 +47,11 @@ func (h *host) comeAndGo(kind string) {
 
 	for n := range afterOneAnother {
 		l := h.open(size)
+		if d := h.device(l, size); kind == "ublk" && nodes[d.Path] {
+			h.t.Errorf("%s was another lease's before", d.Path)
+		} else {
+			nodes[d.Path] = true
+		}
 		f := wire.Fill{Device: l.Device, Seed: uint64(n), Size: 64 << 10, Start: size - 64<<10}
 		h.do("fill", f, nil)
 		h.do("check-fill", f, nil)
@@ -54,6 +59,9 @@ func (h *host) comeAndGo(kind string) {
 			h.vacate("lease", "detach", l.ID)
 		}
 		h.vacate("lease", "close", l.ID)
+		if n%50 == 0 {
+			h.clean() // the kernel's log is short
+		}
 	}
 	h.clean()
 	h.nothingLeft()
