@@ -141,10 +141,11 @@ func (u *ublk) makeNew(ctx context.Context, r *ipc.DeviceMakeRequest) (ipc.Devic
 	var got ublkctl.Info
 	var f *os.File
 	err := u.serial.do(ctx, "making a ublk device", func() (err error) {
-		err = syscall.EEXIST
-		for try := 0; errors.Is(err, syscall.EEXIST) && try < 3; try++ {
+		for range 3 {
 			want.ID = u.newID()
-			got, err = u.ctl.Add(want)
+			if got, err = u.ctl.Add(want); !errors.Is(err, syscall.EEXIST) {
+				break
+			}
 		}
 		if err != nil {
 			return err

@@ -145,7 +145,7 @@ func createImage(args ...string) error {
 const luksSecret = "secret,id=s,data=bench"
 
 // createLUKS makes an image that QEMU and nbdkit take: AES-256-XTS, plain64. The hash,
-// of the password alone, is the slowest: createImage tells why.
+// of the password alone, is a slow one: createImage tells why.
 func (p place) createLUKS(image string) error {
 	return createImage("-f", "luks", "--object", luksSecret, "-o",
 		"key-secret=s,iter-time=10,cipher-alg=aes-256,cipher-mode=xts,hash-alg=sha512", image, fmt.Sprint(p.size))

@@ -47,11 +47,11 @@ func (h *host) comeAndGo(kind string) {
 
 	for n := range afterOneAnother {
 		l := h.open(size)
-		if d := h.device(l, size); kind == "ublk" && nodes[d.Path] {
+		d := h.device(l, size)
+		if kind == "ublk" && nodes[d.Path] {
 			h.t.Errorf("%s was another lease's before", d.Path)
-		} else {
-			nodes[d.Path] = true
 		}
+		nodes[d.Path] = true
 		f := wire.Fill{Device: l.Device, Seed: uint64(n), Size: 64 << 10, Start: size - 64<<10}
 		h.do("fill", f, nil)
 		h.do("check-fill", f, nil)
